@@ -1,0 +1,5 @@
+"""`python -m elastic` is `elastic`."""
+
+from elastic.cli import main
+
+main()

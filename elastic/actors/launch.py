@@ -1,0 +1,167 @@
+"""The composition root: from a run file to actors on a Ray cluster."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from logging.handlers import RotatingFileHandler
+from typing import Any
+
+import ray
+from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
+
+from elastic.actors.peer import PeerActor
+from elastic.actors.swarm import Swarm
+from elastic.config import RayConfig, RunConfig
+from elastic.errors import ConfigError, ElasticError, RayUnavailableError
+from elastic.wire.signing import Identity
+
+LEAVE_SECONDS = 25.0
+"""A polite farewell takes a second or two; after this long the actors are killed."""
+RESTARTS = 10
+"""Times that Ray may restart the peer actor or its network; each goes on from the state on disk."""
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` starts every worker through uv
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def connect(config: RayConfig) -> None:
+    """Attach this process to the peer's Ray cluster.
+
+    Raises:
+        RayUnavailableError: there is none, or it has too little for the trainer; the message says what to do.
+    """
+    os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
+    address = None if config.address == "auto" else config.address
+    try:
+        with quiet():
+            ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
+    except AuthenticationError as error:
+        raise RayUnavailableError(
+            "the Ray cluster wants another token: set RAY_AUTH_TOKEN_PATH to the file it was started with"
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = "on this machine" if address is None else f"at {address}"
+        raise RayUnavailableError(
+            f"no Ray cluster {where}: start one with `ray start --head` and try again"
+        ) from error
+    _require_resources(config)
+
+
+def _require_resources(config: RayConfig) -> None:
+    kind, each = ("GPU", 1.0) if config.gpu else ("CPU", config.cpus_per_worker)
+    needed, free = config.workers * each, ray.available_resources().get(kind, 0.0)
+    if needed > free:
+        advice = "" if config.gpu else ", a smaller local.ray.cpus_per_worker, or `ray start --head --num-cpus N`"
+        raise RayUnavailableError(
+            f"Ray has {free:g} free {kind}s and this peer's trainer needs {needed:g} ({config.workers} workers x "
+            f"{each:g}): choose fewer local.ray.workers{advice}"
+        )
+
+
+class PeerHandle:
+    """A peer's actors, as seen by the process that started them; they end with it."""
+
+    def __init__(self, config: RunConfig, peer: Any, swarm: Any, *, stay: bool) -> None:
+        self.config, self.peer, self.swarm = config, peer, swarm
+        self.life = peer.run.remote(stay)
+
+    def ended(self, seconds: float) -> bool:
+        """Wait up to so many seconds for the end of the peer's life."""
+        return bool(ray.wait([self.life], timeout=seconds)[0])
+
+    def reason(self) -> str:
+        """Why its life ended.
+
+        Raises:
+            ElasticError: what a person must act on.
+        """
+        return str(self.ask(self.life))
+
+    def ask(self, reference: Any) -> Any:
+        """The value of a call, our own errors without Ray's traceback around them."""
+        try:
+            return ray.get(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, ElasticError):
+                raise error.cause from None
+            raise
+        except RayActorError as error:
+            raise RayUnavailableError(f"the peer's actor died: {str(error).splitlines()[0]}") from None
+
+    def leave(self) -> None:
+        """Leave politely; kill what does not go by itself."""
+        with contextlib.suppress(RayActorError, RayTaskError):
+            ray.wait([self.peer.leave.remote()], timeout=LEAVE_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """Free what is left."""
+        for actor in (self.peer, self.swarm):
+            with contextlib.suppress(RayActorError, ValueError):
+                ray.kill(actor)
+
+
+def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
+    """Start a peer's actors on the connected cluster; with `stay` it outlives the end of its run until told to leave.
+
+    Raises:
+        ConfigError: this peer already runs there.
+    """
+    identity = Identity.load_or_create(config.key_path)
+    namespace = f"elastic-{config.shared.run}-{identity.peer[-12:]}"
+    options = {"namespace": namespace, "num_cpus": 0, "max_restarts": RESTARTS}
+    try:
+        swarm = ray.remote(_logged(Swarm, config)).options(name="swarm", **options).remote(config)
+        peer = (
+            ray.remote(_logged(PeerActor, config))
+            .options(name="peer", max_task_retries=RESTARTS, **options)
+            .remote(config, "peer", namespace, swarm)
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"peer {identity.peer[-6:]} of run {config.shared.run} already runs on this Ray cluster "
+            f"(key {config.key_path}): give a second peer its own state_dir"
+        ) from error
+    return PeerHandle(config, peer, swarm, stay=stay)
+
+
+def _logged(cls: type[Any], config: RunConfig) -> type[Any]:
+    """The class with its process's log going to `peer.log`: actors are processes, and logging is set up in each."""
+
+    class Logged(cls):  # type: ignore[misc]
+        def __init__(self, *args: Any) -> None:
+            log_to_file(config)
+            super().__init__(*args)
+
+    Logged.__name__ = Logged.__qualname__ = cls.__name__
+    return Logged
+
+
+def log_to_file(config: RunConfig) -> None:
+    """Send this process's log to `peer.log` in the state directory."""
+    config.local.state_dir.mkdir(parents=True, exist_ok=True)
+    handler = RotatingFileHandler(config.local.state_dir / "peer.log", maxBytes=10_000_000, backupCount=2)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("elastic", "incentives", "model_zoo", "hivemind"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+        logger.setLevel(config.local.log_level if name != "hivemind" else "WARNING")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries write to stderr while they start (file descriptor 2, C++ included) away from the user."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

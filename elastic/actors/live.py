@@ -1,0 +1,81 @@
+"""The live view of the quickstart: a table that redraws in a terminal, a line per round elsewhere."""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from elastic.actors.follow import Say
+from elastic.messages import PeerStatus, RoundReport
+from elastic.view import table
+
+
+class LiveView:
+    """A context manager that is told statuses and reports now and then."""
+
+    def __init__(self, plain: bool, rounds: int, say: Say) -> None:
+        self._rounds, self._say = rounds, say
+        self._live = None if plain else Live(console=Console(), refresh_per_second=4, transient=True)
+        self._shown = 0
+        self._phases: dict[str, str] = {}
+
+    def __enter__(self) -> "LiveView":
+        if self._live:
+            self._live.start()
+        else:
+            self._say("starting a bootstrap, Ray, and the peers' networks and trainers")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, statuses: Sequence[PeerStatus], reports: Sequence[RoundReport]) -> None:
+        """Show the newest."""
+        complete = complete_rounds(reports, len(statuses))
+        last = complete[-1] if complete else None
+        if self._live:
+            self._live.update(Group(Text(self._headline(statuses, last)), table(statuses, slowest=slowest(last))))
+            return
+        for entries in complete[self._shown :]:
+            self._say(round_line(entries, self._rounds))
+        self._shown = len(complete)
+
+    def _headline(self, statuses: Sequence[PeerStatus], last: list[RoundReport] | None) -> str:
+        if last is None:
+            doing = sorted({status.phase for status in statuses if status.phase})
+            return "starting: " + "; ".join(doing)
+        return round_line(last, self._rounds)
+
+
+def complete_rounds(reports: Sequence[RoundReport], peers: int) -> list[list[RoundReport]]:
+    """Reports by round, for the rounds that every peer has reported."""
+    rounds: dict[int, list[RoundReport]] = {}
+    for report in reports:
+        rounds.setdefault(report.round, []).append(report)
+    return [rounds[index] for index in sorted(rounds) if len(rounds[index]) == peers]
+
+
+def slowest(entries: Sequence[RoundReport] | None) -> str | None:
+    """Name of the peer whose contribution arrived last, as most peers saw it."""
+    if not entries:
+        return None
+    names = {report.peer: report.name for report in entries}
+    seen = [report.last for report in entries if report.last is not None]
+    return names.get(max(set(seen), key=seen.count)) if seen else None
+
+
+def round_line(entries: Sequence[RoundReport], rounds: int) -> str:
+    """One round of the whole swarm."""
+    losses = [report.loss for report in entries if report.loss is not None]
+    mean = f"loss {sum(losses) / len(losses):.3f}" if losses else "nobody trained"
+    seconds = max(report.seconds["total"] for report in entries)
+    tokens = sum(report.tokens for report in entries) / max(seconds, 1e-3)
+    counted = sum(report.counted for report in entries)
+    equal = "equal" if len({report.digest for report in entries}) == 1 else "DIFFERENT"
+    return (
+        f"round {entries[0].round:3d}/{rounds} | {mean} | {tokens:6,.0f} tokens/s | {counted} of {len(entries)} counted"
+        f" | anchors {equal} {entries[0].digest[:8]} | {seconds:.1f} s, last {slowest(entries)}"
+    )

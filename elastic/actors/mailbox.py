@@ -1,0 +1,137 @@
+"""Commands from the story to the Ray Train workers, and their answers back.
+
+The workers call us (long polls), because Ray Train restarts them whenever it must and nobody can hold a handle to
+them. An incarnation is one life of the worker group; when a new one says hello, whatever the old one owed is lost.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic.errors import ElasticError, TrainerLostError
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One verb of the session with its arguments; `serial` pairs it with the reply."""
+
+    serial: int
+    verb: str
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a worker answers: a value or an error of ours."""
+
+    serial: int
+    value: Any = None
+    error: ElasticError | None = None
+
+
+@dataclass(slots=True)
+class _Group:
+    """The workers of one incarnation."""
+
+    incarnation: str
+    world_size: int
+    queues: dict[int, asyncio.Queue[Command | None]] = field(default_factory=dict)
+
+
+class Mailbox:
+    """Lives in the peer actor; every method runs on its event loop."""
+
+    def __init__(self) -> None:
+        self._group: _Group | None = None
+        self._complete = asyncio.Event()
+        self._waiting: dict[int, tuple[asyncio.Future[Any], int]] = {}
+        self._replies: dict[int, list[Any]] = {}
+        self._serial = 0
+        self._fatal: ElasticError | None = None
+        self._closed = False
+
+    # --- the story's side ---
+
+    async def ready(self) -> None:
+        """Wait until all workers of an incarnation are there.
+
+        Raises:
+            ElasticError: they failed in a way that no restart mends.
+        """
+        await self._complete.wait()
+        if self._fatal:
+            raise self._fatal
+
+    async def call(self, verb: str, *args: Any, everyone: bool = False) -> Any:
+        """Have rank 0 (or all ranks) run a verb of the session; returns rank 0's value.
+
+        Raises:
+            TrainerLostError: the group was restarted before it answered.
+            ElasticError: what the session raised.
+        """
+        await self.ready()
+        group = self._group
+        assert group is not None
+        ranks = range(group.world_size) if everyone else range(1)
+        self._serial += 1
+        command = Command(self._serial, verb, args)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[command.serial] = (future, len(ranks))
+        for rank in ranks:
+            group.queues[rank].put_nowait(command)
+        try:
+            return await future
+        finally:
+            self._waiting.pop(command.serial, None)
+            self._replies.pop(command.serial, None)
+
+    def fail(self, error: ElasticError) -> None:
+        """The group is gone for good: everyone who waits, now or later, gets this error."""
+        self._fatal = error
+        self._lose(error)
+        self._complete.set()
+
+    def close(self) -> None:
+        """Tell the workers to return from the train function."""
+        self._closed = True
+        for queue in self._group.queues.values() if self._group else ():
+            queue.put_nowait(None)
+
+    # --- the workers' side ---
+
+    def hello(self, rank: int, world_size: int, incarnation: str) -> None:
+        """A worker of a new (or the same) incarnation is ready for commands."""
+        if self._group is None or self._group.incarnation != incarnation:
+            self._complete.clear()
+            self._lose(TrainerLostError("the trainer's workers were restarted"))
+            self._group = _Group(incarnation, world_size)
+        self._group.queues[rank] = asyncio.Queue()
+        if len(self._group.queues) == world_size:
+            self._complete.set()
+
+    async def next_command(self, rank: int, incarnation: str) -> Command | None:
+        """The next command for this worker; None: return from the train function."""
+        if self._closed or self._group is None or self._group.incarnation != incarnation:
+            return None
+        return await self._group.queues[rank].get()
+
+    def reply(self, rank: int, incarnation: str, reply: Reply) -> None:
+        """A worker's answer. Late answers of lost incarnations are ignored."""
+        waiting = self._waiting.get(reply.serial)
+        if waiting is None or self._group is None or self._group.incarnation != incarnation or waiting[0].done():
+            return
+        future, expected = waiting
+        if reply.error is not None:
+            future.set_exception(reply.error)
+            return
+        values = self._replies.setdefault(reply.serial, [None, 0])
+        values[1] += 1
+        if rank == 0:
+            values[0] = reply.value
+        if values[1] == expected:
+            future.set_result(values[0])
+
+    def _lose(self, error: ElasticError) -> None:
+        for future, _ in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)

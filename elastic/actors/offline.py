@@ -1,0 +1,115 @@
+"""What needs no network: a commented run file, and a look at the text."""
+
+from pathlib import Path
+
+from elastic.actors.worker import load_corpus
+from elastic.config import RunConfig, Shared
+from elastic.errors import ConfigError
+from elastic.messages import PeerId, digest_of
+from elastic.registry import READ_CORPUS, load
+from elastic.schedule.assignment import max_sequences_per_slot, num_train_sequences
+from elastic.wire.signing import Identity
+
+RUN_FILE = """\
+# A run file. [shared] is the run: equal on every peer, hashed, and the hash tells runs apart. [local] is this machine.
+# `elastic check` validates it; unknown keys are errors. Every value shown is the default unless marked.
+
+[shared]
+run = "{name}"                      # name of the run (yours)
+seed = 0                            # of the first anchor, and of who gets which tokens
+rounds = 1000
+
+[shared.model]
+name = "llama"                      # or "your_package.module:Class"
+preset = "nano"                     # nano (about 1M parameters), micro, 150m, 1b, 8b, 72b
+
+[shared.data]
+corpus = "pride_and_prejudice"      # ships with the project; a text of your own: any name here, local.corpus its path
+sha256 = "{sha256}"
+tokenizer = "bytes"                 # or "bpe" with vocab_size, also in [shared.model]
+
+[shared.inner]                      # AdamW on each peer's own tokens
+steps = 30                          # inner steps per round (H)
+batch_size = 8                      # sequences per step
+sequence_length = 128
+learning_rate = 3e-3
+
+[shared.reducer]
+name = "sparseloco"                 # or "average": dense all-reduce, for swarms that trust each other
+# k = 64                            # values kept per chunk of 4096
+# beta = 0.95                       # decay of the residual
+
+[shared.outer]
+learning_rate = 1.0                 # with "average": 0.7 and nesterov = 0.9 are usual
+nesterov = 0.0
+
+[shared.round]
+train_seconds = 1200.0              # a slow peer stops here and contributes what it has
+gather_seconds = 60.0               # the most that anyone is waited for
+min_peers = 1                       # the run starts when so many are there
+
+[shared.agreement]
+validators = ["{peer}"]  # who signs the manifests (this machine)
+
+[shared.incentive]
+name = "uniform"                    # or "reputation", or "your_package.module:Class"
+
+[local]
+name = ""                           # a name for people
+state_dir = "{state_dir}"           # key, anchor, residual, manifests, log, traces
+
+[local.network]
+bootstrap = []                      # addresses that `elastic bootstrap` printed
+host = "0.0.0.0"                    # "127.0.0.1" keeps a trial on this machine
+port = 0                            # TCP; fix it if you forward a port
+
+[local.ray]
+address = "auto"                    # the cluster that `ray start --head` made here, or "host:port"
+workers = 1                         # Ray Train workers that share the inner steps
+gpu = false                         # true: one GPU per worker
+
+[local.trace]
+exporter = "file"                   # "file": traces.jsonl in state_dir; "otlp": to endpoint (Jaeger); "off"
+# endpoint = "http://127.0.0.1:4318/v1/traces"
+"""
+
+
+def write_run_file(path: Path, name: str) -> PeerId:
+    """Write a commented run file and the key of this machine's peer, its validator.
+
+    Raises:
+        ConfigError: there is a file already, or the name cannot be one.
+    """
+    if path.exists():
+        raise ConfigError(f"{path} exists: choose another name, or remove it first")
+    state_dir = Path("runs") / name
+    peer = PeerId("1" * 46)
+    Shared.model_validate({"run": name, "agreement": {"validators": [peer]}})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    key = path.resolve().parent / state_dir / "peer.key"
+    peer = Identity.load_or_create(key).peer
+    text = RUN_FILE.format(name=name, peer=peer, state_dir=state_dir, sha256=corpus_digest())
+    path.write_text(text, encoding="utf-8")
+    return peer
+
+
+def corpus_digest() -> str:
+    """SHA-256 of the text that ships with the project."""
+    return digest_of(load(READ_CORPUS)("pride_and_prejudice"))
+
+
+def check_corpus(config: RunConfig) -> str:
+    """One line about the text of a run.
+
+    Raises:
+        ConfigError: it is missing, is another text, or is too short for the run's rounds.
+    """
+    corpus, shared = load_corpus(config), config.shared
+    total = num_train_sequences(len(corpus.tokens), shared.data.held_out, shared.inner.sequence_length)
+    wanted, slots = shared.inner.steps * shared.inner.batch_size, shared.round.min_peers
+    if wanted > max_sequences_per_slot(total, slots):
+        raise ConfigError(
+            f"the text has {total} sequences of {shared.inner.sequence_length} tokens; {slots} peers taking {wanted} "
+            "each in one round would share some: lower inner.steps, inner.batch_size or round.min_peers"
+        )
+    return f"text     {shared.data.corpus}, {len(corpus.tokens):,} tokens, sha256 {corpus.sha256[:12]}…"

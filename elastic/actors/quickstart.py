@@ -1,0 +1,252 @@
+"""`elastic quickstart`: a real swarm on this machine, from nothing to a trained model and a summary.
+
+A bootstrap process, one Ray cluster bound to loopback, and peers in namespaces of their own that know nothing of each
+other but the bootstrap's address. Every part is the real one; only the machine is shared.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ray
+from rich.console import Console
+
+from elastic.actors import summary
+from elastic.actors.follow import Interrupted, Say, interruptible
+from elastic.actors.launch import RAY_ENVIRONMENT, PeerHandle, quiet, start_peer
+from elastic.actors.live import LiveView
+from elastic.actors.offline import corpus_digest
+from elastic.config import RunConfig, load_config
+from elastic.errors import BootstrapError, ElasticError
+from elastic.messages import PeerId, RoundReport
+from elastic.wire.signing import Identity
+
+BOOTSTRAP_SECONDS = 60.0
+CARD_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The flags of the command."""
+
+    peers: int = 3
+    rounds: int = 12
+    inner_steps: int = 15
+    reducer: str = "sparseloco"
+    incentive: str = "uniform"
+    workers: tuple[int, ...] = (1, 1, 1)
+    folder: Path = Path("runs")
+    report: Path | None = None
+    plain: bool = False
+
+
+@dataclass(slots=True)
+class Result:
+    """What the swarm came to, for the summary."""
+
+    folder: Path
+    configs: list[RunConfig]
+    reports: list[RoundReport] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=dict)
+    """Seconds since the command began: `ray`, `peers`, `first round`, `end`."""
+    held_out: tuple[float, float] | None = None
+    """Loss on held-out text: unigram model, ours (nats per token)."""
+    sample: str = ""
+
+
+def run_quickstart(settings: Settings, say: Say) -> int:
+    """Run it; returns the exit code."""
+    begin = time.monotonic()
+    folder = _new_folder(settings.folder)
+    say(f"run folder {folder}")
+    result = Result(folder, [])
+    handles: list[PeerHandle] = []
+    try:
+        with interruptible(), ExitStack() as stack:
+            stack.callback(_free, handles)
+            entry = stack.enter_context(_bootstrap(folder))
+            stack.enter_context(_cluster(folder, settings))
+            result.times["ray"] = time.monotonic() - begin
+            result.configs = _run_files(folder, settings, entry())
+            handles += [start_peer(config, stay=True) for config in result.configs]
+            _watch(handles, settings, result, begin, say)
+            summary.measure(handles, result)
+            result.times["end"] = time.monotonic() - begin
+    except Interrupted as signal_name:
+        say(f"{signal_name}: stopped; nothing is left running. The run is in {folder}")
+        return 130
+    summary.show(result, settings, Console(), say)
+    return 0 if summary.identical(result) else 1
+
+
+def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin: float, say: Say) -> None:
+    """Until every peer has finished the run; raises what ended a peer too early."""
+    with LiveView(settings.plain, settings.rounds, say) as view:
+        while True:
+            statuses = [handle.ask(handle.peer.status.remote()) for handle in handles]
+            for index, handle in enumerate(handles):
+                seen = sum(report.peer == statuses[index].peer for report in result.reports)
+                result.reports += handle.ask(handle.peer.reports.remote(seen))
+            if result.reports and "first round" not in result.times:
+                result.times["first round"] = time.monotonic() - begin - result.reports[0].seconds["total"]
+            view.update(statuses, result.reports)
+            if all(status.stage == "finished" for status in statuses):
+                return
+            for handle in handles:
+                if handle.ended(0.0):
+                    raise ElasticError(f"peer {handle.config.local.name} ended early: {handle.reason()}")
+            time.sleep(0.4)
+
+
+def _new_folder(folder: Path) -> Path:
+    """A fresh folder per run, so that a second try never meets the first one's state."""
+    stem = time.strftime("quickstart-%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{n}" for n in range(2, 100))):
+        path = (folder / f"{stem}{suffix}").resolve()
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise ElasticError(f"{folder}: cannot make a folder for this run")
+
+
+@contextmanager
+def _bootstrap(folder: Path) -> Iterator[Callable[[], str]]:
+    """`elastic bootstrap` in a process of its own, which ends with ours; gives a function that waits for its address."""
+    command = [
+        sys.executable, "-m", "elastic", "bootstrap", "--host", "127.0.0.1", "--key", str(folder / "bootstrap.key"),
+        "--until-stdin-closes",
+    ]  # fmt: skip
+    with (folder / "bootstrap.log").open("w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+
+    def address() -> str:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip().startswith("/ip4/"):
+                return line.strip()
+        raise BootstrapError(f"the bootstrap process ended before it was reachable: see {folder / 'bootstrap.log'}")
+
+    try:
+        yield address
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+@contextmanager
+def _cluster(folder: Path, settings: Settings) -> Iterator[None]:
+    """A Ray cluster of our own: bound to loopback, token-authenticated, gone with this process."""
+    token = folder / "ray.token"
+    token.touch(mode=0o600)
+    token.write_text(os.urandom(32).hex())
+    os.environ.update(RAY_ENVIRONMENT)
+    os.environ.update(
+        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        RAY_enable_metrics_collection="0", RAY_worker_register_timeout_seconds="120",
+    )  # fmt: skip
+    os.environ.pop("RAY_ADDRESS", None)
+    with quiet():
+        ray.init(
+            address="local", num_cpus=sum(settings.workers) + 1, include_dashboard=False, log_to_driver=False,
+            logging_level="ERROR", configure_logging=True,
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        with quiet():
+            ray.shutdown()
+
+
+def _run_files(folder: Path, settings: Settings, entry: str) -> list[RunConfig]:
+    """A run file and a key per peer; the first peer is the run's validator."""
+    names = [f"peer-{number + 1}" for number in range(settings.peers)]
+    keys = [Identity.load_or_create(folder / name / "peer.key") for name in names]
+    shared = _shared(settings, keys[0].peer)
+    configs = []
+    for name, workers in zip(names, settings.workers, strict=True):
+        path = folder / name / "run.toml"
+        path.write_text(shared + _local(name, workers, entry, settings), encoding="utf-8")
+        configs.append(load_config(path))
+    return configs
+
+
+def _shared(settings: Settings, validator: PeerId) -> str:
+    average = settings.reducer == "average"
+    return f"""\
+# Written by `elastic quickstart`; `elastic init` writes one with every value explained.
+[shared]
+run = "quickstart"
+rounds = {settings.rounds}
+
+[shared.model]
+name = "llama"
+preset = "nano"
+
+[shared.data]
+corpus = "pride_and_prejudice"
+sha256 = "{corpus_digest()}"
+
+[shared.inner]
+steps = {settings.inner_steps}
+
+[shared.reducer]
+name = "{settings.reducer}"
+
+[shared.outer]
+learning_rate = {0.7 if average else 1.0}
+nesterov = {0.6 if average else 0.0}
+
+[shared.round]
+train_seconds = 120.0
+gather_seconds = 60.0
+min_peers = {settings.peers}
+
+[shared.agreement]
+validators = ["{validator}"]
+
+[shared.incentive]
+name = "{settings.incentive}"
+"""
+
+
+def _local(name: str, workers: int, entry: str, settings: Settings) -> str:
+    report = f'report = "{settings.report.resolve()}"\n' if settings.report else ""
+    return f"""
+[local]
+name = "{name}"
+state_dir = "."
+{report}
+[local.network]
+host = "127.0.0.1"
+bootstrap = ["{entry}"]
+card_seconds = {CARD_SECONDS}
+
+[local.ray]
+workers = {workers}
+threads = 1
+"""
+
+
+def _free(handles: list[PeerHandle]) -> None:
+    """Let every peer say goodbye, all at once."""
+    farewells = [handle.peer.leave.remote() for handle in handles]
+    if farewells:
+        ray.wait(farewells, num_returns=len(farewells), timeout=10)
+    for handle in handles:
+        handle.kill()
+
+

@@ -1,0 +1,109 @@
+"""The end of a quickstart: what was learnt, whether all peers hold the same model, what it cost, what to try next."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from elastic.actors.follow import Say
+from elastic.actors.launch import PeerHandle
+from elastic.actors.live import complete_rounds, slowest
+from elastic.actors.offline import load_corpus
+from elastic.view import size
+
+if TYPE_CHECKING:
+    from elastic.actors.quickstart import Result, Settings
+
+HELD_OUT_SEQUENCES = 128
+PROMPT = "It is a truth universally acknowledged, that "
+
+
+def measure(handles: list[PeerHandle], result: "Result") -> None:
+    """Ask the first peer for the held-out loss and a few words."""
+    first, config = handles[0], result.configs[0]
+    corpus = load_corpus(config)
+    held_out = np.asarray(corpus.tokens[-int(len(corpus.tokens) * config.shared.data.held_out) :])
+    unigram = unigram_loss(np.asarray(corpus.tokens), held_out)
+    result.held_out = unigram, first.ask(first.peer.held_out_loss.remote(HELD_OUT_SEQUENCES))
+    result.sample = first.ask(first.peer.generate.remote(PROMPT, 120))
+
+
+def unigram_loss(tokens: Any, held_out: Any) -> float:
+    """Loss on the held-out text of a model that knows how often each token occurs before it, in nats per token."""
+    size_ = int(tokens.max()) + 1
+    counts = np.bincount(tokens[: len(tokens) - len(held_out)], minlength=size_) + 1.0
+    log_share = np.log(counts / counts.sum())
+    return float(-log_share[held_out].mean())
+
+
+def identical(result: "Result") -> bool:
+    """Whether all peers held the same anchor after every round that all of them reported."""
+    rounds = complete_rounds(result.reports, len(result.configs))
+    return bool(rounds) and all(len({report.digest for report in entries}) == 1 for entries in rounds)
+
+
+def show(result: "Result", settings: "Settings", console: Console, say: Say) -> None:
+    """Print the summary."""
+    rounds = complete_rounds(result.reports, settings.peers)
+    first, last = _mean_loss(rounds[0]), _mean_loss(rounds[-1])
+    tokens = sum(report.tokens for report in result.reports)
+    assert result.held_out is not None
+    unigram, held_out = result.held_out
+    say("")
+    say(f"trained    {tokens:,} tokens in {len(rounds)} rounds on {settings.peers} peers; "
+        f"{result.times['end']:.0f} s in all, {result.times['first round']:.0f} s of them to the first round")  # fmt: skip
+    say(f"loss       {first:.3f} -> {last:.3f} nats per token in training")
+    say(f"held out   {held_out:.3f} nats per token; a unigram model of the same text has {unigram:.3f}")
+    same = identical(result)
+    say(f"anchors    {'bit-identical on all peers after every round' if same else 'DIFFERENT between peers'}: "
+        f"{rounds[-1][0].digest}")  # fmt: skip
+    console.print(_traffic(result, settings))
+    say(f'sample     "{_one_line(result.sample)}"')
+    peer = result.folder / "peer-1"
+    say(f"checkpoint {_newest(peer / 'state', 'anchor-*')}")
+    say(f"logs       {peer / 'peer.log'}   traces {peer / 'traces.jsonl'} (Jaeger UI: Upload)")
+    say("next       elastic status " + str(result.folder))
+    say("           elastic quickstart --peers 4 --rounds 30 --report report.jsonl")
+    say("           elastic quickstart --reducer average")
+    say("           elastic init run.toml      # a run of your own, on several machines")
+
+
+def _traffic(result: "Result", settings: "Settings") -> Table:
+    """Bytes per peer, and how much smaller a payload is than the fp32 pseudo-gradient it stands for."""
+    out = Table("peer", "counted", "sent", "received", "payload per round", "vs fp32", "arrived last", pad_edge=False)
+    rounds = complete_rounds(result.reports, settings.peers)
+    last = [slowest(entries) for entries in rounds]
+    for config in result.configs:
+        reports = [report for report in result.reports if report.name == config.local.name]
+        payload = max(report.payload_bytes for report in reports)
+        ratio = f"{fp32_bytes(config) / payload:.0f}x smaller" if payload else "-"
+        out.add_row(
+            config.local.name, f"{sum(r.counted for r in reports)}/{len(reports)}",
+            size(sum(r.bytes_out for r in reports)), size(sum(r.bytes_in for r in reports)), size(payload), ratio,
+            f"{last.count(config.local.name)} times",
+        )  # fmt: skip
+    return out
+
+
+def fp32_bytes(config: Any) -> int:
+    """Bytes of a dense fp32 pseudo-gradient of the run's model."""
+    from elastic.actors.peer import layout
+
+    return sum(4 * tensor.numel() for tensor in layout(config).values())
+
+
+def _mean_loss(entries: list[Any]) -> float:
+    losses = [report.loss for report in entries if report.loss is not None]
+    return sum(losses) / len(losses) if losses else float("nan")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _newest(folder: Any, pattern: str) -> Any:
+    files = sorted(folder.glob(f"**/{pattern}"), key=lambda file: file.stat().st_mtime)
+    return files[-1] if files else folder
+
+

@@ -1,0 +1,147 @@
+"""What runs inside each Ray Train worker: build a session, then do what the mailbox says until it says stop."""
+
+import logging
+import os
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from elastic.actors.mailbox import Command, Reply
+from elastic.config import RunConfig
+from elastic.errors import ConfigError, ElasticError, MissingCorpusError, StateError, TrainerLostError
+from elastic.messages import PeerId, RoundPlan
+from elastic.registry import CORPUS, build, load
+from elastic.schedule.assignment import assigned_sequences, num_train_sequences
+from elastic.state.store import StateStore
+from elastic.train.session import Parts, Session, Worker
+
+PROGRESS_SECONDS = 0.5
+"""Between two words to the peer about how training goes; they are not waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker must know: whose worker it is, and the run file."""
+
+    peer: PeerId
+    actor: str
+    namespace: str
+    config: RunConfig
+
+
+def train_loop(loop_config: dict[str, Any]) -> None:
+    """The train function given to `TorchTrainer`; it returns when the peer leaves."""
+    _silence_ray_train()
+    job: Job = loop_config["job"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    peer = ray.get_actor(job.actor, namespace=job.namespace)
+    incarnation = _incarnation()
+    try:
+        session = make_session(job, rank, world_size, peer)
+    except ElasticError as error:
+        ray.get(peer.worker_failed.remote(error))  # a restart would fail alike: tell the user instead
+        return
+    ray.get(peer.worker_hello.remote(rank, world_size, incarnation))
+    while (command := ray.get(peer.next_command.remote(rank, incarnation))) is not None:
+        reply = execute(session, command)
+        ray.get(peer.worker_reply.remote(rank, incarnation, reply))
+        if command.verb == "inner_steps" and reply.error is None:
+            ray.train.report({"round": command.args[0].round, "loss": reply.value.mean_loss})
+
+
+def make_session(job: Job, rank: int, world_size: int, peer: Any) -> Session:
+    """Build everything a worker needs from the run file.
+
+    Raises:
+        ConfigError, MissingCorpusError, StateError: the user's to mend.
+    """
+    shared, ray_config = job.config.shared, job.config.local.ray
+    if shared.inner.batch_size % world_size:
+        raise ConfigError(
+            f"shared.inner.batch_size = {shared.inner.batch_size} cannot be divided by local.ray.workers = {world_size}"
+        )
+    torch.set_num_threads(ray_config.threads or max(1, (os.cpu_count() or 1) // world_size))
+    corpus = load_corpus(job.config)
+    parts = Parts(
+        model=build("model", shared.model), corpus=corpus, assign=assigner(job.config, len(corpus.tokens)),
+        reducer=build("reducer", shared.reducer), store=StateStore(job.config.local.state_dir / "state"),
+    )  # fmt: skip
+    worker = Worker(rank, world_size, str(ray.train.torch.get_device()))
+    return Session(job.peer, shared, parts, worker=worker, on_step=_Progress(peer, rank))
+
+
+def load_corpus(config: RunConfig) -> Any:
+    """The tokens of the run.
+
+    Raises:
+        MissingCorpusError: no such text, or another text than the run's.
+    """
+    data, local = config.shared.data, config.local
+    try:
+        return load(CORPUS)(
+            data.corpus, local.corpus, data.sha256, data.tokenizer, data.vocab_size, local.state_dir / "corpus"
+        )
+    except (OSError, ValueError) as error:
+        raise MissingCorpusError(str(error)) from error
+
+
+def assigner(config: RunConfig, num_tokens: int) -> Any:
+    """Plan → ids of the sequences this peer trains on in that round."""
+    shared = config.shared
+    total = num_train_sequences(num_tokens, shared.data.held_out, shared.inner.sequence_length)
+
+    def assign(plan: RoundPlan) -> Any:
+        assert plan.slot is not None
+        count = plan.inner_steps * shared.inner.batch_size
+        return assigned_sequences(total, plan.seed, plan.run, plan.round, plan.slot, count, len(plan.roster))
+
+    return assign
+
+
+def execute(session: Session, command: Command) -> Reply:
+    """Run one verb. Our own errors travel back; anything else is a bug, and is reported as one line with its place."""
+    try:
+        return Reply(command.serial, getattr(session, command.verb)(*command.args))
+    except ElasticError as error:
+        return Reply(command.serial, error=error)
+    except OSError as error:
+        return Reply(command.serial, error=StateError(str(error)))
+    except (RuntimeError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+        logging.getLogger(__name__).error("%s failed: %s", command.verb, traceback.format_exc())
+        raise TrainerLostError(f"{command.verb}: {type(error).__name__}: {error}") from error
+
+
+class _Progress:
+    """Tells the peer the step and loss now and then."""
+
+    def __init__(self, peer: Any, rank: int) -> None:
+        self._peer, self._rank, self._last = peer, rank, 0.0
+
+    def __call__(self, step: int, loss: Any) -> None:
+        if self._rank or time.monotonic() - self._last < PROGRESS_SECONDS:
+            return
+        self._last = time.monotonic()
+        self._peer.progress.remote(step + 1, float(loss))
+
+
+def _incarnation() -> str:
+    """The same on all workers of one life of the group: rank 0 draws it, the others are told."""
+    import ray.train.collective  # noqa: PLC0415 - must be imported explicitly, and only inside a worker
+
+    drawn: str = ray.train.collective.broadcast_from_rank_zero(os.urandom(8).hex())
+    return drawn
+
+
+def _silence_ray_train() -> None:
+    """Ray's "Reporting training result" line comes from a logger named after its file, which no setting reaches."""
+    import ray.train.v2._internal.execution.context as context  # noqa: PLC0415
+
+    logging.getLogger(context.__file__).setLevel(logging.WARNING)
+

@@ -1,0 +1,1 @@
+"""How all peers come to count the same contributions."""

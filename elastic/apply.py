@@ -1,0 +1,88 @@
+"""Taking manifests: fetch what they count, take the outer step, and catch up when others are ahead."""
+
+from collections.abc import Mapping
+from logging import getLogger
+
+from elastic import trace
+from elastic.errors import FetchError
+from elastic.messages import Digest, Manifest, PeerId
+from elastic.peer import Peer
+
+logger = getLogger(__name__)
+
+
+async def missing_payloads(
+    peer: Peer, manifest: Manifest, held: Mapping[Digest, bytes]
+) -> tuple[dict[Digest, bytes], list[Digest]]:
+    """Counted payloads by digest: those held, and the others fetched from any holder.
+
+    Returns:
+        The payloads that could be had, and the digests of those that could not.
+    """
+    payloads, missing = dict(held), []
+    for entry in manifest.counted:
+        if entry.payload in payloads:
+            continue
+        try:
+            payloads[entry.payload] = await peer.exchange.fetch(
+                entry.payload, entry.size_bytes, await everyone(peer, entry.peer)
+            )
+        except FetchError as error:
+            logger.warning("round %d: payload of %s: %s", manifest.round, entry.peer, error)
+            missing.append(entry.payload)
+    return payloads, missing
+
+
+async def apply_manifest(peer: Peer, manifest: Manifest, payloads: Mapping[Digest, bytes]) -> None:
+    """Write the manifest to the chain, take the outer step, serve the new anchor.
+
+    The chain comes first: if we die in between, the manifest on disk says what is still to be applied.
+    """
+    peer.chain.append(manifest)
+    counted = {entry.payload: payloads[entry.payload] for entry in manifest.counted}
+    await peer.trainer.outer_step(manifest, counted)
+    await peer.refresh()
+
+
+async def catch_up(peer: Peer, head: Manifest) -> None:
+    """Bring the trainer to the anchor after `head`.
+
+    Single rounds that were missed are applied one by one; failing that, the anchor that the head applies to is
+    fetched by the digest the head names, from any holder, and the head is applied to it.
+
+    Raises:
+        FetchError: nobody could give what is needed; try again when more peers are there.
+    """
+    with trace.span(trace.CATCH_UP, round=head.round, holds=peer.holds()):
+        while peer.holds() <= head.round:
+            manifest = await _next_manifest(peer, head)
+            if manifest is None:
+                await _load_anchor(peer, head)
+                manifest = head
+            payloads, missing = await missing_payloads(peer, manifest, {})
+            if missing:
+                raise FetchError(f"round {manifest.round}: {len(missing)} counted payloads are not to be had")
+            await apply_manifest(peer, manifest, payloads)
+
+
+async def _next_manifest(peer: Peer, head: Manifest) -> Manifest | None:
+    """The manifest of the round we hold the anchor of, if it is known and really applies to our anchor."""
+    round_ = peer.holds()
+    manifest = head if head.round == round_ else peer.chain.get(round_) or await peer.agreement.decided(round_)
+    return manifest if manifest is not None and manifest.anchor == peer.state.anchor else None
+
+
+async def _load_anchor(peer: Peer, head: Manifest) -> None:
+    """Fetch the anchor that `head` applies to; its digest is signed, so any holder will do."""
+    logger.info("fetching the anchor of round %d", head.round)
+    state = await peer.exchange.fetch(head.anchor, peer.state.size_bytes, await everyone(peer, head.proposer))
+    pending = peer.state.pending
+    settled = await peer.agreement.decided(pending.round) if pending is not None else None
+    await peer.trainer.load(state, head.round, settled)
+    await peer.refresh()
+
+
+async def everyone(peer: Peer, first: PeerId) -> list[PeerId]:
+    """All live peers but us, `first` at the front."""
+    others = [card.peer for card in await peer.exchange.cards()]
+    return list(dict.fromkeys(other for other in (first, *others) if other != peer.id))

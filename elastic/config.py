@@ -1,0 +1,273 @@
+"""The run file: one frozen tree in two halves, read from TOML.
+
+`[shared]` is the run itself. It is hashed, the digest is in every peer's card, and a peer with another digest is in
+another run. `[local]` is this machine. No environment variable overrides a value.
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from elastic.errors import ConfigError
+from elastic.messages import HexDigest, PeerIdField, RunName, digest_of
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A table of the run file: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class PluginChoice(BaseModel):
+    """A name from the registry, or "package.module:Class", and that class's own settings beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str
+    """Which implementation."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What belongs to the chosen class's own `Config`."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class DataConfig(Section):
+    """[shared.data]: which text, cut how."""
+
+    corpus: str = "pride_and_prejudice"
+    """Name of a text that ships with the project; a text of your own gets any name and `local.corpus` its path."""
+    sha256: HexDigest | None = None
+    """Digest of the text's bytes, so that everyone trains on the same; `elastic init` fills it in."""
+    tokenizer: Literal["bytes", "bpe"] = "bytes"
+    """"bytes": one token a byte. "bpe": byte-pair encoding trained on the text in-process, the same on every peer."""
+    vocab_size: Annotated[int, Field(ge=256, le=2**20)] = 256
+    """Size of the vocabulary; 256 for "bytes"."""
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Fraction at the end of the text that no contributor is ever assigned."""
+
+    @model_validator(mode="after")
+    def _bytes_have_256(self) -> "DataConfig":
+        if self.tokenizer == "bytes" and self.vocab_size != 256:
+            raise ValueError('the "bytes" tokenizer has vocab_size = 256; remove vocab_size or choose tokenizer = "bpe"')
+        return self
+
+
+class InnerConfig(Section):
+    """[shared.inner]: the inner optimizer, AdamW. Defaults: SparseLoCo, arXiv 2508.15706."""
+
+    steps: Positive = 30
+    """H, inner steps per round; a slower peer may do fewer."""
+    batch_size: Positive = 8
+    """Sequences per inner step and peer, whatever the number of workers."""
+    sequence_length: Annotated[int, Field(ge=8)] = 128
+    """Tokens per sequence."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    """Inner steps, counted over the run, to reach the peak."""
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Learning rate after the last round, as a fraction of the peak (cosine)."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this L2 norm."""
+
+
+class OuterConfig(Section):
+    """[shared.outer]: the outer step, θ ← θ − α · update."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """α."""
+    nesterov: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Nesterov momentum; 0 (plain SGD) for sparseloco, whose residual plays that part; 0.9 is usual for average."""
+
+
+class RoundConfig(Section):
+    """[shared.round]: how long a round may take. Rounds end when everyone has arrived, these are the bounds."""
+
+    train_seconds: PositiveSeconds = 1200.0
+    """A peer stops its inner steps after this long and contributes what it has."""
+    gather_seconds: PositiveSeconds = 60.0
+    """How long the first to be ready waits for the others, at most."""
+    deadline_factor: Annotated[float, Field(ge=1)] = 2.0
+    """A straggler is waited for until this many times the usual duration of a round, within the bounds above."""
+    min_peers: Positive = 1
+    """The run starts when this many peers are there."""
+    max_peers: Annotated[int, Field(ge=1, le=1024)] = 64
+    """At most this many contribute in a round."""
+
+
+class AgreementConfig(Section):
+    """[shared.agreement]: who decides what counts."""
+
+    validators: Annotated[tuple[PeerIdField, ...], Field(min_length=1, max_length=1)]
+    """Peer ids of the validators; one for now. `elastic init` puts this machine's there."""
+
+
+class Shared(Section):
+    """[shared]: everything that must be equal on every peer."""
+
+    run: RunName
+    """Name of the run."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the first anchor and of who gets which tokens."""
+    rounds: Annotated[int, Field(ge=1)] = 1000
+    """The run ends after this many rounds."""
+    model: PluginChoice = PluginChoice(name="llama", preset="nano")  # type: ignore[call-arg]
+    reducer: PluginChoice = PluginChoice(name="sparseloco")
+    incentive: PluginChoice = PluginChoice(name="uniform")
+    data: DataConfig = DataConfig()
+    inner: InnerConfig = InnerConfig()
+    outer: OuterConfig = OuterConfig()
+    round: RoundConfig = RoundConfig()
+    agreement: AgreementConfig
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of all values, defaults included."""
+        import orjson  # noqa: PLC0415
+
+        return digest_of(orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS))
+
+
+class RayConfig(Section):
+    """[local.ray]: the Ray cluster of this peer."""
+
+    address: str = "auto"
+    """Address of a running cluster ("127.0.0.1:6379"), or "auto": the one `ray start` made on this machine."""
+    workers: Positive = 1
+    """Ray Train workers that share the inner steps."""
+    gpu: bool = False
+    """One GPU per worker (NCCL); false: CPU (gloo)."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that Ray sets aside for each worker."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Torch threads per worker; 0: the machine's cores divided by the workers."""
+
+
+class NetworkConfig(Section):
+    """[local.network]: this peer's place in the DHT."""
+
+    bootstrap: tuple[str, ...] = ()
+    """Addresses of entry points, "/ip4/…/tcp/…/p2p/12D3Koo…", as `elastic bootstrap` prints them."""
+    host: str = "0.0.0.0"  # noqa: S104
+    """Address to listen on; "127.0.0.1" keeps a trial on this machine."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """TCP port to listen on; 0: any free one. Fix it if you forward a port."""
+    announce: tuple[str, ...] = ()
+    """Addresses to tell others instead of the ones found, e.g. "/dns4/peer.example.org/tcp/4001"."""
+    bootstrap_seconds: PositiveSeconds = 60.0
+    """Give up when no entry point answered for this long."""
+    card_seconds: PositiveSeconds = 20.0
+    """A peer that stopped renewing its card is gone after this long."""
+    max_payload_copies: Positive = 16
+    """Rounds whose payloads are kept to be served to others."""
+
+
+class TraceConfig(Section):
+    """[local.trace]: OpenTelemetry."""
+
+    exporter: Literal["file", "otlp", "off"] = "file"
+    """"file": OTLP-JSON lines in the state directory; "otlp": to `endpoint`; "off": costs nothing."""
+    endpoint: str = "http://127.0.0.1:4318/v1/traces"
+    """OTLP/HTTP endpoint, Jaeger's by default."""
+
+
+class Local(Section):
+    """[local]: this machine."""
+
+    name: Annotated[str, Field(max_length=64)] = ""
+    """A name for people; the peer id is the identity."""
+    state_dir: Path = Path("runs/peer")
+    """Where anchor, residual, manifests, payloads, log and traces lie. Relative paths: from the run file's folder."""
+    key: Path | None = None
+    """The peer's private key; default: `peer.key` in the state directory, made at the first start."""
+    corpus: Path | None = None
+    """Path of the text, if `shared.data.corpus` is not one that ships with the project."""
+    exchange: PluginChoice = PluginChoice(name="hivemind")
+    ray: RayConfig = RayConfig()
+    network: NetworkConfig = NetworkConfig()
+    trace: TraceConfig = TraceConfig()
+    report: Path | None = None
+    """Append one JSON object per round to this file."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """How much goes to `peer.log` in the state directory."""
+
+
+class RunConfig(Section):
+    """The whole run file."""
+
+    shared: Shared
+    local: Local = Local()
+
+    @property
+    def key_path(self) -> Path:
+        """Where the peer's private key lies."""
+        return self.local.key or self.local.state_dir / "peer.key"
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read and validate a run file; relative paths in `[local]` start at its folder.
+
+    Raises:
+        ConfigError: unreadable, not TOML, or wrong values; one line, with the nearest key if one is misspelt.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such run file; `elastic init {path}` writes one") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return parse_config(tree, base=path.resolve().parent, source=str(path))
+
+
+def parse_config(tree: dict[str, Any], *, base: Path, source: str = "run file") -> RunConfig:
+    """Validate a parsed run file.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {explain(error, RunConfig)}") from error
+    local = config.local
+    resolved = {"state_dir": base / local.state_dir.expanduser()}
+    for field in ("key", "corpus", "report"):
+        value = getattr(local, field)
+        if value is not None:
+            resolved[field] = base / value.expanduser()
+    return config.model_copy(update={"local": local.model_copy(update=resolved)})
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first validation error in one line: where, what, and the nearest key if a key is unknown."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    where = ".".join(location)
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if first["type"] != "extra_forbidden":
+        return f"{where}: {first['msg'].removeprefix('Value error, ')} (got {first.get('input')!r:.80})"
+    known = list(_section_at(root, location[:-1]).model_fields)
+    near = difflib.get_close_matches(location[-1], known, n=1)
+    hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(known)}"
+    return f'unknown key "{where}"; {hint}'
+
+
+def _section_at(section: type[BaseModel], location: list[str]) -> type[BaseModel]:
+    for part in location:
+        inner = section.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return section
+        section = inner
+    return section

@@ -1,0 +1,280 @@
+"""The seams of the framework. Nothing here does work.
+
+A Protocol exists only where two real implementations do (a shipped double counts once); everything else is a function.
+Tensors are typed loosely so that importing this file does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from elastic.messages import (
+    JSON,
+    ContributionHeader,
+    Digest,
+    Evidence,
+    InnerReport,
+    Manifest,
+    PeerCard,
+    PeerId,
+    RoundIndex,
+    RoundPlan,
+    Scoreboard,
+    Seconds,
+    StateMeta,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Tensors = Mapping[str, Tensor]
+    """Parameter name → tensor, any shape, fp32 unless said otherwise."""
+    Payload = Mapping[str, Mapping[str, Tensor]]
+    """Parameter name → field → tensor. For `sparseloco`: "indices" (C, K), "values" (C, K) codes, "levels" (C, 2)."""
+
+
+class Clock(Protocol):
+    """Time as an argument: `WallClock` outside, `ManualClock` in tests and simulation."""
+
+    def now(self) -> Seconds:
+        """Seconds on a clock that never goes back; only differences mean anything."""
+        ...
+
+    async def sleep(self, seconds: Seconds) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """What the trainer holds, also right after a restart."""
+
+    round: RoundIndex
+    """The round whose anchor it holds."""
+    anchor: Digest
+    size_bytes: int
+    """Size of the anchor's canonical bytes, the same on every peer of a run."""
+    state_path: str
+    """File with exactly those bytes, to be served to joiners."""
+    pending: Pending | None = None
+    """A contribution made and not yet settled by a manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A contribution of ours between `compress` and the manifest of its round; survives a crash."""
+
+    round: RoundIndex
+    inner: InnerReport
+    payload: bytes
+
+
+class Trainer(Protocol):
+    """Inner steps, compression and outer step of one peer: `train.session`, behind Ray Train or in this process."""
+
+    async def state(self) -> TrainerState: ...
+
+    async def inner_steps(self, plan: RoundPlan) -> InnerReport:
+        """Train from the anchor on the tokens assigned by the plan."""
+        ...
+
+    async def compress(self, plan: RoundPlan, inner: InnerReport) -> bytes:
+        """Pseudo-gradient plus residual → payload bytes; both are on disk when this returns."""
+        ...
+
+    async def outer_step(self, manifest: Manifest, payloads: Mapping[Digest, bytes]) -> Digest:
+        """Apply a final manifest; returns the digest of the new anchor, which is on disk by then.
+
+        Our pending contribution of that round leaves the residual if counted, and goes back into it if not.
+        """
+        ...
+
+    async def load(self, state: bytes, round_: RoundIndex, settled: Manifest | None = None) -> Digest:
+        """Take an anchor fetched from others (its digest was checked by the caller).
+
+        `settled` is the manifest of our pending contribution's round, if it is known.
+        """
+        ...
+
+    async def evaluate(self, max_sequences: int) -> float:
+        """Mean held-out loss of the anchor, in nats per token."""
+        ...
+
+    async def generate(self, prompt: str, num_tokens: int) -> str:
+        """Text continued by the anchor's model."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Reducer(Protocol):
+    """Makes a pseudo-gradient small: `sparseloco`, `average`. Stateless: the residual goes in and comes out."""
+
+    def compress(self, pseudo_gradient: Tensors, residual: Tensors) -> tuple[Payload, dict[str, Tensor]]:
+        """Decay the residual, add Δ, select and quantise. Returns the payload and what it leaves behind."""
+        ...
+
+    def decompress(self, payload: Payload, like: Tensors) -> dict[str, Tensor]:
+        """What the payload stands for, dense fp32."""
+        ...
+
+    def aggregate(self, parts: Sequence[tuple[Payload, float]], like: Tensors) -> dict[str, Tensor]:
+        """(payload, share) in PeerId order → one dense fp32 update, bit for bit the same on every peer."""
+        ...
+
+    def encode(self, payload: Payload) -> bytes: ...
+
+    def decode(self, data: bytes, like: Tensors) -> Payload:
+        """Strict inverse of `encode`; `like` may hold meta tensors.
+
+        Raises:
+            MalformedError: any deviation; nothing larger than the model is allocated before it is found.
+        """
+        ...
+
+    def max_bytes(self, like: Tensors) -> int:
+        """No honest payload is larger; a download above it is refused before it starts."""
+        ...
+
+    @property
+    def averages(self) -> bool:
+        """True if payloads are averaged among the peers before they are committed (swarms that trust each other)."""
+        ...
+
+
+class Exchange(Protocol):
+    """How records and bytes travel between peers: Hivemind outside, memory in tests. One bad peer never raises here.
+
+    Records are small (≤ 16 KiB), keyed by (kind, round), one per peer, and proven to come from that peer. Blobs are
+    content-addressed by their SHA-256.
+    """
+
+    async def announce(self, card: PeerCard) -> None:
+        """Make or renew our card; it lasts `card_seconds` (config)."""
+        ...
+
+    async def cards(self) -> Sequence[PeerCard]:
+        """Live cards of this run, ours included; unreadable ones are left out."""
+        ...
+
+    async def post(self, kind: str, round_: RoundIndex, body: bytes) -> None:
+        """Publish our record of that kind for that round."""
+        ...
+
+    async def records(self, kind: str, round_: RoundIndex) -> Mapping[PeerId, bytes]:
+        """Everyone's records of that kind for that round, ours included."""
+        ...
+
+    async def provide(self, blob: bytes) -> Digest:
+        """Serve these bytes to whoever asks for their digest."""
+        ...
+
+    async def provide_file(self, digest: Digest, path: str) -> None:
+        """Serve a file whose bytes have this digest, from disk."""
+        ...
+
+    async def fetch(self, digest: Digest, size_bytes: int, holders: Sequence[PeerId]) -> bytes:
+        """Get a blob from the first holder that gives the right bytes; ours is returned at once if we hold it.
+
+        Raises:
+            FetchError: nobody gave it; the message says what each holder did.
+        """
+        ...
+
+    async def average(self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds) -> dict[str, Any]:
+        """All-reduce: the mean over the peers that call with the same key, as name → fp32 numpy array.
+
+        Raises:
+            AveragingError: no group, a peer lost in the middle, or not everyone took part.
+        """
+        ...
+
+    async def traffic(self) -> tuple[int, int]:
+        """(bytes out, bytes in) of blobs, records and averaging since the start."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One peer's contribution as gathered: what it committed to, and its bytes if they could be had."""
+
+    header: ContributionHeader
+    payload: bytes | None
+    verdict: Verdict
+    seconds: float
+    """When it was complete, counted from the start of the gathering."""
+
+
+class Agreement(Protocol):
+    """Everyone counts the same contributions: one validator named in config now, a quorum of them later."""
+
+    def validates(self, peer: PeerId) -> bool:
+        """Whether this peer is one of those who decide."""
+        ...
+
+    async def propose(self, manifest: Manifest) -> Manifest:
+        """As a validator: make this manifest final and known; returns the signed one."""
+        ...
+
+    async def decided(self, round_: RoundIndex) -> Manifest | None:
+        """The final manifest of that round if it is known yet, checked."""
+        ...
+
+    async def head(self) -> Manifest | None:
+        """The newest final manifest the swarm knows of."""
+        ...
+
+
+class StateStore(Protocol):
+    """Durable files of one trainer: a directory outside, a temporary one in tests."""
+
+    def load(self) -> StateMeta | None:
+        """What was committed last; None at the first start."""
+        ...
+
+    def path(self, name: str) -> Path:
+        """Where a file of that name lies."""
+        ...
+
+    def write_file(self, name: str, chunks: Iterable[bytes | memoryview]) -> Path:
+        """Write durably under a new name; it counts for nothing until `commit`."""
+        ...
+
+    def commit(self, meta: StateMeta) -> None:
+        """Make these files the state, in one step."""
+        ...
+
+    def prune(self, keep: int) -> None:
+        """Remove files the state does not refer to, but for the newest `keep` anchors."""
+        ...
+
+
+class Incentive(Protocol):
+    """What scores mean: who may contribute, whose work counts how much, what is written where."""
+
+    def select(self, round_: RoundIndex, candidates: Sequence[PeerId], limit: int) -> Sequence[PeerId]:
+        """Who may contribute in that round."""
+        ...
+
+    def shares(self, accepted: Sequence[ContributionHeader]) -> Mapping[PeerId, float]:
+        """Each accepted contribution's part of the outer step; they sum to 1. Nobody's share may be 0: leave it out."""
+        ...
+
+    def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
+        """Turn a round's evidence into scores. Pure but for the backend's own memory."""
+        ...
+
+    async def settle(self, board: Scoreboard) -> None:
+        """The only I/O: gossip or chain. Never waited for by training."""
+        ...
+
+    def state(self) -> JSON:
+        """Everything that must survive a restart, as JSON."""
+        ...
+
+    def restore(self, state: JSON) -> None: ...
+

@@ -1,0 +1,86 @@
+"""Everything we raise.
+
+    ElasticError
+    ├── ConfigError               the user's run file or flags; the message says what to write instead
+    │   ├── MissingExtraError     an optional library is not installed; the message is the pip command
+    │   └── MissingCorpusError    the training text is not where the run file says, or is another text
+    ├── RayUnavailableError       no Ray cluster to attach to, or none with enough resources
+    ├── NetworkError              our side of the internet
+    │   ├── BootstrapError        nobody answered at the bootstrap addresses
+    │   ├── PortTakenError        the port to listen on is in use
+    │   ├── ClockSkewError        this machine's clock disagrees with the swarm's
+    │   ├── FetchError            no holder could give us the bytes we asked for
+    │   └── AveragingError        an all-reduce failed or left replicas different
+    ├── NotThisRunError           the swarm under this name runs another [shared] configuration
+    ├── MalformedError            bytes that do not decode: a peer's fault, turned into a Verdict
+    ├── SignatureInvalidError     a signature that does not verify: likewise
+    ├── StateError                our state on disk cannot be read or written
+    └── TrainerLostError          the Ray Train worker group failed and will be restarted
+
+A peer's misbehaviour is a Verdict and an unlucky round is a Skip; neither is an exception. No class here has an
+`__init__`: Ray rebuilds exceptions from their arguments when they cross processes.
+"""
+
+
+class ElasticError(Exception):
+    """Base of all errors raised by this project; its message is one line for a person."""
+
+
+class ConfigError(ElasticError):
+    """The run file or a flag is wrong."""
+
+
+class MissingExtraError(ConfigError):
+    """An optional library is needed and not installed."""
+
+
+class MissingCorpusError(ConfigError):
+    """The training text is missing or is not the one the run names."""
+
+
+class RayUnavailableError(ElasticError):
+    """There is no Ray cluster to attach to, or it lacks what the peer needs."""
+
+
+class NetworkError(ElasticError):
+    """Our side of the network failed."""
+
+
+class BootstrapError(NetworkError):
+    """Nobody answered at any bootstrap address."""
+
+
+class PortTakenError(NetworkError):
+    """The port to listen on is in use."""
+
+
+class ClockSkewError(NetworkError):
+    """This machine's clock is too far from the swarm's."""
+
+
+class FetchError(NetworkError):
+    """No holder could give the bytes asked for."""
+
+
+class AveragingError(NetworkError):
+    """An all-reduce failed, or left the replicas different."""
+
+
+class NotThisRunError(ElasticError):
+    """The swarm runs another [shared] configuration under this name."""
+
+
+class MalformedError(ElasticError):
+    """Bytes from elsewhere do not decode."""
+
+
+class SignatureInvalidError(ElasticError):
+    """A signature does not verify."""
+
+
+class StateError(ElasticError):
+    """State on disk cannot be read or written."""
+
+
+class TrainerLostError(ElasticError):
+    """The trainer's worker group failed; it is being restarted from the state on disk."""

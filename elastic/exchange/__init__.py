@@ -1,0 +1,1 @@
+"""How records and bytes travel between peers."""

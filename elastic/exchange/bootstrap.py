@@ -1,0 +1,355 @@
+"""Into the DHT: one libp2p daemon and one DHT node per process, and the pure entry point that anyone can run.
+
+`Node` is built on a running event loop; nothing forks but p2pd itself, which dies with its owner. Every call on
+it is bounded in time and fails at once when p2pd is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hivemind.dht.node import DHTNode
+from hivemind.dht.protocol import ValidationError
+from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID
+from hivemind.utils.logging import use_hivemind_log_handler
+from hivemind.utils.multiaddr import Multiaddr
+
+from elastic.config import NetworkConfig
+from elastic.errors import (
+    BootstrapError,
+    ClockSkewError,
+    ConfigError,
+    NetworkError,
+    PortTakenError,
+    SignatureInvalidError,
+)
+from elastic.exchange.hivemind_guards import guard
+from elastic.exchange.identity_validator import IdentityValidator
+from elastic.messages import PeerId
+from elastic.wire.signing import Identity, public_key_of
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CALL_SECONDS = 15.0
+"""Longest wait for one DHT or daemon call."""
+STARTUP_SECONDS = 60.0
+"""For p2pd to start; its own default of 15 is too short on a busy machine."""
+CLOSE_SECONDS = 5.0
+_KNOCK_SECONDS = 10.0
+_NUM_REPLICAS = 8
+_FORM = "/ip4/203.0.113.5/tcp/4001/p2p/12D3Koo…"
+_ADDRESS = re.compile(
+    r"(?P<transport>/(ip4|dns|dns4)/[^/\s]+/tcp/\d{1,5})/p2p/(?P<peer>[1-9A-HJ-NP-Za-km-z]+)"
+)
+_FOREIGN = (P2PDaemonError, P2PHandlerError, OSError, EOFError)
+"""What calls of p2pd raise. `IncompleteReadError` is an EOFError, `TimeoutError` an OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A bootstrap address, taken apart."""
+
+    peer: PeerId
+    transport: str
+
+    @classmethod
+    def parse(cls, address: str) -> Entry:
+        """Raises ConfigError unless the address has the expected form."""
+        match = _ADDRESS.fullmatch(address.strip())
+        if match is None:
+            raise ConfigError(f"bootstrap address {address!r:.120} is not of the form {_FORM}")
+        try:
+            public_key_of(PeerId(match["peer"]))
+            Multiaddr(match["transport"]).to_bytes()
+        except (SignatureInvalidError, ValueError) as error:
+            raise ConfigError(f"bootstrap address {address!r:.120}: {error}; expected {_FORM}") from error
+        return cls(PeerId(match["peer"]), match["transport"])
+
+    def __str__(self) -> str:
+        return f"{self.transport}/p2p/{self.peer}"
+
+
+class _Daemon(P2P):  # type: ignore[misc]
+    """p2pd that the kernel kills with the thread that started it, where `setpriv` can arrange that."""
+
+    prefix: tuple[str, ...] = ()
+
+    @classmethod
+    def _make_process_args(cls, *args: Any, **kwargs: Any) -> list[str]:
+        return [*cls.prefix, *P2P._make_process_args(*args, **kwargs)]
+
+
+class Node:
+    """A peer's place in the DHT; made by `start`."""
+
+    def __init__(self, p2p: P2P, dht: DHTNode, entries: Sequence[Entry], addresses: list[str]) -> None:
+        self.p2p = p2p
+        self.dht = dht
+        self.addresses = addresses
+        """Full addresses to hand out, "/ip4/…/tcp/…/p2p/…"."""
+        self._entries = entries
+        self._exited: asyncio.Task[int] = asyncio.create_task(p2p._child.wait())
+        self._closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, identity: Identity, identity_path: Path, network: NetworkConfig) -> Node:
+        """Start p2pd and a DHT node, and join the DHT through the bootstrap addresses, if any.
+
+        Raises:
+            ConfigError: an address is malformed, or the key file is not that of the identity.
+            PortTakenError: the port to listen on is in use.
+            BootstrapError: nobody answered within `bootstrap_seconds`.
+            ClockSkewError: our clock disagrees with theirs.
+            NetworkError: p2pd does not start.
+        """
+        entries = [entry for entry in map(Entry.parse, network.bootstrap) if entry.peer != identity.peer]
+        _check_host_and_port(network.host, network.port)
+        guard()
+        use_hivemind_log_handler("nowhere")
+        p2p = await _start_daemon(identity_path, network)
+        try:
+            if p2p.peer_id.to_base58() != identity.peer:
+                raise ConfigError(
+                    f"{identity_path}: the key of {p2p.peer_id}, expected that of {identity.peer}"
+                )
+            async with asyncio.timeout(CALL_SECONDS):
+                dht = await DHTNode.create(
+                    p2p=p2p, record_validator=IdentityValidator(identity), num_replicas=_NUM_REPLICAS
+                )
+                addresses = [str(address) for address in await p2p.get_visible_maddrs(latest=True)]
+        except BaseException:
+            await _stop_daemon(p2p)
+            raise
+        node = cls(p2p, dht, entries, addresses)
+        try:
+            await node._join(network.bootstrap_seconds)
+        except BaseException:
+            await node.close()
+            raise
+        return node
+
+    @property
+    def control_path(self) -> str:
+        """p2pd's unix socket."""
+        return str(self.p2p.daemon_listen_maddr["unix"])
+
+    @property
+    def exited(self) -> asyncio.Task[int]:
+        """Done when p2pd is gone, whether it was told to or not."""
+        return self._exited
+
+    async def call(self, awaitable: Awaitable[T], what: str, seconds: float | None = CALL_SECONDS) -> T:
+        """Wait for a call on the daemon or the DHT.
+
+        Raises:
+            NetworkError: it failed, took too long, or p2pd is gone; the message starts with `what`.
+        """
+        task = asyncio.ensure_future(awaitable)
+        try:
+            await asyncio.wait({task, self._exited}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if self._exited.done():
+                raise NetworkError(f"{what}: the local p2pd is gone, restart this peer")
+            if not task.done():
+                raise NetworkError(f"{what}: no answer within {seconds} s")
+            return task.result()
+        except _FOREIGN as error:
+            raise NetworkError(f"{what}: {error}") from error
+        finally:
+            if not task.done():
+                task.cancel()
+
+    async def rejoin(self) -> None:
+        """If the DHT has lost all neighbours, knock at the entry points once more."""
+        if self._entries and not self.dht.protocol.routing_table.uid_to_peer_id:
+            problems = await asyncio.gather(*map(self._knock, self._entries))
+            if all(problems):
+                logger.warning("no neighbour is left in the DHT, and no entry point answers: %s", problems[0])
+
+    async def close(self) -> None:
+        """Leave the DHT and end p2pd. Bounded; any number of times."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        self.dht.is_alive = False
+        if self.dht.cache_refresh_task is not None:
+            self.dht.cache_refresh_task.cancel()
+        if not self._exited.done():
+            try:
+                await asyncio.wait_for(self.dht.protocol.shutdown(), CLOSE_SECONDS)
+            except _FOREIGN as error:
+                logger.debug("leaving the DHT: %s", error)
+        await _stop_daemon(self.p2p)
+        await self._exited
+
+    async def _join(self, seconds: float) -> None:
+        if not self._entries:
+            return
+        loop = asyncio.get_running_loop()
+        deadline, pause, attempt = loop.time() + seconds, 0.5, 0
+        while True:
+            attempt += 1
+            problems = await asyncio.gather(
+                *(self._knock(entry, deadline - loop.time()) for entry in self._entries)
+            )
+            if not all(problems):
+                break
+            logger.info(
+                "attempt %d to reach the swarm failed: %s", attempt, "; ".join(filter(None, problems))
+            )
+            if loop.time() + pause > deadline:
+                raise BootstrapError(_advice(self._entries, problems, seconds))
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 8.0)
+        await self.call(self.dht.find_nearest_nodes([self.dht.node_id]), "looking for neighbours in the DHT")
+
+    async def _knock(self, entry: Entry, seconds: float = _KNOCK_SECONDS) -> str | None:
+        """Connect to one entry point and be added to its routing table. Returns what went wrong."""
+        seconds = max(0.1, min(seconds, _KNOCK_SECONDS))
+        peer = PeerID.from_base58(entry.peer)
+        try:
+            await asyncio.wait_for(self.p2p._client.connect(peer, [Multiaddr(entry.transport)]), seconds)
+            found = await asyncio.wait_for(self.dht.protocol.call_ping(peer, validate=True), seconds)
+        except ValidationError as error:
+            if "local time" in str(error):
+                raise ClockSkewError(
+                    f"this machine's clock is off: {error}; set it by NTP, e.g. timedatectl set-ntp true"
+                ) from error
+            return f"{entry}: {error}"
+        except _FOREIGN as error:
+            return f"{entry}: {str(error) or 'no answer'}"
+        return (
+            None if found is not None else f"{entry}: connected, but it does not answer as a node of this DHT"
+        )
+
+
+async def run_bootstrap(
+    identity_path: Path,
+    host: str,
+    port: int,
+    announce: Sequence[str],
+    on_ready: Callable[[list[str]], None],
+    stop: asyncio.Event,
+) -> None:
+    """Be an entry point into the DHT, for any run, until `stop` is set.
+
+    Args:
+        identity_path: key file; made if there is none, so that the address stays the same.
+        host: IPv4 address to listen on.
+        port: TCP port; 0: any.
+        announce: addresses to tell others instead of the ones found.
+        on_ready: called once with the full addresses to hand out.
+        stop: ends it.
+
+    Raises:
+        NetworkError: see `Node.start`, or p2pd died.
+    """
+    identity = Identity.load_or_create(identity_path)
+    node = await Node.start(
+        identity, identity_path, NetworkConfig(host=host, port=port, announce=tuple(announce))
+    )
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        on_ready(node.addresses)
+        await asyncio.wait([stopping, node.exited], return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            raise NetworkError("the local p2pd is gone, restart this entry point")
+    finally:
+        stopping.cancel()
+        await node.close()
+
+
+def _check_host_and_port(host: str, port: int) -> None:
+    """Fail early and clearly: p2pd would share a port with another p2pd, and each get half of the calls."""
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError as error:
+        raise ConfigError(f'network.host must be an IPv4 address such as "0.0.0.0", not {host!r}') from error
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise _cannot_listen(host, port, error) from error
+
+
+def _cannot_listen(host: str, port: int, error: object) -> NetworkError:
+    if "in use" in str(error):
+        return PortTakenError(
+            f"port {port} is in use on {host}; stop who listens there (ss -ltnp 'sport = :{port}'), "
+            f"or set another network.port (0 takes any free one)"
+        )
+    return NetworkError(f"cannot listen on {host}:{port}: {error}")
+
+
+async def _start_daemon(identity_path: Path, network: NetworkConfig) -> P2P:
+    _Daemon.prefix = await asyncio.to_thread(_death_signal_prefix)
+    local_only = ipaddress.IPv4Address(network.host).is_loopback
+    try:
+        return await _Daemon.create(
+            host_maddrs=[f"/ip4/{network.host}/tcp/{network.port}"],
+            announce_maddrs=list(network.announce) or None,
+            identity_path=str(identity_path),
+            # It parses RSA keys only; who shares an identity finds out by the failing handshake.
+            check_if_identity_free=False,
+            startup_timeout=STARTUP_SECONDS,
+            # Relays cut bulk transfers off, and hole punching needs them.
+            use_relay=False,
+            auto_nat=False,
+            nat_port_map=not local_only,
+        )
+    except P2PDaemonError as error:
+        if "in use" in str(error):
+            raise _cannot_listen(network.host, network.port, error) from error
+        raise NetworkError(f"p2pd does not start: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"network.announce: {error}") from error
+    except OSError as error:
+        raise NetworkError(f"p2pd does not start: {error}") from error
+
+
+async def _stop_daemon(p2p: P2P) -> None:
+    try:
+        await asyncio.wait_for(p2p.shutdown(), CLOSE_SECONDS)
+    except TimeoutError:
+        p2p._child.kill()
+        await p2p._child.wait()
+
+
+def _death_signal_prefix() -> tuple[str, ...]:
+    """The command that makes the kernel end p2pd with its owner, however that dies.
+
+    A belt only: p2pd exits when its owner's connection closes. The signal follows the thread that forked, which is
+    the one that runs the event loop, and without that loop this p2pd is of no use.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        return ()
+    prefix = (setpriv, "--pdeathsig", "KILL", "--")
+    try:
+        works = subprocess.run([*prefix, "true"], capture_output=True, timeout=CLOSE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return prefix if works.returncode == 0 else ()
+
+
+def _advice(entries: Sequence[Entry], problems: Sequence[str | None], seconds: float) -> str:
+    listed = ", ".join(map(str, entries))
+    return (
+        f"nobody answered within {seconds:.0f} s at {listed}. Check that `elastic bootstrap` runs there, that the "
+        f"address is the one it printed (peer id included), and that its TCP port is open to you. "
+        f"Last answers: {'; '.join(filter(None, problems))}"
+    )

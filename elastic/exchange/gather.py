@@ -1,0 +1,112 @@
+"""Gathering a round's contributions: commitments appear in the DHT, payloads are fetched by digest as they do."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from elastic import trace
+from elastic.contracts import Arrival, Clock, Exchange
+from elastic.errors import FetchError, MalformedError
+from elastic.messages import ContributionHeader, PeerId, RejectReason, RoundPlan, Seconds, Verdict
+
+CONTRIBUTION = "contribution"
+"""Record kind of a commitment."""
+POLL_SECONDS = Seconds(0.15)
+"""Between two looks at the DHT; a look costs about 30 ms there and must stay small beside a round."""
+
+HeaderCheck = Callable[[PeerId, ContributionHeader], Verdict]
+PayloadCheck = Callable[[ContributionHeader, bytes], Awaitable[Verdict]]
+Decided = Callable[[], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """The cheap checks, given by the story so that this room judges nothing itself."""
+
+    header: HeaderCheck
+    payload: PayloadCheck
+
+
+async def gather(
+    exchange: Exchange, clock: Clock, plan: RoundPlan, *, checks: Checks, decided: Decided, deadline: Seconds
+) -> dict[PeerId, Arrival]:
+    """Collect contributions until everyone on the roster has arrived, the round is decided, or the deadline.
+
+    Args:
+        deadline: instant on `clock`.
+
+    Returns:
+        Peer → arrival, in order of arrival. Who committed to bytes that nobody could fetch has not arrived. Nobody's
+        garbage raises.
+    """
+    arrivals: dict[PeerId, Arrival] = {}
+    tasks: dict[PeerId, asyncio.Task[Arrival]] = {}
+    receiver = _Receiver(exchange, clock, plan, checks, start=clock.now())
+    try:
+        while True:
+            for sender, body in (await exchange.records(CONTRIBUTION, plan.round)).items():
+                if sender in plan.roster and sender not in tasks:
+                    tasks[sender] = asyncio.create_task(receiver.receive(sender, body))
+            _collect(tasks, arrivals)
+            if len(arrivals) == len(plan.roster) or clock.now() >= deadline or await decided():
+                return arrivals
+            await clock.sleep(POLL_SECONDS)
+    finally:
+        for task in tasks.values():
+            task.cancel()
+
+
+def _collect(tasks: Mapping[PeerId, asyncio.Task[Arrival]], arrivals: dict[PeerId, Arrival]) -> None:
+    for peer, task in tasks.items():
+        if task.done() and peer not in arrivals:
+            arrivals[peer] = task.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Receiver:
+    exchange: Exchange
+    clock: Clock
+    plan: RoundPlan
+    checks: Checks
+    start: Seconds
+
+    async def receive(self, sender: PeerId, body: bytes) -> Arrival:
+        """From a commitment's bytes to an arrival; waits for the payload as long as the caller lets it."""
+        with trace.span(trace.FETCH, peer_from=sender) as span:
+            header, verdict, payload = self._read(sender, body), None, None
+            if isinstance(header, Verdict):
+                header, verdict = self._blank(sender), header
+            else:
+                verdict = self.checks.header(sender, header)
+            if verdict.accepted:
+                payload = await self._fetch(header)
+                verdict = await self.checks.payload(header, payload)
+            span.set_attribute("swarm.bytes", len(payload or b""))
+            span.set_attribute("swarm.verdict", verdict.rejected or "accepted")
+            kept = payload if verdict.accepted else None
+            return Arrival(header, kept, verdict, Seconds(self.clock.now() - self.start))
+
+    async def _fetch(self, header: ContributionHeader) -> bytes:
+        """Try until it is there: a payload becomes fetchable only after its commitment, and links fail."""
+        holders = (header.peer, *(peer for peer in self.plan.roster if peer != header.peer))
+        pause = POLL_SECONDS
+        while True:
+            try:
+                return await self.exchange.fetch(header.payload, header.size_bytes, holders)
+            except FetchError:
+                await self.clock.sleep(pause)
+                pause = Seconds(min(2 * pause, 5.0))
+
+    def _read(self, sender: PeerId, body: bytes) -> ContributionHeader | Verdict:
+        try:
+            return ContributionHeader.from_bytes(body)
+        except MalformedError as error:
+            reason = RejectReason.MALFORMED
+            return Verdict(peer=sender, round=self.plan.round, rejected=reason, detail=str(error)[:300])
+
+    def _blank(self, sender: PeerId) -> ContributionHeader:
+        """Stands in for a commitment that could not be read."""
+        return ContributionHeader(
+            run=self.plan.run, round=self.plan.round, peer=sender, anchor=self.plan.anchor,
+            payload=self.plan.previous, size_bytes=0, steps=0, tokens=0, loss=0.0,
+        )  # fmt: skip

@@ -1,0 +1,230 @@
+"""The Exchange over the internet: a Hivemind DHT for records, libp2p streams for bytes.
+
+Built and used on one running event loop. Bulk bytes are copied by threads; the loop only waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hivemind.p2p import PeerID
+from pydantic import BaseModel, ConfigDict
+
+from elastic.config import NetworkConfig
+from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError
+from elastic.exchange.averaging import average
+from elastic.exchange.blobs import BlobStore
+from elastic.exchange.bootstrap import Node
+from elastic.exchange.bulk import BulkClient, BulkServer, Holder, Traffic
+from elastic.exchange.identity_validator import MAX_RECORD_BYTES
+from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
+from elastic.wire.signing import Identity
+
+logger = logging.getLogger(__name__)
+
+RECORD_SECONDS = 1800.0
+"""Records of a round are readable for so long."""
+_MAX_CARD_BYTES = 8 * 1024
+_FETCH_THREADS = 32
+_OWN_RECORDS = 256
+_FP16_BYTES = 2
+
+
+class HivemindExchange:
+    """One peer's end of the swarm; implements `elastic.contracts.Exchange`. Made by `start`."""
+
+    class Config(BaseModel):
+        """Settings beside `exchange = {name = "hivemind"}`: none, see `NetworkConfig`."""
+
+        model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(
+        self, node: Node, identity: Identity, run: str, card_seconds: float, store: BlobStore
+    ) -> None:
+        self.peer: PeerId = identity.peer
+        self._node = node
+        self._subkey = node.p2p.peer_id.to_bytes()
+        self._run = run
+        self._card_seconds = card_seconds
+        self._store = store
+        self._book: dict[PeerId, tuple[str, ...]] = {}
+        self._own: OrderedDict[tuple[str, RoundIndex], bytes] = OrderedDict()
+        self._traffic = Traffic()
+        self._server = BulkServer(store, node.control_path, self._traffic)
+        self._client = BulkClient(node.control_path, self._traffic)
+        self._threads = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="bulk-fetch")
+        self._closed = threading.Event()
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        identity: Identity,
+        identity_path: Path,
+        run: str,
+        network: NetworkConfig,
+        blob_dir: Path | None = None,
+    ) -> HivemindExchange:
+        """Start p2pd, join the DHT and serve.
+
+        Args:
+            identity: who we are.
+            identity_path: the file it was read from, for p2pd.
+            run: name of the run, part of every key.
+            network: where to listen, whom to ask first.
+            blob_dir: keep provided blobs as files there instead of in memory; emptied at the start.
+
+        Raises:
+            ConfigError, PortTakenError, BootstrapError, ClockSkewError, NetworkError: see `Node.start`.
+        """
+        node = await Node.start(identity, identity_path, network)
+        exchange: HivemindExchange | None = None
+        try:
+            store = await asyncio.to_thread(BlobStore, blob_dir)
+            exchange = cls(node, identity, run, network.card_seconds, store)
+            await node.call(asyncio.to_thread(exchange._server.start), "serving blobs")
+        except BaseException:
+            await (exchange or node).close()
+            raise
+        logger.info("peer %s listens at %s", exchange.peer, ", ".join(exchange.addresses))
+        return exchange
+
+    @property
+    def addresses(self) -> list[str]:
+        """Full addresses to hand out: "/ip4/…/tcp/…/p2p/12D3Koo…"."""
+        return list(self._node.addresses)
+
+    async def announce(self, card: PeerCard) -> None:
+        await self._write(f"{self._run}/peers", card.canonical(), self._card_seconds, "announcing this peer")
+
+    async def cards(self) -> Sequence[PeerCard]:
+        found = await self._read(f"{self._run}/peers", "reading peer cards")
+        cards = [card for peer, body in found.items() if (card := self._card_of(peer, body)) is not None]
+        self._book = {card.peer: card.addresses for card in cards}
+        return cards
+
+    async def post(self, kind: str, round_: RoundIndex, body: bytes) -> None:
+        if len(body) > MAX_RECORD_BYTES:
+            raise NetworkError(f"a record of {len(body)} bytes; at most {MAX_RECORD_BYTES} are carried")
+        self._own[kind, round_] = body
+        if len(self._own) > _OWN_RECORDS:
+            self._own.popitem(last=False)
+        await self._write(self._key(kind, round_), body, RECORD_SECONDS, f"posting {kind} of round {round_}")
+
+    async def records(self, kind: str, round_: RoundIndex) -> Mapping[PeerId, bytes]:
+        found = await self._read(self._key(kind, round_), f"reading {kind} of round {round_}")
+        own = self._own.get((kind, round_))
+        return found if own is None else found | {self.peer: own}
+
+    async def provide(self, blob: bytes) -> Digest:
+        self._check_open()
+        try:
+            return await asyncio.to_thread(self._store.add, blob)
+        except OSError as error:
+            raise NetworkError(f"a blob of {len(blob)} bytes cannot be kept to be served: {error}") from error
+
+    async def provide_file(self, digest: Digest, path: str) -> None:
+        self._check_open()
+        self._store.add_file(digest, Path(path))
+
+    async def fetch(self, digest: Digest, size_bytes: int, holders: Sequence[PeerId]) -> bytes:
+        self._check_open()
+        own = await asyncio.to_thread(self._store.read, digest)
+        if own is not None:
+            return own
+        others = [
+            Holder(peer, self._book.get(peer, ())) for peer in dict.fromkeys(holders) if peer != self.peer
+        ]
+        stop = threading.Event()
+        fetching = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._client.fetch_blob, others, digest, size_bytes, stop
+        )
+        try:
+            # Unbounded here: the client gives up on idle and slow holders by itself.
+            return await self._node.call(fetching, f"fetching {digest[:12]}", seconds=None)
+        except FetchError:
+            raise
+        except NetworkError as error:
+            raise FetchError(str(error)) from error
+        finally:
+            stop.set()
+
+    async def average(
+        self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds
+    ) -> dict[str, Any]:
+        self._check_open()
+        averaging = average(self._node.p2p, self._node.dht, f"{self._run}/{key}", tensors, num_peers, timeout)
+        try:
+            averaged = await self._node.call(averaging, f"averaging {key}", seconds=None)
+        except AveragingError:
+            raise
+        except NetworkError as error:
+            raise AveragingError(str(error)) from error
+        # As reducer of our part and sender of the others', nearly; headers left out.
+        moved = (
+            2 * _FP16_BYTES * sum(array.size for array in averaged.values()) * (num_peers - 1) // num_peers
+        )
+        self._traffic.add(out=moved, received=moved)
+        return averaged
+
+    async def traffic(self) -> tuple[int, int]:
+        return self._traffic.out, self._traffic.received
+
+    async def close(self) -> None:
+        if not self._closed.is_set():
+            self._closed.set()
+            self._server.close()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._node.close()
+
+    def _key(self, kind: str, round_: RoundIndex) -> str:
+        return f"{self._run}/{kind}/{round_}"
+
+    async def _write(self, key: str, body: bytes, seconds: float, what: str) -> None:
+        """Store a record of ours; the DHT's validator signs it.
+
+        Raises:
+            NetworkError: no node took it.
+        """
+        self._check_open()
+        await self._node.call(self._node.rejoin(), what)
+        stored = await self._node.call(
+            self._node.dht.store(key, body, time.time() + seconds, subkey=self._subkey), what
+        )
+        if not stored:
+            raise NetworkError(f"{what}: no node of the DHT took the record")
+        self._traffic.add(out=len(body))
+
+    async def _read(self, key: str, what: str) -> dict[PeerId, bytes]:
+        """All peers' records under a key; the DHT's validator has checked who they are from."""
+        self._check_open()
+        await self._node.call(self._node.rejoin(), what)
+        found = await self._node.call(self._node.dht.get(key, latest=True), what)
+        if found is None or not isinstance(found.value, dict):
+            return {}
+        bodies = {PeerId(PeerID(peer).to_base58()): entry.value for peer, entry in found.value.items()}
+        readable = {peer: body for peer, body in sorted(bodies.items()) if isinstance(body, bytes)}
+        self._traffic.add(received=sum(map(len, readable.values())))
+        return readable
+
+    def _card_of(self, peer: PeerId, body: bytes) -> PeerCard | None:
+        if len(body) > _MAX_CARD_BYTES:
+            return None
+        try:
+            card = PeerCard.from_bytes(body)
+        except MalformedError as error:
+            logger.debug("the card of %s: %s", peer, error)
+            return None
+        return card if (card.peer, card.run) == (peer, self._run) else None
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise NetworkError("this exchange is closed")

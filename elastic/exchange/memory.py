@@ -1,0 +1,229 @@
+"""The Exchange without a network: all peers in one process. For unit tests and simulation, never the default.
+
+It promises what the real one promises, and breaks on demand: `MemoryNetwork.cut` and `MemoryNetwork.corrupt`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError
+from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds, digest_of
+
+MAX_RECORD_BYTES = 16 * 1024
+"""No record is larger; the real exchange refuses larger ones too."""
+
+
+@dataclass
+class _Meeting:
+    """The peers that wait for one averaging."""
+
+    num_peers: int
+    result: asyncio.Future[dict[str, Any]]
+    inputs: dict[PeerId, dict[str, Any]] = field(default_factory=dict)
+
+
+class MemoryNetwork:
+    """What all `MemoryExchange`s of one simulated internet share."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic, card_seconds: float = 20.0) -> None:
+        self.now = now
+        self.card_seconds = card_seconds
+        self.cards: dict[tuple[str, PeerId], tuple[bytes, float]] = {}
+        """(run, peer) → canonical card, when it expires on the `now` clock."""
+        self.records: dict[tuple[str, str, RoundIndex], dict[PeerId, bytes]] = {}
+        """(run, kind, round) → peer → body."""
+        self.peers: dict[PeerId, MemoryExchange] = {}
+        self._meetings: dict[tuple[str, str], _Meeting] = {}
+        self._cut: set[PeerId] = set()
+        self._corrupt: set[tuple[Digest, PeerId | None]] = set()
+
+    def join(self, peer: PeerId, run: str = "run") -> MemoryExchange:
+        """A new peer's exchange."""
+        self.peers[peer] = MemoryExchange(self, peer, run)
+        return self.peers[peer]
+
+    def cut(self, peer: PeerId) -> None:
+        """From now on nothing gets to this peer or away from it."""
+        self._cut.add(peer)
+
+    def heal(self, peer: PeerId) -> None:
+        """Undo `cut`."""
+        self._cut.discard(peer)
+
+    def corrupt(self, digest: Digest, holder: PeerId | None = None) -> None:
+        """This holder, or every holder, serves wrong bytes for this digest."""
+        self._corrupt.add((digest, holder))
+
+    def reaches(self, one: PeerId, other: PeerId) -> bool:
+        """Whether bytes get from one to the other."""
+        return one == other or not {one, other} & self._cut
+
+    def served(self, holder: PeerId, digest: Digest) -> bytes | None:
+        """What that holder would send, right or wrong; None if it has nothing of that digest."""
+        exchange = self.peers.get(holder)
+        blob = exchange.held(digest) if exchange is not None else None
+        if blob and {(digest, None), (digest, holder)} & self._corrupt:
+            return bytes([blob[0] ^ 1]) + blob[1:]
+        return blob
+
+    def meet(self, run: str, key: str, num_peers: int) -> _Meeting:
+        """The averaging of that key that is gathering its peers now."""
+        meeting = self._meetings.get((run, key))
+        if meeting is None or meeting.result.done():
+            meeting = _Meeting(num_peers, asyncio.get_running_loop().create_future())
+            self._meetings[run, key] = meeting
+        return meeting
+
+
+class MemoryExchange:
+    """One peer's end of a `MemoryNetwork`; implements `elastic.contracts.Exchange`."""
+
+    def __init__(self, network: MemoryNetwork, peer: PeerId, run: str) -> None:
+        self.peer = peer
+        self.addresses: list[str] = [f"/memory/{peer}"]
+        self._network = network
+        self._run = run
+        self._blobs: dict[Digest, bytes | Path] = {}
+        self._own: dict[tuple[str, RoundIndex], bytes] = {}
+        self._bytes_out = 0
+        self._bytes_in = 0
+        self._closed = False
+
+    async def announce(self, card: PeerCard) -> None:
+        self._check_open()
+        if self._network.reaches(self.peer, PeerId("")):
+            expires = self._network.now() + self._network.card_seconds
+            self._network.cards[self._run, self.peer] = (card.canonical(), expires)
+
+    async def cards(self) -> Sequence[PeerCard]:
+        self._check_open()
+        now = self._network.now()
+        live = []
+        for (run, peer), (body, expires) in sorted(self._network.cards.items()):
+            if run == self._run and expires > now and self._network.reaches(self.peer, peer):
+                live.extend(_readable(body, peer, run))
+        return live
+
+    async def post(self, kind: str, round_: RoundIndex, body: bytes) -> None:
+        self._check_open()
+        if len(body) > MAX_RECORD_BYTES:
+            raise NetworkError(f"a record of {len(body)} bytes; at most {MAX_RECORD_BYTES} are carried")
+        self._own[kind, round_] = body
+        if self._network.reaches(self.peer, PeerId("")):
+            self._network.records.setdefault((self._run, kind, round_), {})[self.peer] = body
+            self._bytes_out += len(body)
+
+    async def records(self, kind: str, round_: RoundIndex) -> Mapping[PeerId, bytes]:
+        self._check_open()
+        everyone = self._network.records.get((self._run, kind, round_), {})
+        seen = {peer: body for peer, body in everyone.items() if self._network.reaches(self.peer, peer)}
+        self._bytes_in += sum(map(len, seen.values()))
+        own = self._own.get((kind, round_))
+        return seen if own is None else seen | {self.peer: own}
+
+    async def provide(self, blob: bytes) -> Digest:
+        self._check_open()
+        digest = digest_of(blob)
+        self._blobs[digest] = blob
+        return digest
+
+    async def provide_file(self, digest: Digest, path: str) -> None:
+        self._check_open()
+        self._blobs[digest] = Path(path)
+
+    def held(self, digest: Digest) -> bytes | None:
+        """The bytes we serve under that digest; read when asked for, as a file may change."""
+        blob = self._blobs.get(digest)
+        try:
+            return blob.read_bytes() if isinstance(blob, Path) else blob
+        except OSError:
+            return None
+
+    async def fetch(self, digest: Digest, size_bytes: int, holders: Sequence[PeerId]) -> bytes:
+        self._check_open()
+        own = self.held(digest)
+        if own is not None and digest_of(own) == digest:
+            return own
+        story = []
+        for holder in dict.fromkeys(holders):
+            blob, problem = self._ask(holder, digest, size_bytes)
+            if blob is not None:
+                return blob
+            story.append(f"{holder}: {problem}")
+        raise FetchError(f"nobody gave {digest}: {'; '.join(story) or 'no holder is known'}")
+
+    def _ask(self, holder: PeerId, digest: Digest, size_bytes: int) -> tuple[bytes | None, str]:
+        if not self._network.reaches(self.peer, holder):
+            return None, "cannot be reached"
+        blob = self._network.served(holder, digest)
+        if blob is None:
+            return None, "does not have it"
+        if len(blob) != size_bytes:
+            return None, f"announces {len(blob)} bytes, expected {size_bytes}"
+        self._bytes_in += len(blob)
+        self._network.peers[holder]._bytes_out += len(blob)
+        return (blob, "") if digest_of(blob) == digest else (None, "gave wrong bytes")
+
+    async def average(
+        self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds
+    ) -> dict[str, Any]:
+        self._check_open()
+        if not self._network.reaches(self.peer, PeerId("")):
+            raise AveragingError(f"averaging {key}: this peer is cut off")
+        meeting = self._network.meet(self._run, key, num_peers)
+        meeting.inputs[self.peer] = {name: np.array(value, np.float32) for name, value in tensors.items()}
+        if len(meeting.inputs) == num_peers:
+            _conclude(meeting, key)
+        try:
+            result = await asyncio.wait_for(asyncio.shield(meeting.result), timeout)
+        except TimeoutError as error:
+            missing = num_peers - len(meeting.inputs)
+            raise AveragingError(f"averaging {key}: {missing} of {num_peers} peers did not come") from error
+        finally:
+            if not meeting.result.done():
+                meeting.inputs.pop(self.peer, None)
+        return {name: value.copy() for name, value in result.items()}
+
+    async def traffic(self) -> tuple[int, int]:
+        return self._bytes_out, self._bytes_in
+
+    async def close(self) -> None:
+        self._closed = True
+        self._network.peers.pop(self.peer, None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NetworkError("this exchange is closed")
+
+
+def _readable(body: bytes, peer: PeerId, run: str) -> list[PeerCard]:
+    try:
+        card = PeerCard.from_bytes(body)
+    except MalformedError:
+        return []
+    return [card] if (card.peer, card.run) == (peer, run) else []
+
+
+def _conclude(meeting: _Meeting, key: str) -> None:
+    """Give everyone the same mean, summed in PeerId order, or the same error."""
+    shapes = [{name: value.shape for name, value in inputs.items()} for inputs in meeting.inputs.values()]
+    values = [value for inputs in meeting.inputs.values() for value in inputs.values()]
+    if any(other != shapes[0] for other in shapes):
+        meeting.result.set_exception(
+            AveragingError(f"averaging {key}: the peers' tensors differ in name or shape")
+        )
+    elif not all(np.isfinite(value).all() for value in values):
+        meeting.result.set_exception(AveragingError(f"averaging {key}: a tensor is not finite"))
+    else:
+        ordered = [meeting.inputs[peer] for peer in sorted(meeting.inputs)]
+        meeting.result.set_result(
+            {name: sum(inputs[name] for inputs in ordered) / np.float32(len(ordered)) for name in shapes[0]}
+        )

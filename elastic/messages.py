@@ -1,0 +1,333 @@
+"""Messages: frozen values that cross an actor, the DHT or a disk. No tensors in them, ever.
+
+Every message has one canonical form (sorted JSON, see `canonical`); its SHA-256 is its digest, and signatures are made
+over that form. `extra="forbid"` and `strict=True`: a stranger's record either is exactly this, or it is refused.
+"""
+
+import hashlib
+from enum import StrEnum
+from typing import Annotated, Any, NewType, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from elastic.errors import MalformedError
+
+PeerId = NewType("PeerId", str)
+"""A libp2p peer id of an Ed25519 key, base58: `12D3Koo…`. It contains the public key."""
+RoundIndex = NewType("RoundIndex", int)
+"""Rounds count from 1; manifest 0 is the genesis, which names the first anchor and counts nobody."""
+Digest = NewType("Digest", str)
+"""SHA-256 as 64 lower-case hex characters."""
+Seconds = NewType("Seconds", float)
+
+PROTOCOL_VERSION = 1
+"""Raised when peers of two versions can no longer understand each other's records."""
+GENESIS = RoundIndex(0)
+"""The round of the manifest that starts a run."""
+NO_DIGEST = Digest("0" * 64)
+"""What the genesis manifest names as its predecessor."""
+
+HexDigest = Annotated[Digest, Field(pattern=r"^[0-9a-f]{64}$")]
+PeerIdField = Annotated[PeerId, Field(min_length=40, max_length=64, pattern=r"^[1-9A-HJ-NP-Za-km-z]+$")]
+RunName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Signature = Annotated[str, Field(pattern=r"^([0-9a-f]{128})?$")]
+NonNegative = Annotated[int, Field(ge=0, le=2**53)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
+Index = Annotated[RoundIndex, Field(ge=0, le=2**40)]
+
+
+def digest_of(data: bytes | bytearray | memoryview) -> Digest:
+    """SHA-256 of the bytes, in hex."""
+    return Digest(hashlib.sha256(data).hexdigest())
+
+
+class Message(BaseModel):
+    """Base of all messages: frozen, strict, nothing unexpected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def canonical(self, *, without: frozenset[str] = frozenset()) -> bytes:
+        """The one form that is hashed and signed: JSON, keys sorted, no spaces."""
+        return orjson.dumps(self.model_dump(mode="json", exclude=set(without)), option=orjson.OPT_SORT_KEYS)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Parse what `canonical` wrote.
+
+        Raises:
+            MalformedError: the bytes are not exactly such a message.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "body"
+            raise MalformedError(f"{cls.__name__}: {where}: {first['msg']}") from error
+
+
+class Signed(Message):
+    """A message signed by the peer it names; `elastic.wire.signing` signs and verifies."""
+
+    signature: Signature = ""
+
+    @property
+    def signer(self) -> PeerId:
+        """Who must have signed it."""
+        raise NotImplementedError
+
+    def body(self) -> bytes:
+        """The bytes under the signature."""
+        return self.canonical(without=frozenset({"signature"}))
+
+
+class PeerStage(StrEnum):
+    """What a peer is doing, as far as others need to know."""
+
+    STARTING = "starting"
+    CATCHING_UP = "catching up"
+    READY = "ready"
+    LEAVING = "leaving"
+
+
+class PeerCard(Message):
+    """A live peer: announced in the DHT under its own key, again and again, and gone when it expires."""
+
+    peer: PeerIdField
+    run: RunName
+    protocol: int = PROTOCOL_VERSION
+    shared: HexDigest
+    """Digest of the [shared] configuration; another digest means another run."""
+    name: Annotated[str, Field(max_length=64)] = ""
+    stage: PeerStage
+    round: Index
+    """The round it is working on: it holds the anchor of this round if its stage is READY."""
+    addresses: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=16)] = ()
+
+
+class RoundPlan(Message):
+    """What one peer does in one round; derived alike by everyone from the last manifest."""
+
+    run: RunName
+    round: Index
+    previous: HexDigest
+    """Digest of the manifest this round builds on."""
+    anchor: HexDigest
+    peer: PeerIdField
+    roster: tuple[PeerIdField, ...]
+    """Who may contribute in this round, sorted by PeerId."""
+    slot: int | None
+    """Our place in the roster, which decides our tokens; None: not in this round."""
+    inner_steps: NonNegative
+    seed: NonNegative
+    train_seconds: float
+    """Stop inner steps after this many seconds, even if fewer than `inner_steps` are done."""
+    gather_seconds: float
+    """Wait for others at most this many seconds, counted from the start of the round."""
+
+
+class InnerReport(Message):
+    """What the inner steps of one peer came to."""
+
+    steps: NonNegative
+    tokens: NonNegative
+    first_loss: float
+    last_loss: float
+    mean_loss: float
+    seconds: float
+
+
+class ContributionHeader(Signed):
+    """A peer's commitment to its payload, published before the payload can be fetched."""
+
+    run: RunName
+    round: Index
+    peer: PeerIdField
+    anchor: HexDigest
+    payload: HexDigest
+    size_bytes: NonNegative
+    steps: NonNegative
+    tokens: NonNegative
+    loss: float
+
+    @property
+    def signer(self) -> PeerId:
+        return self.peer
+
+
+class RejectReason(StrEnum):
+    """Why a contribution does not count."""
+
+    MISSING = "missing"
+    BAD_SIGNATURE = "bad signature"
+    NOT_IN_ROSTER = "not in roster"
+    STALE = "stale"
+    WRONG_ANCHOR = "wrong anchor"
+    OVERSIZED = "oversized"
+    WRONG_DIGEST = "wrong digest"
+    UNFETCHABLE = "unfetchable"
+    MALFORMED = "malformed"
+    COPY = "copy"
+    DIVERGED = "diverged"
+    """With the `average` reducer: this peer's averaged result differs from the others'."""
+
+
+class Verdict(Message):
+    """Whether one peer's contribution counts, by the cheap checks every peer makes."""
+
+    peer: PeerIdField
+    round: Index
+    rejected: RejectReason | None = None
+    detail: Annotated[str, Field(max_length=300)] = ""
+
+    @property
+    def accepted(self) -> bool:
+        return self.rejected is None
+
+
+class Assessment(Message):
+    """How much one contribution helped, measured by a validator: relative loss gains (dimensionless)."""
+
+    peer: PeerIdField
+    round: Index
+    gain_assigned: float
+    gain_heldout: float
+
+
+class Evidence(Message):
+    """All an incentive sees of one peer in one round."""
+
+    verdict: Verdict
+    tokens: NonNegative = 0
+    assessment: Assessment | None = None
+
+
+class Scoreboard(Message):
+    """Peer → score, after the round named."""
+
+    round: Index
+    scores: dict[PeerIdField, float]
+
+
+class Counted(Message):
+    """One contribution that the outer step applies."""
+
+    peer: PeerIdField
+    payload: HexDigest
+    size_bytes: NonNegative
+    share: Annotated[float, Field(gt=0, le=1)]
+
+
+class Manifest(Signed):
+    """What counted in one round. The chain of manifests from the genesis is the run.
+
+    Beyond `spec/agreement.md` it also names the roster of the next round, so that who may contribute, and on which
+    tokens, is agreed as well and not a matter of whose view of the DHT is fresher.
+    """
+
+    run: RunName
+    round: Index
+    previous: HexDigest
+    anchor: HexDigest
+    """Digest of the anchor it applies to."""
+    counted: Annotated[tuple[Counted, ...], Field(max_length=1024)] = ()
+    """In PeerId order; empty means void: no outer step, every residual keeps its work."""
+    roster: Annotated[tuple[PeerIdField, ...], Field(max_length=1024)]
+    """Who may contribute in the next round, in PeerId order."""
+    proposer: PeerIdField
+
+    @property
+    def signer(self) -> PeerId:
+        return self.proposer
+
+    def digest(self) -> Digest:
+        """Its identity: the digest of its canonical bytes, signature left out."""
+        return digest_of(self.body())
+
+    @property
+    def void(self) -> bool:
+        return not self.counted
+
+    def counts(self, peer: PeerId) -> bool:
+        """Whether this peer's contribution is in it."""
+        return any(entry.peer == peer for entry in self.counted)
+
+
+class RoundReport(Message):
+    """What one round was for one peer: one line of `--report`, one line of the log."""
+
+    run: RunName
+    round: Index
+    peer: PeerIdField
+    name: str
+    contributed: bool
+    counted: bool
+    skipped: str | None = None
+    """Why our contribution did not count or no outer step was taken; None if all went well."""
+    loss: float | None = None
+    tokens: NonNegative = 0
+    steps: NonNegative = 0
+    bytes_out: NonNegative = 0
+    bytes_in: NonNegative = 0
+    payload_bytes: NonNegative = 0
+    digest: HexDigest
+    """Digest of the anchor after the round; equal on all peers."""
+    manifest: HexDigest | None = None
+    verdicts: dict[PeerIdField, str] = {}
+    """Peer → "accepted" or the reason it was refused."""
+    last: str | None = None
+    """Whose contribution arrived last, if anyone was waited for."""
+    seconds: dict[str, float]
+    """Seconds per phase of the round, and their `total`."""
+
+
+class PeerStatus(Message):
+    """A running peer as others on this machine see it: `elastic status`, the live view."""
+
+    peer: PeerIdField
+    name: str
+    run: RunName
+    stage: str
+    phase: str = ""
+    round: Index = RoundIndex(0)
+    step: NonNegative = 0
+    loss: float | None = None
+    tokens_per_second: float = 0.0
+    bytes_out: NonNegative = 0
+    bytes_in: NonNegative = 0
+    peers: NonNegative = 0
+    digest: HexDigest | None = None
+    rounds_counted: NonNegative = 0
+    rounds_contributed: NonNegative = 0
+    error: str | None = None
+    updated: float
+    """Unix time at which it was written."""
+    pid: int
+
+
+class PendingMeta(Message):
+    """A contribution that no manifest has settled yet: which round, what it took, and the file with its payload."""
+
+    round: Index
+    inner: InnerReport
+    payload_file: FileName
+
+
+class StateMeta(Message):
+    """`state.json`: which files are the trainer's state. Replacing this one small file is the commit."""
+
+    round: Index
+    """The round whose anchor it is."""
+    anchor: HexDigest
+    anchor_file: FileName
+    residual_file: FileName | None = None
+    """None: the residual is zero."""
+    pending: PendingMeta | None = None
+
+    def files(self) -> frozenset[str]:
+        """Names of all files it refers to."""
+        names = {self.anchor_file, self.residual_file, self.pending.payload_file if self.pending else None}
+        return frozenset(name for name in names if name is not None)
+
+
+JSON = dict[str, Any]

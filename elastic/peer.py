@@ -1,0 +1,69 @@
+"""What one peer is made of: its collaborators, built once in `elastic.actors`, met in `elastic.round`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic.config import Shared
+from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer, TrainerState
+from elastic.messages import Digest, Manifest, PeerId, RoundIndex, RoundPlan, Seconds
+from elastic.schedule.plan import plan_round
+from elastic.state.chain import Chain
+from elastic.wire.signing import Identity
+
+
+@dataclass(slots=True)
+class Peer:
+    """One peer's parts, and the little it remembers between rounds."""
+
+    identity: Identity
+    name: str
+    shared: Shared
+    clock: Clock
+    trainer: Trainer
+    reducer: Reducer
+    like: Any
+    """Parameter name → meta tensor: the shapes that every payload must have."""
+    exchange: Exchange
+    agreement: Agreement
+    incentive: Incentive
+    chain: Chain
+    state: TrainerState
+    """What the trainer holds; renewed after every outer step."""
+    on_phase: Callable[[str], None] = lambda phase: None
+    history: list[Seconds] = field(default_factory=list)
+    """Durations of rounds in which everyone arrived."""
+
+    @property
+    def id(self) -> PeerId:
+        return self.identity.peer
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """No honest payload of this run is larger."""
+        return self.reducer.max_bytes(self.like)
+
+    @property
+    def max_tokens(self) -> int:
+        """No honest contribution claims more tokens."""
+        inner = self.shared.inner
+        return inner.steps * inner.batch_size * inner.sequence_length
+
+    def plan(self, head: Manifest) -> RoundPlan:
+        """The round after `head`, for us."""
+        return plan_round(self.shared, head, self.state.anchor, self.id, self.history)
+
+    def holds(self) -> RoundIndex:
+        """The round whose anchor we hold."""
+        return self.state.round
+
+    def holders(self, first: PeerId | None = None) -> list[PeerId]:
+        """Whom to ask for bytes, the likeliest first."""
+        head = self.chain.head()
+        others = [peer for peer in (head.roster if head else ()) if peer not in (self.id, first)]
+        return [first, *others] if first else others
+
+    async def refresh(self) -> None:
+        """Learn what the trainer holds now, and serve that anchor to joiners."""
+        self.state = await self.trainer.state()
+        await self.exchange.provide_file(Digest(self.state.anchor), self.state.state_path)

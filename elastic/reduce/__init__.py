@@ -1,0 +1,1 @@
+"""Reducers: what makes a pseudo-gradient small enough for the internet."""

@@ -1,0 +1,90 @@
+"""The average reducer: for swarms that trust each other and have bandwidth.
+
+Peers average their pseudo-gradients among themselves (all-reduce) before they commit, so everyone's payload
+is the same dense fp16 average and nothing is left for a later round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from elastic.config import Section
+from elastic.errors import ElasticError
+from elastic.wire.codec import decode_dense, dense_size_bytes, encode_dense
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from elastic.contracts import Payload, Tensors
+
+FP16_MAX = 65504.0
+"""Largest finite fp16 number; a value beyond it is sent as this, because everyone refuses infinity."""
+
+
+class Average:
+    """Dense fp16, two bytes a parameter. A payload is name → "values", fp16 in the parameter's shape."""
+
+    averages = True
+
+    class Config(Section):
+        """No settings."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def compress(self, pseudo_gradient: Tensors, residual: Tensors) -> tuple[Payload, dict[str, Tensor]]:
+        """Δ in fp16; the residual comes back as it was (the average already holds all of everyone's work).
+
+        Raises:
+            ElasticError: Δ has entries that are not finite.
+        """
+        payload = {name: {"values": _to_half(name, delta)} for name, delta in pseudo_gradient.items()}
+        return payload, dict(residual)
+
+    def decompress(self, payload: Payload, like: Tensors) -> dict[str, Tensor]:
+        """The same numbers in fp32."""
+        return {name: payload[name]["values"].float() for name in like}
+
+    def aggregate(self, parts: Sequence[tuple[Payload, float]], like: Tensors) -> dict[str, Tensor]:
+        """The common average bit for bit if all payloads are equal, else Σ share · D̂ in the order given.
+
+        Shares sum to 1 only up to rounding: the common case must not depend on them.
+        """
+        return {
+            name: _mean([(payload[name]["values"], share) for payload, share in parts], like[name])
+            for name in like
+        }
+
+    def encode(self, payload: Payload) -> bytes:
+        return encode_dense({name: fields["values"] for name, fields in payload.items()})
+
+    def decode(self, data: bytes, like: Tensors) -> Payload:
+        """Strict inverse of `encode`.
+
+        Raises:
+            MalformedError: any deviation, or a value that is not finite.
+        """
+        return {name: {"values": values} for name, values in decode_dense(data, like).items()}
+
+    def max_bytes(self, like: Mapping[str, Any]) -> int:
+        """Every payload has exactly this length."""
+        return dense_size_bytes(like)
+
+
+def _to_half(name: str, delta: Tensor) -> Tensor:
+    delta = delta.detach().to("cpu", torch.float32)
+    if not torch.isfinite(delta).all():
+        raise ElasticError(f"pseudo-gradient of {name} is not finite: the inner steps diverged")
+    return delta.clamp(-FP16_MAX, FP16_MAX).to(torch.float16)
+
+
+def _mean(parts: Sequence[tuple[Tensor, float]], like: Tensor) -> Tensor:
+    if parts and all(torch.equal(values, parts[0][0]) for values, _ in parts):
+        return parts[0][0].float()
+    total = torch.zeros(tuple(like.shape), dtype=torch.float32)
+    for values, share in parts:
+        total = total + values.float() * share
+    return total

@@ -1,0 +1,256 @@
+"""THE STORY: one round of one peer, top to bottom.
+
+plan → inner steps → compress → commit digest → publish → gather → verdicts → agree → outer step or restore → report.
+Start reading at `run_round`; every line is one jump deep. A peer's misbehaviour is a Verdict, an unlucky round is a
+Skip, and neither is an exception: exceptions mean that our own side is broken.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from elastic import trace
+from elastic.agreement.validator import draft
+from elastic.apply import apply_manifest, missing_payloads
+from elastic.contracts import Arrival
+from elastic.errors import AveragingError
+from elastic.exchange.gather import CONTRIBUTION, Checks, gather
+from elastic.messages import (
+    ContributionHeader,
+    Counted,
+    Digest,
+    Evidence,
+    InnerReport,
+    Manifest,
+    PeerId,
+    RejectReason,
+    RoundIndex,
+    RoundPlan,
+    RoundReport,
+    Seconds,
+    Verdict,
+    digest_of,
+)
+from elastic.peer import Peer
+from elastic.schedule.decide import Commit, Skip, decide_commit
+from elastic.schedule.phases import Phases
+from elastic.schedule.plan import candidates
+from elastic.verify.checks import check_header, check_payload, mark_copies, mark_diverged
+
+MANIFEST_POLL = Seconds(0.1)
+"""Between two looks for the manifest; it ends the round for everyone, so it is looked for often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What we put into the round: nothing if we sit out, a reason if we could not."""
+
+    inner: InnerReport | None = None
+    payload: bytes | None = None
+    failed: str | None = None
+
+
+async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
+    """One round: train, share, agree on what counts, and move the anchor exactly as everyone else does."""
+    phases = Phases(peer.clock, peer.on_phase)
+    before = await peer.exchange.traffic()
+    with trace.round_span(plan):
+        offer = await contribute(peer, plan, phases)
+        arrivals = await collect(peer, plan, phases)
+        verdicts = judge(peer, plan, arrivals)
+        manifest = await agree(peer, plan, arrivals, verdicts, phases)
+        decision = await conclude(peer, plan, manifest, arrivals, phases)
+    remember(peer, plan, arrivals, verdicts, phases)
+    return await report(peer, plan, offer, (arrivals, verdicts, decision), before, phases)
+
+
+async def contribute(peer: Peer, plan: RoundPlan, phases: Phases) -> Offer:
+    """Inner steps → payload; its digest is committed before anyone can fetch its bytes."""
+    if plan.slot is None:
+        return Offer()
+    inner, payload = await _trained(peer, plan, phases)
+    if peer.reducer.averages:
+        try:
+            payload = await _averaged(peer, plan, payload, phases)
+        except AveragingError as error:
+            return Offer(inner, failed=f"averaging failed: {error}")
+    header = _header(peer, plan, inner, payload)
+    with phases("commit"):
+        await peer.exchange.post(CONTRIBUTION, plan.round, header.canonical())
+    with phases("publish"):
+        await peer.exchange.provide(payload)
+    return Offer(inner, payload)
+
+
+async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> dict[PeerId, Arrival]:
+    """Everyone's contributions, each through the cheap checks as it arrives."""
+
+    async def decided() -> bool:
+        return await peer.agreement.decided(plan.round) is not None
+
+    async def check(header: ContributionHeader, payload: bytes) -> Verdict:
+        return await asyncio.to_thread(
+            check_payload, header, payload, lambda data: peer.reducer.decode(data, peer.like)
+        )
+
+    def check_first(sender: PeerId, header: ContributionHeader) -> Verdict:
+        return check_header(
+            header, sender=sender, plan=plan, max_bytes=peer.max_payload_bytes, max_tokens=peer.max_tokens
+        )
+
+    deadline = Seconds(phases.start + plan.gather_seconds)
+    with phases("gather"):
+        return await gather(
+            peer.exchange, peer.clock, plan, checks=Checks(check_first, check), decided=decided, deadline=deadline
+        )
+
+
+def judge(peer: Peer, plan: RoundPlan, arrivals: dict[PeerId, Arrival]) -> dict[PeerId, Verdict]:
+    """Verdicts on the whole round: what can only be seen by comparing contributions, and who is missing."""
+    verdicts = {sender: arrival.verdict for sender, arrival in arrivals.items()}
+    headers = {sender: arrival.header for sender, arrival in arrivals.items()}
+    verdicts = (mark_diverged if peer.reducer.averages else mark_copies)(verdicts, headers)
+    for absent in set(plan.roster) - set(arrivals):
+        verdicts[absent] = Verdict(peer=absent, round=plan.round, rejected=RejectReason.MISSING)
+    return verdicts
+
+
+async def agree(
+    peer: Peer,
+    plan: RoundPlan,
+    arrivals: dict[PeerId, Arrival],
+    verdicts: dict[PeerId, Verdict],
+    phases: Phases,
+) -> Manifest | None:
+    """The one manifest of this round: made here if we are the validator, waited for if not."""
+    with phases("agree"):
+        if not peer.agreement.validates(peer.id):
+            return await _await_manifest(peer, plan, phases)
+        accepted = [arrivals[sender].header for sender in sorted(arrivals) if verdicts[sender].accepted]
+        shares = peer.incentive.shares(accepted) if accepted else {}
+        counted = [
+            Counted(peer=header.peer, payload=header.payload, size_bytes=header.size_bytes, share=shares[header.peer])
+            for header in accepted
+            if header.peer in shares
+        ]
+        roster = await _next_roster(peer, plan, {header.peer for header in accepted})
+        previous = peer.chain.get(RoundIndex(plan.round - 1))
+        assert previous is not None, "a plan comes from the manifest before it"
+        return await peer.agreement.propose(draft(previous, plan.anchor, counted, roster, peer.id))
+
+
+async def conclude(
+    peer: Peer, plan: RoundPlan, manifest: Manifest | None, arrivals: dict[PeerId, Arrival], phases: Phases
+) -> Commit | Skip:
+    """The outer step on everything that counted, or none at all."""
+    with phases("outer"):
+        held = {a.header.payload: a.payload for a in arrivals.values() if a.payload is not None}
+        payloads: dict[Digest, bytes] = {}
+        missing: list[Digest] = []
+        if manifest is not None:
+            payloads, missing = await missing_payloads(peer, manifest, held)
+        decision = decide_commit(plan, manifest, missing)
+        if isinstance(decision, Commit):
+            await apply_manifest(peer, decision.manifest, payloads)
+        return decision
+
+
+def remember(
+    peer: Peer,
+    plan: RoundPlan,
+    arrivals: dict[PeerId, Arrival],
+    verdicts: dict[PeerId, Verdict],
+    phases: Phases,
+) -> None:
+    """What later rounds learn from this one: how long it takes when all is well, and who did what."""
+    if len(arrivals) == len(plan.roster):
+        peer.history.append(phases.elapsed())
+    tokens = {sender: arrival.header.tokens for sender, arrival in arrivals.items()}
+    evidence = [Evidence(verdict=verdict, tokens=tokens.get(sender, 0)) for sender, verdict in verdicts.items()]
+    peer.incentive.score(plan.round, evidence)
+
+
+async def report(
+    peer: Peer,
+    plan: RoundPlan,
+    offer: Offer,
+    outcome: tuple[dict[PeerId, Arrival], dict[PeerId, Verdict], Commit | Skip],
+    before: tuple[int, int],
+    phases: Phases,
+) -> RoundReport:
+    """The round in one line."""
+    arrivals, verdicts, decision = outcome
+    manifest = decision.manifest if isinstance(decision, Commit) else None
+    bytes_out, bytes_in = await peer.exchange.traffic()
+    return RoundReport(
+        run=plan.run, round=plan.round, peer=peer.id, name=peer.name,
+        contributed=offer.payload is not None,
+        counted=manifest is not None and manifest.counts(peer.id),
+        skipped=_why_skipped(peer, offer, verdicts, decision),
+        loss=offer.inner.mean_loss if offer.inner else None,
+        tokens=offer.inner.tokens if offer.inner else 0,
+        steps=offer.inner.steps if offer.inner else 0,
+        bytes_out=bytes_out - before[0], bytes_in=bytes_in - before[1],
+        payload_bytes=len(offer.payload or b""),
+        digest=peer.state.anchor, manifest=manifest.digest() if manifest else None,
+        verdicts={sender: verdict.rejected or "accepted" for sender, verdict in sorted(verdicts.items())},
+        last=max(arrivals, key=lambda sender: arrivals[sender].seconds, default=None),
+        seconds=phases.totals(),
+    )  # fmt: skip
+
+
+async def _trained(peer: Peer, plan: RoundPlan, phases: Phases) -> tuple[InnerReport, bytes]:
+    """This round's work; work that a crash interrupted after its commitment is offered again, never redone."""
+    pending = peer.state.pending
+    if pending is not None and pending.round == plan.round:
+        return pending.inner, pending.payload
+    with phases("inner"):
+        inner = await peer.trainer.inner_steps(plan)
+    with phases("compress"):
+        return inner, await peer.trainer.compress(plan, inner)
+
+
+async def _averaged(peer: Peer, plan: RoundPlan, payload: bytes, phases: Phases) -> bytes:
+    """For swarms that trust each other: the mean of everyone's payload, which all then hold bit for bit."""
+    with phases("average"):
+        return await peer.exchange.average(
+            f"{plan.run}-{plan.round}", payload, len(plan.roster), Seconds(plan.gather_seconds)
+        )
+
+
+def _header(peer: Peer, plan: RoundPlan, inner: InnerReport, payload: bytes) -> ContributionHeader:
+    return peer.identity.sign(
+        ContributionHeader(
+            run=plan.run, round=plan.round, peer=peer.id, anchor=plan.anchor, payload=digest_of(payload),
+            size_bytes=len(payload), steps=inner.steps, tokens=inner.tokens, loss=inner.mean_loss,
+        )  # fmt: skip
+    )
+
+
+async def _await_manifest(peer: Peer, plan: RoundPlan, phases: Phases) -> Manifest | None:
+    """Until the validator has spoken, or twice the deadline has passed without a word."""
+    while phases.elapsed() < 2 * plan.gather_seconds:
+        if manifest := await peer.agreement.decided(plan.round):
+            return manifest
+        await peer.clock.sleep(MANIFEST_POLL)
+    return None
+
+
+async def _next_roster(peer: Peer, plan: RoundPlan, arrived: set[PeerId]) -> list[PeerId]:
+    ready = candidates(await peer.exchange.cards(), plan, peer.shared.digest(), arrived)
+    chosen = peer.incentive.select(RoundIndex(plan.round + 1), ready, peer.shared.round.max_peers)
+    return sorted(chosen)
+
+
+def _why_skipped(
+    peer: Peer, offer: Offer, verdicts: dict[PeerId, Verdict], decision: Commit | Skip
+) -> str | None:
+    if isinstance(decision, Skip):
+        return decision.because
+    if offer.failed:
+        return offer.failed
+    if decision.manifest.void:
+        return "void: nobody's contribution counted"
+    if offer.payload is None or decision.manifest.counts(peer.id):
+        return None
+    verdict = verdicts.get(peer.id)
+    return verdict.rejected if verdict and verdict.rejected else "arrived after the round was decided"

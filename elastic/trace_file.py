@@ -1,0 +1,187 @@
+"""What the OpenTelemetry SDK needs from us. Only `elastic.trace` imports this, when tracing is set up."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import secrets
+import time
+from base64 import b64decode
+from collections.abc import Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+
+from elastic.config import TraceConfig
+
+logger = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = 32 * 2**20
+"""Bytes of `traces.jsonl` before it becomes `traces.1.jsonl`: about 30,000 spans, and at most twice this on
+disk.
+"""
+
+
+class FileExporter(SpanExporter):
+    """OTLP-JSON, one line per batch: what Jaeger's UI and the OpenTelemetry collector read.
+
+    Several processes of a peer may write the same file; a lock keeps lines whole and rotation single.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = MAX_FILE_BYTES) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Append one line.
+
+        Raises:
+            OSError: it could not be written; no part of it is left in the file.
+        """
+        line = otlp_json(spans)
+        descriptor = self._locked(len(line))
+        try:
+            _append(descriptor, line)
+        finally:
+            os.close(descriptor)
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Nothing is held open between batches."""
+
+    def _locked(self, room: int) -> int:
+        """A locked descriptor of a file with room for so many bytes."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if self._usable(descriptor, room):
+                    return descriptor
+            except OSError:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _usable(self, descriptor: int, room: int) -> bool:
+        """False: another process rotated the file away while we waited for the lock, or we did now."""
+        if not _is_at(descriptor, self._path):
+            return False
+        size = os.fstat(descriptor).st_size
+        if size == 0 or size + room <= self._max_bytes:
+            return True
+        os.replace(self._path, self._path.with_suffix(".1" + self._path.suffix))
+        return False
+
+
+def make_exporter(config: TraceConfig, state_dir: Path, timeout: float) -> SpanExporter:
+    """The exporter that the run file chooses; one request may take `timeout` seconds, retries included."""
+    if config.exporter == "file":
+        return FileExporter(state_dir / "traces.jsonl")
+    from opentelemetry.exporter.otlp.proto.http import Compression
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(config.endpoint, timeout=timeout, compression=Compression.Gzip)
+
+
+class SwarmIds(IdGenerator):
+    """Forced ids where a span must be nameable by others, random ones elsewhere.
+
+    From `secrets`, not from `random` as the SDK's own: training seeds `random`, equally on all peers.
+    """
+
+    def __init__(self, forced: ContextVar[tuple[int, int] | None]) -> None:
+        self._forced = forced
+
+    def generate_trace_id(self) -> int:
+        forced = self._forced.get()
+        return forced[0] if forced else secrets.randbits(128) or 1
+
+    def generate_span_id(self) -> int:
+        forced = self._forced.get()
+        return forced[1] if forced else secrets.randbits(64) or 1
+
+    def is_trace_id_random(self) -> bool:
+        return True
+
+
+class GuardedExporter(SpanExporter):
+    """Any exporter, made harmless: it never raises, says once that it fails, and stops when told."""
+
+    def __init__(self, inner: SpanExporter) -> None:
+        self._inner = inner
+        self._failing = False
+        self._deadline = float("inf")
+        # The SDK logs every failed request; one line at the first and one at the recovery is enough.
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+
+    def stop_by(self, deadline: float) -> None:
+        """Drop what is not exported at this time (`time.monotonic`)."""
+        self._deadline = deadline
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if time.monotonic() > self._deadline:
+            return SpanExportResult.FAILURE
+        reason = "the endpoint did not take them"
+        try:
+            result = self._inner.export(spans)
+        except Exception as error:  # noqa: BLE001  telemetry never takes down training
+            reason, result = str(error), SpanExportResult.FAILURE
+        self._tell(result is not SpanExportResult.SUCCESS, reason)
+        return result
+
+    def shutdown(self) -> None:
+        try:
+            self._inner.shutdown()
+        except Exception as error:  # noqa: BLE001  telemetry never takes down training
+            logger.debug("exporter did not shut down: %s", error)
+
+    def _tell(self, failing: bool, reason: str) -> None:
+        if failing and not self._failing:
+            logger.warning("spans are lost, training goes on: %s", reason)
+        if self._failing and not failing:
+            logger.info("spans are exported again")
+        self._failing = failing
+
+
+def otlp_json(spans: Sequence[ReadableSpan]) -> bytes:
+    """One line of OTLP-JSON: protobuf's JSON, but ids in hex and enums as numbers, as OTLP demands."""
+    tree = MessageToDict(encode_spans(spans), use_integers_for_enums=True)
+    for resource in tree.get("resourceSpans", ()):
+        for scope in resource["scopeSpans"]:
+            for span in scope["spans"]:
+                _ids_to_hex(span)
+    return json.dumps(tree, separators=(",", ":")).encode() + b"\n"
+
+
+def _ids_to_hex(span: dict[str, Any]) -> None:
+    for holder in (span, *span.get("links", ())):
+        for key in ("traceId", "spanId", "parentSpanId"):
+            if key in holder:
+                holder[key] = b64decode(holder[key]).hex()
+
+
+def _append(descriptor: int, line: bytes) -> None:
+    size = os.fstat(descriptor).st_size
+    try:
+        written = 0
+        while written < len(line):
+            written += os.write(descriptor, line[written:])
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,1 @@
+"""Inner steps: from tokens to a pseudo-gradient."""

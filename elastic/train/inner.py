@@ -1,0 +1,83 @@
+"""Inner steps: AdamW on local tokens, the schedule counted over the whole run."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from elastic.config import InnerConfig
+from elastic.messages import InnerReport
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """When to stop before all steps are done, decided alike by all workers of a peer."""
+
+    after_seconds: float
+    agree: Callable[[bool], bool] = lambda flag: flag
+    """Turns one worker's wish into everyone's decision (an all-reduce with several workers)."""
+
+
+def make_optimizer(model: nn.Module, config: InnerConfig) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, gains do not, as is usual for Llama-style models."""
+    params = [param for param in model.parameters() if param.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, foreach=True)
+
+
+def learning_rate(step: int, total_steps: int, config: InnerConfig) -> float:
+    """Linear warm-up, then cosine down to `final_fraction` of the peak; `step` counts inner steps over the run."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
+
+
+def run_inner_steps(
+    loss_of: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Tensor],
+    *,
+    learning_rates: Callable[[int], float],
+    clip_norm: float,
+    stop: Stop,
+    on_step: Callable[[int, Tensor], None] = lambda step, loss: None,
+) -> InnerReport:
+    """Train over the batches in place.
+
+    Args:
+        loss_of: tokens (B, T+1) → scalar mean loss in nats, ready for `backward`.
+        batches: this worker's tokens, one (B, T+1) int64 tensor per inner step.
+        learning_rates: index of the step in this round → learning rate.
+
+    Returns:
+        The report of this worker alone: tokens and mean losses of its own batches.
+    """
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    start, losses, tokens = time.perf_counter(), [], 0
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rates(step)
+        loss = loss_of(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+        tokens += batch.shape[0] * (batch.shape[1] - 1)
+        on_step(step, losses[-1])
+        if stop.agree(time.perf_counter() - start > stop.after_seconds):
+            break
+    values = torch.stack(losses).tolist()  # one wait for the device, at the end
+    return InnerReport(
+        steps=len(values), tokens=tokens, first_loss=values[0], last_loss=values[-1],
+        mean_loss=sum(values) / len(values), seconds=time.perf_counter() - start,
+    )  # fmt: skip

@@ -1,0 +1,274 @@
+"""The trainer of one worker: it owns every dense tensor, and has the verbs of the story.
+
+θ (the anchor) and the residual live on disk and, on rank 0, in memory; the model's params start from θ in every round.
+With several workers rank 0 does everything but the inner steps, and hands θ to the others when those begin. What is on
+disk when a process dies is enough: a restarted session holds the same anchor, the same residual, and the same
+contribution if one is still to be settled.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from elastic.config import Shared
+from elastic.contracts import Pending, Reducer, StateStore, TrainerState
+from elastic.errors import StateError
+from elastic.messages import Digest, InnerReport, Manifest, PeerId, PendingMeta, RoundIndex, RoundPlan, StateMeta, digest_of
+from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps
+from elastic.train.outer import initial_anchor, outer_step
+from elastic.train.tokens import Batches, held_out_batches
+from elastic.wire.codec import decode_state, encode_state
+
+KEEP_ANCHORS = 4
+"""Anchors kept on disk: a joiner fetches one while rounds go on."""
+
+Assign = Callable[[RoundPlan], np.ndarray[Any, np.dtype[np.int64]]]
+"""Plan → ids of the token sequences assigned to this peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """This worker among the workers of its peer, and where it computes."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a session works with, chosen in the run file and built by `elastic.actors`."""
+
+    model: Any
+    corpus: Any
+    assign: Assign
+    reducer: Reducer
+    store: StateStore
+
+
+class _Loss(nn.Module):
+    """The model's loss as a forward pass, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        loss: Tensor = self.model.loss(tokens_BT)
+        return loss
+
+
+class Session:
+    """One worker's trainer. `store` and `reducer` are used on rank 0 only."""
+
+    def __init__(
+        self,
+        peer: PeerId,
+        shared: Shared,
+        parts: Parts,
+        *,
+        worker: Worker,
+        on_step: Callable[[int, Tensor], None] = lambda step, loss: None,
+    ) -> None:
+        self.peer, self.shared, self.worker, self.on_step = peer, shared, worker, on_step
+        self.model, self.corpus, self.assign = parts.model, parts.corpus, parts.assign
+        self.reducer, self.store = parts.reducer, parts.store
+        model = self.model
+        model.initialize(shared.seed)
+        self.model.to(worker.device)
+        self.params = dict(model.named_parameters())
+        self.optimizer = make_optimizer(model, shared.inner)
+        loss: nn.Module = _Loss(model)
+        self.loss = nn.parallel.DistributedDataParallel(loss) if worker.world_size > 1 else loss
+        self.like = {name: torch.empty(param.shape, device="meta") for name, param in self.params.items()}
+        self.anchor = initial_anchor(self.params, shared.outer)
+        self.residual = {name: torch.zeros(param.shape) for name, param in self.params.items()}
+        self.pending: Pending | None = None
+        self._residual_file: str | None = None
+        if worker.rank == 0:
+            self._resume()
+
+    # --- what it holds -------------------------------------------------------------------------------------------
+
+    def state(self) -> TrainerState:
+        """What this trainer holds, also right after a restart."""
+        return TrainerState(
+            round=self.meta.round, anchor=self.meta.anchor, size_bytes=self.size_bytes,
+            state_path=str(self.store.path(self.meta.anchor_file)), pending=self.pending,
+        )  # fmt: skip
+
+    def _resume(self) -> None:
+        meta = self.store.load()
+        if meta is None:
+            self._commit_anchor(RoundIndex(0))
+            return
+        self.meta, self._residual_file = meta, meta.residual_file
+        self._take_anchor(self._read(meta.anchor_file), meta.anchor)
+        if meta.residual_file:
+            self.residual = decode_state(self._read(meta.residual_file), self.residual)
+        if meta.pending:
+            payload = self._read(meta.pending.payload_file)
+            self.pending = Pending(meta.pending.round, meta.pending.inner, payload)
+
+    def _take_anchor(self, data: bytes, expected: Digest) -> None:
+        if digest_of(data) != expected:
+            raise StateError(f"the anchor on disk is damaged (expected digest {expected[:12]}…): remove the state "
+                             "directory to fetch it from the swarm again")  # fmt: skip
+        self.size_bytes = len(data)
+        self.anchor = decode_state(data, self.anchor)
+
+    # --- the verbs of the story ----------------------------------------------------------------------------------
+
+    def inner_steps(self, plan: RoundPlan) -> InnerReport:
+        """Train from the anchor on the tokens assigned by the plan; every worker calls it."""
+        inner = self.shared.inner
+        self._start_from_anchor()
+        offset, total = (plan.round - 1) * inner.steps, self.shared.rounds * inner.steps
+        report = run_inner_steps(
+            self.loss, self.optimizer, self._batches(plan),
+            learning_rates=lambda step: learning_rate(offset + step, total, inner),
+            clip_norm=inner.clip_norm, stop=Stop(plan.train_seconds, self._any_worker), on_step=self.on_step,
+        )  # fmt: skip
+        return self._all_workers(report)
+
+    def compress(self, plan: RoundPlan, inner: InnerReport) -> bytes:
+        """Pseudo-gradient plus residual → payload bytes; both are on disk when this returns.
+
+        From here on the residual is what is left once the payload counts; if it does not, the payload goes back in.
+        """
+        pseudo_gradient = {name: self.anchor[name] - param.detach().cpu().float() for name, param in self.params.items()}
+        payload, self.residual = self.reducer.compress(pseudo_gradient, self.residual)
+        self.pending = Pending(plan.round, inner, self.reducer.encode(payload))
+        self._commit_residual(self.pending)
+        return self.pending.payload
+
+    def outer_step(self, manifest: Manifest, payloads: Mapping[Digest, bytes]) -> Digest:
+        """θ ← θ − α · Σ share · D̂ over what the manifest counts; settle our own contribution; write both to disk."""
+        if not manifest.void:
+            decoded = {digest: self.reducer.decode(data, self.like) for digest, data in payloads.items()}
+            parts = [(decoded[entry.payload], entry.share) for entry in manifest.counted]
+            outer_step(self.anchor, self.reducer.aggregate(parts, self.like), self.shared.outer)
+        self._settle(manifest)
+        return self._commit_anchor(RoundIndex(manifest.round + 1))
+
+    def load(self, state: bytes, round_: RoundIndex, settled: Manifest | None = None) -> Digest:
+        """Take an anchor fetched from others. Work that was never counted stays in the residual.
+
+        Args:
+            settled: the manifest of our pending contribution's round, if it is known. If it is not, the contribution
+                may have been counted and is dropped: applying it twice would be worse than losing it.
+        """
+        self.anchor = decode_state(state, self.anchor)
+        if settled is not None:
+            self._settle(settled)
+        self.pending = None
+        return self._commit_anchor(round_)
+
+    def evaluate(self, max_sequences: int) -> float:
+        """Mean held-out loss of the anchor, in nats per token."""
+        data, inner = self.shared.data, self.shared.inner
+        self._params_from_anchor()
+        losses = []
+        with torch.no_grad():
+            for batch in held_out_batches(
+                self.corpus.tokens, data.held_out, inner.sequence_length, inner.batch_size, max_sequences
+            ):
+                losses.append((self.model.loss(batch.to(self.worker.device)).item(), len(batch)))
+        return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+
+    def generate(self, prompt: str, num_tokens: int) -> str:
+        """Text continued by the anchor's model."""
+        self._params_from_anchor()
+        tokens = torch.as_tensor(np.asarray(self.corpus.tokenizer.encode(prompt), dtype=np.int64))[None]
+        generator = torch.Generator().manual_seed(self.shared.seed)
+        out = self.model.generate(tokens.to(self.worker.device), num_tokens, temperature=0.7, generator=generator)
+        text: str = self.corpus.tokenizer.decode(out[0].tolist())
+        return text
+
+    # --- details -------------------------------------------------------------------------------------------------
+
+    def _batches(self, plan: RoundPlan) -> Any:
+        inner, worker = self.shared.inner, self.worker
+        batches = Batches(self.corpus.tokens, self.assign(plan), inner.sequence_length, inner.batch_size,
+                          rank=worker.rank, world_size=worker.world_size)  # fmt: skip
+        return (batch.to(worker.device) for batch in batches)
+
+    def _start_from_anchor(self) -> None:
+        if self.worker.rank == 0:
+            self._params_from_anchor()
+        if self.worker.world_size > 1:
+            for param in self.params.values():
+                dist.broadcast(param.data, src=0)
+
+    @torch.no_grad()
+    def _params_from_anchor(self) -> None:
+        for name, param in self.params.items():
+            param.copy_(self.anchor[name])
+
+    def _any_worker(self, flag: bool) -> bool:
+        """True on all workers as soon as it is true on one, so that they leave the loop after the same step."""
+        if self.worker.world_size == 1:
+            return flag
+        votes = torch.tensor([float(flag)], device=self.worker.device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes.item())
+
+    def _all_workers(self, report: InnerReport) -> InnerReport:
+        """Losses are means over workers, tokens their sum."""
+        n = self.worker.world_size
+        if n == 1:
+            return report
+        fields = [report.first_loss, report.last_loss, report.mean_loss, float(report.tokens)]
+        sums = torch.tensor(fields, dtype=torch.float64, device=self.worker.device)
+        dist.all_reduce(sums)
+        first, last, mean, tokens = sums.tolist()
+        return report.model_copy(
+            update={"first_loss": first / n, "last_loss": last / n, "mean_loss": mean / n, "tokens": int(tokens)}
+        )
+
+    def _settle(self, manifest: Manifest) -> None:
+        """Our pending contribution left the residual; put it back unless this manifest counts it."""
+        pending = self.pending
+        if pending is None or pending.round > manifest.round:
+            return
+        if pending.round < manifest.round or not manifest.counts(self.peer):
+            back = self.reducer.decompress(self.reducer.decode(pending.payload, self.like), self.like)
+            for name, value in back.items():
+                self.residual[name].add_(value)
+            self._write_residual(pending.round)
+        self.pending = None
+
+    def _commit_residual(self, pending: Pending) -> None:
+        payload_file = f"payload-{pending.round:08d}-{digest_of(pending.payload)[:12]}.bin"
+        self.store.write_file(payload_file, [pending.payload])
+        self._write_residual(pending.round)
+        meta = PendingMeta(round=pending.round, inner=pending.inner, payload_file=payload_file)
+        self._commit(self.meta.model_copy(update={"residual_file": self._residual_file, "pending": meta}))
+
+    def _write_residual(self, round_: RoundIndex) -> None:
+        # A new name each time: the file that the committed state refers to must never change under it.
+        self._residual_file = f"residual-{round_:08d}-{secrets.token_hex(4)}.bin"
+        self.store.write_file(self._residual_file, [encode_state(self.residual)])
+
+    def _commit_anchor(self, round_: RoundIndex) -> Digest:
+        data = encode_state(self.anchor)
+        digest = digest_of(data)
+        name = f"anchor-{round_:08d}-{digest[:12]}.bin"
+        self.size_bytes = len(data)
+        self.store.write_file(name, [data])
+        self._commit(StateMeta(round=round_, anchor=digest, anchor_file=name, residual_file=self._residual_file))
+        return digest
+
+    def _commit(self, meta: StateMeta) -> None:
+        self.store.commit(meta)
+        self.store.prune(KEEP_ANCHORS)
+        self.meta = meta
+
+    def _read(self, name: str) -> bytes:
+        return self.store.path(name).read_bytes()

@@ -1,0 +1,257 @@
+"""A Llama-style decoder, from one million parameters to seventy-two billion.
+
+RMSNorm before each sub-layer, rotary positions, grouped-query attention, SwiGLU, no biases, embeddings tied
+or not. Sources: LLaMA, arXiv 2302.13971; Llama 3, arXiv 2407.21783.
+
+Query, key and value are one matrix, and so are gate and up: fewer and larger products.
+"""
+
+# ruff: noqa: N803, N806 (the letters of shapes are capitals)
+# B batch, T time, P positions (B * T), V vocabulary, D model width, H query heads, K key-value heads,
+# G all rotated heads (H + K), E width of one head, F width of the feed-forward layer
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model_zoo.shapes import Shape, shape_of
+
+NORM_EPSILON = 1e-5
+"""Added to the mean square in RMSNorm; 1e-5 as in Llama 3. Another value is another model."""
+LOGITS_AT_ONCE = 2**25
+"""Elements of the logits that exist at once in `loss`: 128 MiB in fp32. Larger batches go in pieces."""
+DRAW_LEVELS = 2**23
+"""Initial values are integers in [-2**23, 2**23), each exact in fp32, times a constant."""
+
+
+class Llama(nn.Module):  # type: ignore[misc]
+    """The decoder. Parameters are allocated, not set: call `initialize` or load a state before use.
+
+    What a trainer may rely on, of this and of any other model named in a run file:
+        `Model(config)` costs memory only, and none under `torch.device("meta")`;
+        `initialize(seed)` gives the same bits on every machine;
+        `model(tokens_BT)` gives logits_BTV, `model.loss(tokens_BT1)` a scalar in nats per token;
+        `generate(prompt_1T, num_tokens, temperature, generator)` gives tokens_1T;
+        `config` is what it was made from; all state is in its parameters (no buffers).
+    """
+
+    class Config(BaseModel):
+        """[shared.model] with `name = "llama"`: a preset, and what to change in it."""
+
+        model_config = ConfigDict(
+            frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+        )
+
+        preset: str = "nano"
+        """One of nano, micro, 150m, 1b, 8b, 72b."""
+        vocab_size: int | None = Field(default=None, ge=2, le=2**20)
+        """Tokens in the vocabulary; must be that of the tokenizer, or larger."""
+        layers: int | None = Field(default=None, ge=1, le=1024)
+        """Decoder blocks."""
+        dim: int | None = Field(default=None, ge=2, le=2**17)
+        """Width of the model, a multiple of `heads`."""
+        heads: int | None = Field(default=None, ge=1)
+        """Query heads, a multiple of `kv_heads`."""
+        kv_heads: int | None = Field(default=None, ge=1)
+        """Key and value heads."""
+        ffn_dim: int | None = Field(default=None, ge=1)
+        """Inner width of the feed-forward layer."""
+        rope_theta: float | None = Field(default=None, gt=1)
+        """Base of the rotary wavelengths."""
+        max_sequence_length: int | None = Field(default=None, ge=1)
+        """Longest sequence, in tokens."""
+        tied: bool | None = None
+        """One matrix for the embedding and the output."""
+
+        @model_validator(mode="after")
+        def _makes_a_shape(self) -> "Llama.Config":
+            _ = self.shape
+            return self
+
+        @property
+        def shape(self) -> Shape:
+            """The preset with its changes."""
+            return shape_of(self.preset, self.model_dump(exclude={"preset"}, exclude_none=True))
+
+    def __init__(self, config: "Llama.Config") -> None:
+        super().__init__()
+        self.config = config
+        self.shape = shape = config.shape
+        self.embedding = nn.Parameter(torch.empty(shape.vocab_size, shape.dim))
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.Parameter(torch.empty(shape.dim))
+        self.head = None if shape.tied else nn.Parameter(torch.empty(shape.vocab_size, shape.dim))
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits of the next token at each position, (B, T, V).
+
+        Raises:
+            ValueError: the sequences are longer than the model's `max_sequence_length`.
+        """
+        return self._logits(self._hidden(tokens_BT))
+
+    def loss(self, tokens_BT1: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of tokens[:, 1:] given tokens[:, :-1], a scalar.
+
+        A batch whose logits would not fit is done in pieces; the backward pass computes their logits again.
+
+        Args:
+            tokens_BT1: (B, T + 1), int64.
+
+        Raises:
+            ValueError: see `forward`.
+        """
+        hidden_PD = self._hidden(tokens_BT1[:, :-1]).flatten(0, 1)
+        targets_P = tokens_BT1[:, 1:].flatten()
+        piece = max(1, LOGITS_AT_ONCE // self.shape.vocab_size)
+        if len(targets_P) <= piece:
+            return self._cross_entropy(hidden_PD, targets_P) / len(targets_P)
+        sums = [
+            checkpoint(self._cross_entropy, hidden_pD, targets_p, use_reentrant=False)
+            for hidden_pD, targets_p in zip(hidden_PD.split(piece), targets_P.split(piece), strict=True)
+        ]
+        return torch.stack(sums).sum() / len(targets_P)
+
+    def generate(
+        self,
+        prompt_1T: Tensor,
+        num_tokens: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The prompt and `num_tokens` more, (1, T + num_tokens); each is drawn given the last ones that fit.
+
+        Args:
+            prompt_1T: (1, T) with T ≥ 1, int64.
+            num_tokens: how many tokens to add.
+            temperature: divides the logits; 0 takes the most likely token.
+            generator: source of the draws, on the model's device; None: torch's own.
+        """
+        tokens_1T = prompt_1T
+        with torch.no_grad():
+            for _ in range(num_tokens):
+                context_1T = tokens_1T[:, -self.shape.max_sequence_length :]
+                logits_1V = self._logits(self._hidden(context_1T)[:, -1]).float()
+                tokens_1T = torch.cat((tokens_1T, draw(logits_1V, temperature, generator)), dim=1)
+        return tokens_1T
+
+    def initialize(self, seed: int) -> None:
+        """Set every parameter, to the same bits on every machine; `seed` is in [0, 2**63).
+
+        Strangers must begin from one anchor, bit for bit, and normal draws do not allow that: they go through
+        logarithms and cosines, whose last bit depends on the math library and on vectorisation. So all values
+        are uniform: integers from a CPU Mersenne twister, each exact in fp32, times one constant, which
+        IEEE 754 rounds alike everywhere. Parameters are visited in the order of their names. Norms are one.
+        """
+        generator = torch.Generator("cpu").manual_seed(seed)
+        with torch.no_grad():
+            for name, param in sorted(self.named_parameters()):
+                if param.ndim == 1:
+                    param.fill_(1.0)
+                else:
+                    fill_uniform(param, self.initial_std(name), generator)
+
+    def initial_std(self, name: str) -> float:
+        """Standard deviation of a matrix: 0.02, less for what adds to the residual stream (as in GPT-2)."""
+        return 0.02 / math.sqrt(2 * self.shape.layers) if name.endswith((".out", ".down")) else 0.02
+
+    def _hidden(self, tokens_BT: Tensor) -> Tensor:
+        length = tokens_BT.shape[1]
+        if length > self.shape.max_sequence_length:
+            raise ValueError(
+                f"{length} tokens in a sequence; this model takes {self.shape.max_sequence_length} at most"
+            )
+        rotation = rope_tables(length, self.shape.head_dim, self.shape.rope_theta, tokens_BT.device)
+        x_BTD = F.embedding(tokens_BT, self.embedding)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rotation)
+        return rms_norm(x_BTD, self.norm)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.embedding if self.head is None else self.head)
+
+    def _cross_entropy(self, hidden_PD: Tensor, targets_P: Tensor) -> Tensor:
+        return F.cross_entropy(self._logits(hidden_PD).float(), targets_P, reduction="sum")
+
+
+class Block(nn.Module):  # type: ignore[misc]
+    """One decoder layer: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.attention_norm = nn.Parameter(torch.empty(shape.dim))
+        self.qkv = nn.Parameter(torch.empty((shape.heads + 2 * shape.kv_heads) * shape.head_dim, shape.dim))
+        self.out = nn.Parameter(torch.empty(shape.dim, shape.dim))
+        self.ffn_norm = nn.Parameter(torch.empty(shape.dim))
+        self.gate_up = nn.Parameter(torch.empty(2 * shape.ffn_dim, shape.dim))
+        self.down = nn.Parameter(torch.empty(shape.dim, shape.ffn_dim))
+
+    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, T, D) → (B, T, D)."""
+        x_BTD = x_BTD + self._attention(rms_norm(x_BTD, self.attention_norm), rotation)
+        return x_BTD + self._feed_forward(rms_norm(x_BTD, self.ffn_norm))
+
+    def _attention(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        heads, kv_heads = self.shape.heads, self.shape.kv_heads
+        qkv_BTGE = F.linear(x_BTD, self.qkv).unflatten(-1, (heads + 2 * kv_heads, self.shape.head_dim))
+        rotated_BGTE = rotate(qkv_BTGE[:, :, : heads + kv_heads], *rotation).transpose(1, 2)
+        mixed_BHTE = F.scaled_dot_product_attention(
+            rotated_BGTE[:, :heads],
+            rotated_BGTE[:, heads:],
+            qkv_BTGE[:, :, heads + kv_heads :].transpose(1, 2),
+            is_causal=True,
+            enable_gqa=heads != kv_heads,
+        )
+        return F.linear(mixed_BHTE.transpose(1, 2).flatten(2), self.out)
+
+    def _feed_forward(self, x_BTD: Tensor) -> Tensor:
+        gate_BTF, up_BTF = F.linear(x_BTD, self.gate_up).chunk(2, dim=-1)
+        return F.linear(F.silu(gate_BTF) * up_BTF, self.down)
+
+
+def rms_norm(x: Tensor, scale_D: Tensor) -> Tensor:
+    """x / sqrt(mean(x²) + ε) · scale over the last dimension. Source: arXiv 1910.07467."""
+    return F.rms_norm(x, scale_D.shape, scale_D, NORM_EPSILON)
+
+
+@lru_cache(maxsize=8)
+def rope_tables(length: int, head_dim: int, theta: float, device: Any) -> tuple[Tensor, Tensor]:
+    """cos and signed sin of each position's angles, both (T, 1, E) fp32, for `rotate`.
+
+    Kept here and not in buffers: they are no state, and DDP would broadcast buffers at every step.
+    """
+    with torch.inference_mode(False):  # what is cached in an evaluation must serve training too
+        frequencies = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+        angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+
+
+def rotate(x_BTGE: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
+    """Rotary position embedding; coordinate i pairs with i + E/2. Source: RoFormer, arXiv 2104.09864."""
+    first, second = x_BTGE.chunk(2, dim=-1)
+    return (x_BTGE * cos_T1E + torch.cat((second, first), dim=-1) * sin_T1E).to(x_BTGE.dtype)
+
+
+def fill_uniform(param: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill with uniform draws of that standard deviation, any dtype and device; see `Llama.initialize`."""
+    step = math.sqrt(3.0) * std / DRAW_LEVELS
+    for part in param.view(-1).split(2**24):  # a 72B embedding would otherwise need 8 GiB beside it
+        draws = torch.empty(len(part), dtype=torch.float32).random_(
+            -DRAW_LEVELS, DRAW_LEVELS, generator=generator
+        )
+        part.copy_(draws.mul_(step))
+
+
+def draw(logits_1V: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """One token per row, (1, 1), from softmax(logits / temperature); temperature 0: the largest."""
+    if temperature == 0:
+        return logits_1V.argmax(dim=-1, keepdim=True)
+    return torch.multinomial(torch.softmax(logits_1V / temperature, dim=-1), 1, generator=generator)

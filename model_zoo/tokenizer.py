@@ -1,0 +1,169 @@
+"""Text ↔ tokens, without a download: plain bytes, or byte-pair encoding trained on the run's own text."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+TEXT_PIECE = 2**20
+"""Characters the byte-pair encoder sees at a time. Another value gives another vocabulary, so another run."""
+
+
+class Tokenizer(Protocol):
+    """What the trainer needs of a tokenizer. `decode(encode(text)) == text` for any text."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Every token is below it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex; equal digests encode alike."""
+        ...
+
+    def encode(self, text: str) -> npt.NDArray[np.uint32]:
+        """Tokens of a text."""
+        ...
+
+    def decode(self, tokens: npt.ArrayLike) -> str:
+        """Text of the tokens; bytes that are not UTF-8 become "�"."""
+        ...
+
+
+class ByteTokenizer:
+    """One token a byte of the text's UTF-8."""
+
+    vocab_size = 256
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the word "bytes"; there is nothing else to tell apart."""
+        return hashlib.sha256(b"bytes").hexdigest()
+
+    def encode(self, text: str) -> npt.NDArray[np.uint32]:
+        """The bytes, widened."""
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
+
+    def decode(self, tokens: npt.ArrayLike) -> str:
+        """Text of the bytes.
+
+        Raises:
+            ValueError: a token is not a byte.
+        """
+        array = np.asarray(tokens, dtype=np.int64).ravel()
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
+            raise ValueError(f"tokens of bytes are 0 to 255; got {array.min()} to {array.max()}")
+        return array.astype(np.uint8).tobytes().decode(errors="replace")
+
+
+class BPETokenizer:
+    """Byte-level byte-pair encoding (GPT-2's), trained in-process by Hugging Face `tokenizers`."""
+
+    def __init__(self, definition: str) -> None:
+        """Take what `to_json` gave.
+
+        Raises:
+            ValueError: it is no such definition.
+        """
+        from tokenizers import Tokenizer as Engine
+
+        try:
+            self._engine: Any = Engine.from_str(definition)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"not a tokenizer definition: {error}") from error
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
+        """Learn a vocabulary of at most `vocab_size` tokens; a short text may give fewer.
+
+        The same text gives the same vocabulary on any number of threads: `tests/unit/test_tokenizer.py`.
+        """
+        from tokenizers import Tokenizer as Engine
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        if vocab_size < 256:
+            raise ValueError(f"vocab_size = {vocab_size}, but the 256 bytes are always in the vocabulary")
+        engine = Engine(models.BPE())
+        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        engine.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        )
+        engine.train_from_iterator(_pieces(text), trainer)
+        return cls(engine.to_str())
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary."""
+        return int(self._engine.get_vocab_size())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the definition."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def encode(self, text: str) -> npt.NDArray[np.uint32]:
+        """Tokens of a text."""
+        encodings = self._engine.encode_batch(_pieces(text), add_special_tokens=False)
+        return np.concatenate(
+            [np.asarray(encoding.ids, np.uint32) for encoding in encodings] or [np.empty(0, np.uint32)]
+        )
+
+    def decode(self, tokens: npt.ArrayLike) -> str:
+        """Text of the tokens."""
+        ids = np.asarray(tokens, dtype=np.int64).ravel().tolist()
+        return str(self._engine.decode(ids, skip_special_tokens=False))
+
+    def to_json(self) -> str:
+        """The whole definition: vocabulary and merges, in their order."""
+        return str(self._engine.to_str())
+
+
+def load_tokenizer(kind: str, vocab_size: int, text: str, cache_dir: Path) -> Tokenizer:
+    """The tokenizer of a run; a trained one is kept in `cache_dir`, by the digest of its text.
+
+    Args:
+        kind: "bytes" or "bpe".
+        vocab_size: 256 for "bytes", at least 256 for "bpe".
+        text: what "bpe" is trained on.
+        cache_dir: made if it is not there.
+
+    Raises:
+        ValueError: another kind, or a size that does not go with it.
+    """
+    if kind == "bytes":
+        if vocab_size != ByteTokenizer.vocab_size:
+            raise ValueError(f'vocab_size = {vocab_size}, but the "bytes" tokenizer has 256 tokens')
+        return ByteTokenizer()
+    if kind != "bpe":
+        raise ValueError(f'no tokenizer is called "{kind}"; known: bytes, bpe')
+    cached = cache_dir / f"bpe-{vocab_size}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    if cached.exists():
+        return BPETokenizer(cached.read_text(encoding="utf-8"))
+    tokenizer = BPETokenizer.train(text, vocab_size)
+    write_whole(cached, tokenizer.to_json().encode())
+    return tokenizer
+
+
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file that is either there in full or not at all: beside it first, then renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
+        try:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    Path(file.name).replace(path)
+
+
+def _pieces(text: str) -> list[str]:
+    return [text[start : start + TEXT_PIECE] for start in range(0, len(text), TEXT_PIECE)]

@@ -1,0 +1,267 @@
+"""What every Exchange promises, checked on the one in memory and on the real one over loopback."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from elastic.config import NetworkConfig
+from elastic.contracts import Exchange
+from elastic.errors import AveragingError, FetchError, NetworkError
+from elastic.exchange.hivemind import HivemindExchange
+from elastic.exchange.memory import MemoryExchange, MemoryNetwork
+from elastic.messages import PeerCard, PeerId, PeerStage, RoundIndex, digest_of
+from elastic.wire.signing import Identity
+
+RUN = "contract"
+CARD_SECONDS = 3.0
+ROUND = RoundIndex(1)
+
+
+class Swarm:
+    """Peers of one run, made as the test asks for them."""
+
+    def __init__(self) -> None:
+        self.exchanges: list[Any] = []
+
+    async def join(self) -> Any:
+        raise NotImplementedError
+
+    async def plant_card(self, exchange: Any, body: bytes) -> None:
+        """Announce bytes that need not be a card."""
+        raise NotImplementedError
+
+    def let_cards_expire(self) -> None:
+        """Time passes, if it can be made to."""
+
+    async def close(self) -> None:
+        for exchange in reversed(self.exchanges):
+            await exchange.close()
+
+
+class MemorySwarm(Swarm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = 0.0
+        self.network = MemoryNetwork(lambda: self.time, CARD_SECONDS)
+
+    async def join(self) -> MemoryExchange:
+        self.exchanges.append(self.network.join(Identity.generate().peer, RUN))
+        return self.exchanges[-1]
+
+    async def plant_card(self, exchange: MemoryExchange, body: bytes) -> None:
+        self.network.cards[RUN, exchange.peer] = (body, self.time + CARD_SECONDS)
+
+    def let_cards_expire(self) -> None:
+        self.time += CARD_SECONDS
+
+
+class HivemindSwarm(Swarm):
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    async def join(self) -> HivemindExchange:
+        path = self.folder / f"peer{len(self.exchanges)}.key"
+        network = NetworkConfig(
+            host="127.0.0.1",
+            bootstrap=tuple(self.exchanges[0].addresses) if self.exchanges else (),
+            card_seconds=CARD_SECONDS,
+        )
+        identity = Identity.load_or_create(path)
+        exchange = await HivemindExchange.start(
+            identity=identity, identity_path=path, run=RUN, network=network
+        )
+        self.exchanges.append(exchange)
+        return exchange
+
+    async def plant_card(self, exchange: HivemindExchange, body: bytes) -> None:
+        await exchange._write(f"{RUN}/peers", body, CARD_SECONDS, "planting")
+
+
+@pytest.fixture(params=["memory", "hivemind"])
+async def swarm(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Swarm]:
+    made = MemorySwarm() if request.param == "memory" else HivemindSwarm(tmp_path)
+    yield made
+    await made.close()
+
+
+def card_of(exchange: Any, peer: PeerId | None = None, run: str = RUN) -> PeerCard:
+    return PeerCard(
+        peer=peer or exchange.peer,
+        run=run,
+        shared=digest_of(b"shared"),
+        stage=PeerStage.READY,
+        round=ROUND,
+        addresses=tuple(exchange.addresses),
+    )
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], tries: int = 100) -> bool:
+    for _ in range(tries):
+        if await condition():
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
+async def peers_seen(exchange: Exchange) -> set[PeerId]:
+    return {card.peer for card in await exchange.cards()}
+
+
+async def test_cards_of_all_peers_are_seen_by_all(swarm: Swarm) -> None:
+    a, b, c = [await swarm.join() for _ in range(3)]
+    for exchange in (a, b, c):
+        await exchange.announce(card_of(exchange))
+    for exchange in (a, b, c):
+        assert await peers_seen(exchange) == {a.peer, b.peer, c.peer}
+
+
+async def test_the_first_peer_is_alone_and_everything_works(swarm: Swarm) -> None:
+    alone = await swarm.join()
+    await alone.announce(card_of(alone))
+    await alone.post("commit", ROUND, b"mine")
+    assert await peers_seen(alone) == {alone.peer}
+    assert await alone.records("commit", ROUND) == {alone.peer: b"mine"}
+
+
+async def test_a_card_that_is_not_renewed_is_gone(swarm: Swarm) -> None:
+    a, b = await swarm.join(), await swarm.join()
+    await b.announce(card_of(b))
+    assert await peers_seen(a) == {b.peer}
+    swarm.let_cards_expire()
+
+    async def gone() -> bool:
+        return await peers_seen(a) == set()
+
+    assert await eventually(gone)
+
+
+async def test_garbage_and_foreign_cards_are_left_out(swarm: Swarm) -> None:
+    a, b, c, d = [await swarm.join() for _ in range(4)]
+    await a.announce(card_of(a))
+    await swarm.plant_card(b, b"\xff not a card")
+    await swarm.plant_card(c, card_of(c, peer=a.peer).canonical())
+    await swarm.plant_card(d, card_of(d, run="another").canonical())
+    assert await peers_seen(b) == {a.peer}
+
+
+async def test_records_are_one_per_peer_kind_and_round(swarm: Swarm) -> None:
+    a, b = await swarm.join(), await swarm.join()
+    await a.post("commit", ROUND, b"from a")
+    await b.post("commit", ROUND, b"first")
+    await b.post("commit", ROUND, b"from b")
+    await b.post("vote", ROUND, b"vote of b")
+    await b.post("commit", RoundIndex(2), b"later")
+    assert await a.records("commit", ROUND) == {a.peer: b"from a", b.peer: b"from b"}
+    assert await a.records("vote", ROUND) == {b.peer: b"vote of b"}
+    assert await a.records("vote", RoundIndex(2)) == {}
+
+
+async def test_a_record_that_is_too_large_is_refused(swarm: Swarm) -> None:
+    a = await swarm.join()
+    await a.post("commit", ROUND, bytes(16 * 1024))
+    with pytest.raises(NetworkError, match="16384"):
+        await a.post("commit", RoundIndex(2), bytes(16 * 1024 + 1))
+    assert len((await a.records("commit", ROUND))[a.peer]) == 16 * 1024
+
+
+async def test_a_blob_is_fetched_from_whoever_provides_it(swarm: Swarm) -> None:
+    a, b = await swarm.join(), await swarm.join()
+    blob = np.random.default_rng(0).bytes(9 * 1024 * 1024 + 17)
+    digest = await a.provide(blob)
+    assert digest == digest_of(blob)
+    assert await b.fetch(digest, len(blob), [a.peer]) == blob
+    assert (await a.traffic())[0] >= len(blob)
+    assert (await b.traffic())[1] >= len(blob)
+
+
+async def test_a_file_is_served_from_disk(swarm: Swarm, tmp_path: Path) -> None:
+    a, b = await swarm.join(), await swarm.join()
+    blob = np.random.default_rng(0).bytes(5 * 1024 * 1024)
+    (tmp_path / "state.bin").write_bytes(blob)
+    await a.provide_file(digest_of(blob), str(tmp_path / "state.bin"))
+    assert await b.fetch(digest_of(blob), len(blob), [a.peer]) == blob
+
+
+async def test_what_we_hold_is_returned_without_asking(swarm: Swarm) -> None:
+    a = await swarm.join()
+    digest = await a.provide(b"ours")
+    assert await a.fetch(digest, 4, []) == b"ours"
+
+
+async def test_wrong_bytes_are_refused_and_the_next_holder_is_used(swarm: Swarm, tmp_path: Path) -> None:
+    liar, honest, b = [await swarm.join() for _ in range(3)]
+    (tmp_path / "lie").write_bytes(b"falsehood")
+    await liar.provide_file(digest_of(b"the truth"), str(tmp_path / "lie"))
+    await honest.provide(b"the truth")
+    with pytest.raises(FetchError, match="wrong bytes"):
+        await b.fetch(digest_of(b"the truth"), 9, [liar.peer])
+    assert await b.fetch(digest_of(b"the truth"), 9, [liar.peer, honest.peer]) == b"the truth"
+
+
+async def test_a_holder_that_announces_another_size_is_refused(swarm: Swarm) -> None:
+    a, b = await swarm.join(), await swarm.join()
+    digest = await a.provide(b"nine byte")
+    with pytest.raises(FetchError, match="announces 9 bytes, expected 8"):
+        await b.fetch(digest, 8, [a.peer])
+
+
+async def test_missing_holders_make_a_fetch_error_that_names_them(swarm: Swarm) -> None:
+    a, b = await swarm.join(), await swarm.join()
+    nobody = Identity.generate().peer
+    with pytest.raises(FetchError) as caught:
+        await b.fetch(digest_of(b"nowhere"), 7, [a.peer, nobody])
+    assert a.peer in str(caught.value)
+    assert nobody in str(caught.value)
+    with pytest.raises(FetchError, match="no holder"):
+        await b.fetch(digest_of(b"nowhere"), 7, [])
+
+
+@pytest.mark.parametrize("num_peers", [1, 2, 3])
+async def test_average_gives_everyone_the_same_bits(swarm: Swarm, num_peers: int) -> None:
+    # Given peers with different tensors
+    random = np.random.default_rng(num_peers)
+    exchanges = [await swarm.join() for _ in range(num_peers)]
+    inputs = [
+        {
+            "w": random.normal(size=(700, 501)).astype(np.float32),
+            "b": random.normal(size=7).astype(np.float32),
+        }
+        for _ in exchanges
+    ]
+    # When they average
+    results = await asyncio.gather(
+        *(e.average("r1", mine, num_peers, 60.0) for e, mine in zip(exchanges, inputs, strict=True))
+    )
+    # Then all have the same bits, near the mean
+    for name in ("w", "b"):
+        mean = np.mean([mine[name] for mine in inputs], axis=0)
+        assert results[0][name].dtype == np.float32
+        assert len({result[name].tobytes() for result in results}) == 1
+        np.testing.assert_allclose(results[0][name], mean, rtol=2e-3, atol=2e-3)
+
+
+async def test_an_average_with_too_few_peers_fails(swarm: Swarm) -> None:
+    a, b = await swarm.join(), await swarm.join()
+    tensors = {"w": np.ones(10, np.float32)}
+    outcomes = await asyncio.gather(
+        *(exchange.average("r1", tensors, 3, 4.0) for exchange in (a, b)), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [AveragingError, AveragingError]
+
+
+async def test_an_average_of_what_is_not_finite_fails(swarm: Swarm) -> None:
+    a = await swarm.join()
+    with pytest.raises(AveragingError, match="not finite"):
+        await a.average("r1", {"w": np.array([1.0, np.nan], np.float32)}, 1, 4.0)
+
+
+async def test_close_twice_and_calls_after_it_fail(swarm: Swarm) -> None:
+    a = await swarm.join()
+    await a.close()
+    await a.close()
+    with pytest.raises(NetworkError, match="closed"):
+        await a.cards()
