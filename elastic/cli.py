@@ -40,7 +40,13 @@ def main() -> None:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
     except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] in ("ray", "torch", "hivemind", "opentelemetry", "numpy"):
+        if error.name and error.name.partition(".")[0] in (
+            "ray",
+            "torch",
+            "hivemind",
+            "opentelemetry",
+            "numpy",
+        ):
             sys.stderr.write(f"error: {error.name} is not installed: pip install 'elastic[peer]'\n")
             raise SystemExit(1) from None
         raise
@@ -68,12 +74,18 @@ def quickstart(
     inner_steps: Annotated[int, typer.Option(min=1, help="inner steps per round and peer")] = 15,
     reducer: Annotated[str, typer.Option(help="sparseloco | average | package.module:Class")] = "sparseloco",
     incentive: Annotated[str, typer.Option(help="uniform | reputation | package.module:Class")] = "uniform",
-    workers: Annotated[str, typer.Option(help='Ray Train workers per peer: "1", or one number each: "2,1,1"')] = "1",
+    workers: Annotated[
+        str, typer.Option(help='Ray Train workers per peer: "1", or one number each: "2,1,1"')
+    ] = "1",
     folder: Annotated[Path, typer.Option("--dir", help="where runs are kept")] = Path("runs"),
     report: Annotated[Path | None, typer.Option(help="write one JSON object per peer and round here")] = None,
     plain: Annotated[bool, typer.Option(help="lines instead of the live view")] = False,
 ) -> None:
     """Train a small model on real text with several peers on this machine (no account, GPU or open port needed)."""
+    from elastic.actors.environment import new_folder, own_cluster
+
+    folder = new_folder(folder)
+    own_cluster(folder)
     from elastic.actors.quickstart import Settings, run_quickstart
 
     settings = Settings(
@@ -86,6 +98,9 @@ def quickstart(
 @app.command()
 def join(run_file: RunFile) -> None:
     """Join a run from this machine's Ray cluster (`ray start --head` first); again after a stop, to go on."""
+    from elastic.actors.environment import attach
+
+    attach()
     from elastic.actors.follow import follow
     from elastic.actors.launch import connect, start_peer
 
@@ -105,7 +120,9 @@ def bootstrap(
     key: Annotated[Path, typer.Option(help="private key; keep it, and the address stays the same")] = Path(
         "bootstrap.key"
     ),
-    announce: Annotated[list[str] | None, typer.Option(help="address to tell others, e.g. /dns4/host/tcp/4001")] = None,
+    announce: Annotated[
+        list[str] | None, typer.Option(help="address to tell others, e.g. /dns4/host/tcp/4001")
+    ] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Start an entry point to the DHT and print the address to hand out."""
@@ -144,9 +161,9 @@ def check(run_file: RunFile) -> None:
 
 @app.command()
 def status(
-    where: Annotated[Path, typer.Argument(help="a run file, a peer's state directory, or a quickstart's folder")] = Path(
-        "runs"
-    ),
+    where: Annotated[
+        Path, typer.Argument(help="a run file, a peer's state directory, or a quickstart's folder")
+    ] = Path("runs"),
 ) -> None:
     """Show the peers of a folder: what they do, where they are in the run."""
     from elastic.view import alive, status_table
@@ -172,7 +189,9 @@ def init(
 
     peer = write_run_file(run_file, name)
     say(f"wrote {run_file} (validator: this machine, {peer})")
-    say("next: elastic bootstrap           # in a second terminal; put the address it prints into the run file")
+    say(
+        "next: elastic bootstrap           # in a second terminal; put the address it prints into the run file"
+    )
     say(f"      elastic check {run_file}")
     say(f"      ray start --head && elastic join {run_file}")
 
@@ -213,5 +232,3 @@ def _workers(text: str, peers: int) -> tuple[int, ...]:
     if min(numbers) < 1 or len(numbers) not in (1, peers):
         raise ConfigError(f"--workers {text}: expected one number of at least 1, or {peers} of them")
     return tuple(numbers * peers if len(numbers) == 1 else numbers)
-
-

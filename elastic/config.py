@@ -55,7 +55,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _bytes_have_256(self) -> "DataConfig":
         if self.tokenizer == "bytes" and self.vocab_size != 256:
-            raise ValueError('the "bytes" tokenizer has vocab_size = 256; remove vocab_size or choose tokenizer = "bpe"')
+            raise ValueError(
+                'the "bytes" tokenizer has vocab_size = 256; remove vocab_size or choose tokenizer = "bpe"'
+            )
         return self
 
 

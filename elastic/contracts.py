@@ -6,9 +6,8 @@ Tensors are typed loosely so that importing this file does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from elastic.messages import (
@@ -183,7 +182,9 @@ class Exchange(Protocol):
         """
         ...
 
-    async def average(self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds) -> dict[str, Any]:
+    async def average(
+        self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds
+    ) -> dict[str, Any]:
         """All-reduce: the mean over the peers that call with the same key, as name → fp32 numpy array.
 
         Raises:
@@ -236,21 +237,17 @@ class StateStore(Protocol):
         """What was committed last; None at the first start."""
         ...
 
-    def path(self, name: str) -> Path:
-        """Where a file of that name lies."""
-        ...
+    def read_file(self, name: str) -> bytes: ...
 
-    def write_file(self, name: str, chunks: Iterable[bytes | memoryview]) -> Path:
-        """Write durably under a new name; it counts for nothing until `commit`."""
+    def write_file(self, name: str, data: bytes) -> str:
+        """Write durably under a new name; counts for nothing until `commit`. Returns the path."""
         ...
 
     def commit(self, meta: StateMeta) -> None:
-        """Make these files the state, in one step."""
+        """Make these files the state, in one step, and drop files that are no longer needed."""
         ...
 
-    def prune(self, keep: int) -> None:
-        """Remove files the state does not refer to, but for the newest `keep` anchors."""
-        ...
+    def path_of(self, name: str) -> str: ...
 
 
 class Incentive(Protocol):
@@ -277,4 +274,3 @@ class Incentive(Protocol):
         ...
 
     def restore(self, state: JSON) -> None: ...
-

@@ -15,7 +15,9 @@
     ├── MalformedError            bytes that do not decode: a peer's fault, turned into a Verdict
     ├── SignatureInvalidError     a signature that does not verify: likewise
     ├── StateError                our state on disk cannot be read or written
-    └── TrainerLostError          the Ray Train worker group failed and will be restarted
+    ├── TrainerLostError          the Ray Train worker group failed and is restarted
+    ├── TrainerFailedError        the trainer failed in a way that a restart does not mend
+    └── BugError                  a mistake of ours; the traceback is in the log
 
 A peer's misbehaviour is a Verdict and an unlucky round is a Skip; neither is an exception. No class here has an
 `__init__`: Ray rebuilds exceptions from their arguments when they cross processes.
@@ -84,3 +86,11 @@ class StateError(ElasticError):
 
 class TrainerLostError(ElasticError):
     """The trainer's worker group failed; it is being restarted from the state on disk."""
+
+
+class TrainerFailedError(ElasticError):
+    """The trainer failed in a way that a restart does not mend."""
+
+
+class BugError(ElasticError):
+    """A mistake of ours; the traceback is in the log."""

@@ -34,8 +34,15 @@ CORPUS = "model_zoo.corpus:load_tokens"
 READ_CORPUS = "model_zoo.corpus:read_corpus"
 """The bytes of a text that ships with the project."""
 
-EXTRAS = {"torch": "train", "tokenizers": "train", "numpy": "train", "ray": "ray", "hivemind": "hivemind",
-          "opentelemetry": "otel", "bittensor": "bittensor"}
+EXTRAS = {
+    "torch": "train",
+    "tokenizers": "train",
+    "numpy": "train",
+    "ray": "ray",
+    "hivemind": "hivemind",
+    "opentelemetry": "otel",
+    "bittensor": "bittensor",
+}
 
 
 def resolve(slot: str, choice: PluginChoice) -> tuple[type[Any], BaseModel]:
@@ -49,7 +56,9 @@ def resolve(slot: str, choice: PluginChoice) -> tuple[type[Any], BaseModel]:
     if target is None:
         near = difflib.get_close_matches(choice.name, KNOWN[slot], n=1)
         hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(KNOWN[slot])}"
-        raise ConfigError(f'{slot}: no implementation is called "{choice.name}"; {hint} Or write "package.module:Class"')
+        raise ConfigError(
+            f'{slot}: no implementation is called "{choice.name}"; {hint} Or write "package.module:Class"'
+        )
     cls = load(target)
     try:
         return cls, cls.Config.model_validate(choice.settings)
@@ -76,7 +85,9 @@ def load(target: str) -> Any:
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in EXTRAS:
-            raise MissingExtraError(f"{target} needs {missing}: pip install 'elastic[{EXTRAS[missing]}]'") from error
+            raise MissingExtraError(
+                f"{target} needs {missing}: pip install 'elastic[{EXTRAS[missing]}]'"
+            ) from error
         raise ConfigError(f'"{target}" cannot be imported: {error}') from error
     except AttributeError as error:
         raise ConfigError(f'"{target}": module {module_name} has no {name}') from error

@@ -100,7 +100,12 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> dict[PeerId, A
     deadline = Seconds(phases.start + plan.gather_seconds)
     with phases("gather"):
         return await gather(
-            peer.exchange, peer.clock, plan, checks=Checks(check_first, check), decided=decided, deadline=deadline
+            peer.exchange,
+            peer.clock,
+            plan,
+            checks=Checks(check_first, check),
+            decided=decided,
+            deadline=deadline,
         )
 
 
@@ -128,7 +133,12 @@ async def agree(
         accepted = [arrivals[sender].header for sender in sorted(arrivals) if verdicts[sender].accepted]
         shares = peer.incentive.shares(accepted) if accepted else {}
         counted = [
-            Counted(peer=header.peer, payload=header.payload, size_bytes=header.size_bytes, share=shares[header.peer])
+            Counted(
+                peer=header.peer,
+                payload=header.payload,
+                size_bytes=header.size_bytes,
+                share=shares[header.peer],
+            )
             for header in accepted
             if header.peer in shares
         ]
@@ -165,7 +175,9 @@ def remember(
     if len(arrivals) == len(plan.roster):
         peer.history.append(phases.elapsed())
     tokens = {sender: arrival.header.tokens for sender, arrival in arrivals.items()}
-    evidence = [Evidence(verdict=verdict, tokens=tokens.get(sender, 0)) for sender, verdict in verdicts.items()]
+    evidence = [
+        Evidence(verdict=verdict, tokens=tokens.get(sender, 0)) for sender, verdict in verdicts.items()
+    ]
     peer.incentive.score(plan.round, evidence)
 
 
@@ -220,8 +232,15 @@ async def _averaged(peer: Peer, plan: RoundPlan, payload: bytes, phases: Phases)
 def _header(peer: Peer, plan: RoundPlan, inner: InnerReport, payload: bytes) -> ContributionHeader:
     return peer.identity.sign(
         ContributionHeader(
-            run=plan.run, round=plan.round, peer=peer.id, anchor=plan.anchor, payload=digest_of(payload),
-            size_bytes=len(payload), steps=inner.steps, tokens=inner.tokens, loss=inner.mean_loss,
+            run=plan.run,
+            round=plan.round,
+            peer=peer.id,
+            anchor=plan.anchor,
+            payload=digest_of(payload),
+            size_bytes=len(payload),
+            steps=inner.steps,
+            tokens=inner.tokens,
+            loss=inner.mean_loss,
         )  # fmt: skip
     )
 

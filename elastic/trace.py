@@ -6,7 +6,7 @@ proposer alone, at the end of the round. Spans name the verbs of `elastic.round`
 `swarm.`.
 
 Telemetry never stops training: exporters are guarded, queues bounded, and with `exporter = "off"` nothing is
-loaded. Anyone can compute the ids, so anyone can add spans to a round: traces are for people, never for scores.
+loaded. Anyone can compute the ids, so anyone can add spans to a round: traces are for people, not for scores.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ OUTER = "round.outer"
 CATCH_UP = "round.catch_up"
 
 MAX_QUEUED_SPANS = 8192
-"""Spans that wait for the exporter, ~1 kB each; beyond it new ones push out old ones. Smaller loses bursts."""
+"""Spans that wait for the exporter, ~1 kB each; beyond it new ones push out old ones. Less loses bursts."""
 EXPORT_DELAY_MS = 1000
 """Between two exports: what a SIGKILL loses. Longer loses more, shorter makes more and smaller requests."""
 EXPORT_SECONDS = 5.0

@@ -25,9 +25,7 @@ from elastic.config import TraceConfig
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 32 * 2**20
-"""Bytes of `traces.jsonl` before it becomes `traces.1.jsonl`: about 30,000 spans, and at most twice this on
-disk.
-"""
+"""Bytes of `traces.jsonl` before it becomes `traces.1.jsonl`: about 30,000 spans, and twice this on disk."""
 
 
 class FileExporter(SpanExporter):

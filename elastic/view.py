@@ -21,7 +21,18 @@ def alive(status: PeerStatus) -> bool:
 def table(statuses: Sequence[PeerStatus], *, title: str = "", slowest: str | None = None) -> Table:
     """Peers as rows. `slowest`: name of the peer whose contribution arrived last in the last round."""
     out = Table(title=title or None, title_justify="left", expand=False, pad_edge=False)
-    for heading in ("peer", "doing", "round", "step", "loss", "tokens/s", "counted", "sent", "received", "anchor"):
+    for heading in (
+        "peer",
+        "doing",
+        "round",
+        "step",
+        "loss",
+        "tokens/s",
+        "counted",
+        "sent",
+        "received",
+        "anchor",
+    ):
         right = heading in ("round", "step", "loss", "tokens/s", "counted", "sent", "received")
         out.add_column(heading, justify="right" if right else "left", no_wrap=True)
     for status in statuses:

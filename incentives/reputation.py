@@ -59,9 +59,7 @@ class Reputation:
         earn: Fraction = 0.05
         """An accepted contribution closes this part of the distance to 1: half way after 14 rounds."""
         lose: Fraction = 0.5
-        """A contribution refused for a fault that only its author can have made costs this part of the
-        reputation.
-        """
+        """A fault that only the contribution's author can have made costs this part of the reputation."""
         miss: Fraction = 0.1
         """An absence, or a fault that may be another's, costs this part."""
         decay: Fraction = 0.01
@@ -75,8 +73,7 @@ class Reputation:
         floor: Annotated[float, Field(gt=0, le=1)] = 0.25
         """A newcomer's share is this against floor + 1 for the best reputation, at equal tokens."""
         cap: Annotated[float, Field(ge=1)] = 4.0
-        """Nobody counts for more than this many times the median number of tokens: tokens are only claimed.
-        """
+        """Nobody counts for more than this many times the median tokens: tokens are only claimed."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -115,8 +112,10 @@ class Reputation:
         return {"peers": {peer: asdict(record) for peer, record in sorted(self._records.items())}}
 
     def restore(self, state: JSON) -> None:
-        """Raises StateError if this is not what `state` returns; numbers that are none count as no
-        reputation.
+        """Take back what `state` returned; a reputation that is not a finite number counts as none.
+
+        Raises:
+            StateError: something else.
         """
         try:
             self._records = {PeerId(peer): _record(fields) for peer, fields in state["peers"].items()}

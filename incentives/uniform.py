@@ -23,8 +23,7 @@ class Uniform:
         by: Literal["peer", "tokens"] = "tokens"
         """"tokens": shares follow the tokens trained on. "peer": everyone's share is the same."""
         cap: Annotated[float, Field(ge=1)] = 4.0
-        """Nobody counts for more than this many times the median number of tokens: tokens are only claimed.
-        """
+        """Nobody counts for more than this many times the median tokens: tokens are only claimed."""
 
     def __init__(self, config: Config) -> None:
         self._config = config

@@ -31,7 +31,10 @@ class Journal:
             peer=peer, name=config.local.name or peer[-6:], run=config.shared.run, stage="starting",
             updated=time.time(), pid=os.getpid(),
         )  # fmt: skip
-        self._began, self._tokens = time.monotonic(), config.shared.inner.batch_size * config.shared.inner.sequence_length
+        self._began, self._tokens = (
+            time.monotonic(),
+            config.shared.inner.batch_size * config.shared.inner.sequence_length,
+        )
 
     def note(self, **fields: Any) -> None:
         """Change fields of the status."""
@@ -57,7 +60,10 @@ class Journal:
             "rounds_contributed": self.status.rounds_contributed + report.contributed,
         }
         if report.loss is not None:
-            fields |= {"loss": report.loss, "tokens_per_second": report.tokens / max(report.seconds.get("inner", 0), 1e-3)}
+            fields |= {
+                "loss": report.loss,
+                "tokens_per_second": report.tokens / max(report.seconds.get("inner", 0), 1e-3),
+            }
         self.note(**fields)
         self._save("incentive.json", orjson.dumps(incentive_state))
         if self._report is not None:

@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from logging.handlers import RotatingFileHandler
 from typing import Any
 
 import ray
@@ -21,11 +20,6 @@ LEAVE_SECONDS = 25.0
 """A polite farewell takes a second or two; after this long the actors are killed."""
 RESTARTS = 10
 """Times that Ray may restart the peer actor or its network; each goes on from the state on disk."""
-RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` starts every worker through uv
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 
 def connect(config: RayConfig) -> None:
@@ -34,7 +28,6 @@ def connect(config: RayConfig) -> None:
     Raises:
         RayUnavailableError: there is none, or it has too little for the trainer; the message says what to do.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
     address = None if config.address == "auto" else config.address
     try:
         with quiet():
@@ -55,7 +48,9 @@ def _require_resources(config: RayConfig) -> None:
     kind, each = ("GPU", 1.0) if config.gpu else ("CPU", config.cpus_per_worker)
     needed, free = config.workers * each, ray.available_resources().get(kind, 0.0)
     if needed > free:
-        advice = "" if config.gpu else ", a smaller local.ray.cpus_per_worker, or `ray start --head --num-cpus N`"
+        advice = (
+            "" if config.gpu else ", a smaller local.ray.cpus_per_worker, or `ray start --head --num-cpus N`"
+        )
         raise RayUnavailableError(
             f"Ray has {free:g} free {kind}s and this peer's trainer needs {needed:g} ({config.workers} workers x "
             f"{each:g}): choose fewer local.ray.workers{advice}"
@@ -115,11 +110,11 @@ def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
     namespace = f"elastic-{config.shared.run}-{identity.peer[-12:]}"
     options = {"namespace": namespace, "num_cpus": 0, "max_restarts": RESTARTS}
     try:
-        swarm = ray.remote(_logged(Swarm, config)).options(name="swarm", **options).remote(config)
+        swarm = ray.remote(Swarm).options(name="swarm", **options).remote(config)
         peer = (
-            ray.remote(_logged(PeerActor, config))
+            ray.remote(PeerActor)
             .options(name="peer", max_task_retries=RESTARTS, **options)
-            .remote(config, "peer", namespace, swarm)
+            .remote(config, "peer", namespace)
         )
     except ValueError as error:
         raise ConfigError(
@@ -127,30 +122,6 @@ def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
             f"(key {config.key_path}): give a second peer its own state_dir"
         ) from error
     return PeerHandle(config, peer, swarm, stay=stay)
-
-
-def _logged(cls: type[Any], config: RunConfig) -> type[Any]:
-    """The class with its process's log going to `peer.log`: actors are processes, and logging is set up in each."""
-
-    class Logged(cls):  # type: ignore[misc]
-        def __init__(self, *args: Any) -> None:
-            log_to_file(config)
-            super().__init__(*args)
-
-    Logged.__name__ = Logged.__qualname__ = cls.__name__
-    return Logged
-
-
-def log_to_file(config: RunConfig) -> None:
-    """Send this process's log to `peer.log` in the state directory."""
-    config.local.state_dir.mkdir(parents=True, exist_ok=True)
-    handler = RotatingFileHandler(config.local.state_dir / "peer.log", maxBytes=10_000_000, backupCount=2)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in ("elastic", "incentives", "model_zoo", "hivemind"):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.propagate = False
-        logger.setLevel(config.local.log_level if name != "hivemind" else "WARNING")
 
 
 @contextlib.contextmanager

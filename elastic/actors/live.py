@@ -28,7 +28,9 @@ class LiveView:
             self._say("starting a bootstrap, Ray, and the peers' networks and trainers")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         if self._live:
             self._live.stop()
 
@@ -37,7 +39,9 @@ class LiveView:
         complete = complete_rounds(reports, len(statuses))
         last = complete[-1] if complete else None
         if self._live:
-            self._live.update(Group(Text(self._headline(statuses, last)), table(statuses, slowest=slowest(last))))
+            self._live.update(
+                Group(Text(self._headline(statuses, last)), table(statuses, slowest=slowest(last)))
+            )
             return
         for entries in complete[self._shown :]:
             self._say(round_line(entries, self._rounds))

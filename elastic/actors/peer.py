@@ -6,10 +6,12 @@ import time
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
+import ray
 import torch
 
 from elastic import trace
 from elastic.actors.journal import Journal
+from elastic.actors.logs import log_to_file
 from elastic.actors.mailbox import Command, Mailbox, Reply
 from elastic.actors.swarm import RemoteExchange
 from elastic.actors.trainer import RayTrainer
@@ -17,7 +19,7 @@ from elastic.actors.worker import Job
 from elastic.agreement.validator import NamedValidator, genesis
 from elastic.apply import catch_up
 from elastic.config import RunConfig
-from elastic.errors import ElasticError, FetchError, NetworkError, NotThisRunError, TrainerLostError
+from elastic.errors import BugError, ElasticError, FetchError, NetworkError, NotThisRunError, TrainerLostError
 from elastic.messages import Manifest, PeerCard, PeerStage, PeerStatus, RoundIndex, RoundReport
 from elastic.peer import Peer
 from elastic.registry import build
@@ -41,11 +43,12 @@ FAREWELL_SECONDS = 10.0
 class PeerActor:
     """One peer. Driven by `run`; everything else is called from outside while it runs."""
 
-    def __init__(self, config: RunConfig, actor: str, namespace: str, swarm: Any) -> None:
+    def __init__(self, config: RunConfig, actor: str, namespace: str) -> None:
+        log_to_file(config)
         self._config, self._stay = config, False
         self._job = Job(Identity.load(config.key_path).peer, actor, namespace, config)
         self._mailbox = Mailbox()
-        self._exchange = RemoteExchange(swarm)
+        self._exchange = RemoteExchange(ray.get_actor("swarm", namespace=namespace))
         self._journal = Journal(config, self._job.peer)
         self._stage, self._leaving, self._done = PeerStage.STARTING, False, asyncio.Event()
         self._peer: Peer | None = None
@@ -76,6 +79,11 @@ class PeerActor:
             except ElasticError as error:
                 self._journal.failed(error)
                 raise
+            except Exception as error:
+                logger.exception("this is a bug")
+                bug = BugError(f"{type(error).__name__}: {error} (a bug; traceback in {self._config.local.state_dir / 'peer.log'})")
+                self._journal.failed(bug)
+                raise bug from None
             self._journal.note(stage="left", phase=reason)
             return reason
         raise AssertionError("unreachable")
@@ -143,7 +151,11 @@ class PeerActor:
         head = await self._head(peer)
         validator = peer.agreement.validates(peer.id)
         match decide_next(
-            holds=peer.holds(), head=head, rounds=peer.shared.rounds, validator=validator, leaving=self._leaving
+            holds=peer.holds(),
+            head=head,
+            rounds=peer.shared.rounds,
+            validator=validator,
+            leaving=self._leaving,
         ):
             case Train(head):
                 await self._round(peer, head)
@@ -185,7 +197,9 @@ class PeerActor:
         """As the validator of a run that has no manifest: sign the genesis once enough peers are ready."""
         await self._become(PeerStage.READY)
         mine = peer.shared.digest()
-        ready = [c.peer for c in await peer.exchange.cards() if c.stage is PeerStage.READY and c.shared == mine]
+        ready = [
+            c.peer for c in await peer.exchange.cards() if c.stage is PeerStage.READY and c.shared == mine
+        ]
         if len(ready) < peer.shared.round.min_peers:
             self._journal.note(phase=f"waiting for peers ({len(ready)} of {peer.shared.round.min_peers})")
             await peer.clock.sleep(POLL_SECONDS)  # type: ignore[arg-type]
@@ -210,7 +224,13 @@ class PeerActor:
         config, shared = self._config, self._config.shared
         identity = Identity.load(config.key_path)
         name = config.local.name or identity.peer[-6:]
-        trace.setup(config.local.trace, run=shared.run, peer=identity.peer, name=name, state_dir=config.local.state_dir)
+        trace.setup(
+            config.local.trace,
+            run=shared.run,
+            peer=identity.peer,
+            name=name,
+            state_dir=config.local.state_dir,
+        )
         self._journal.note(stage="starting", phase="joining the DHT, starting Ray Train")
         self._trainer = RayTrainer(self._mailbox, self._job, config.local.ray, config.local.state_dir / "ray")
         loop = asyncio.get_running_loop()
@@ -235,7 +255,9 @@ class PeerActor:
         await peer.refresh()
         head = chain.head()
         if head is not None and agreement.validates(peer.id):
-            await agreement.propose(head)  # the DHT may have forgotten it, for instance if the whole swarm was down
+            await agreement.propose(
+                head
+            )  # the DHT may have forgotten it, for instance if the whole swarm was down
         return peer
 
     async def _refuse_other_runs(self) -> None:
@@ -249,7 +271,7 @@ class PeerActor:
                 f"{deciding[0].shared[:12]}…, yours is {mine[:12]}…): get the current run file from its organiser"
             )
 
-    def _trainer_ended(self, error: TrainerLostError) -> None:
+    def _trainer_ended(self, error: ElasticError) -> None:
         if not self._leaving and not self._done.is_set():
             self._mailbox.fail(error)
 
@@ -290,8 +312,12 @@ class PeerActor:
     async def _announce(self) -> None:
         await self._exchange.announce(
             PeerCard(
-                peer=self._job.peer, run=self._config.shared.run, shared=self._config.shared.digest(),
-                name=self._config.local.name, stage=self._stage, round=self._peer.holds() if self._peer else RoundIndex(0),
+                peer=self._job.peer,
+                run=self._config.shared.run,
+                shared=self._config.shared.digest(),
+                name=self._config.local.name,
+                stage=self._stage,
+                round=self._peer.holds() if self._peer else RoundIndex(0),
             )  # fmt: skip
         )
 
@@ -315,5 +341,3 @@ def layout(config: RunConfig) -> dict[str, Any]:
     with torch.device("meta"):
         model = build("model", config.shared.model)
     return dict(model.named_parameters())
-
-

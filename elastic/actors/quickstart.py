@@ -4,7 +4,6 @@ A bootstrap process, one Ray cluster bound to loopback, and peers in namespaces 
 other but the bootstrap's address. Every part is the real one; only the machine is shared.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from rich.console import Console
 
 from elastic.actors import summary
 from elastic.actors.follow import Interrupted, Say, interruptible
-from elastic.actors.launch import RAY_ENVIRONMENT, PeerHandle, quiet, start_peer
+from elastic.actors.launch import PeerHandle, quiet, start_peer
 from elastic.actors.live import LiveView
 from elastic.actors.offline import corpus_digest
 from elastic.config import RunConfig, load_config
@@ -40,7 +39,8 @@ class Settings:
     reducer: str = "sparseloco"
     incentive: str = "uniform"
     workers: tuple[int, ...] = (1, 1, 1)
-    folder: Path = Path("runs")
+    folder: Path = Path()
+    """An empty folder for this run."""
     report: Path | None = None
     plain: bool = False
 
@@ -61,16 +61,15 @@ class Result:
 
 def run_quickstart(settings: Settings, say: Say) -> int:
     """Run it; returns the exit code."""
-    begin = time.monotonic()
-    folder = _new_folder(settings.folder)
+    begin, folder = time.monotonic(), settings.folder
     say(f"run folder {folder}")
     result = Result(folder, [])
     handles: list[PeerHandle] = []
     try:
         with interruptible(), ExitStack() as stack:
-            stack.callback(_free, handles)
             entry = stack.enter_context(_bootstrap(folder))
-            stack.enter_context(_cluster(folder, settings))
+            stack.enter_context(_cluster(settings))
+            stack.callback(_free, handles)
             result.times["ray"] = time.monotonic() - begin
             result.configs = _run_files(folder, settings, entry())
             handles += [start_peer(config, stay=True) for config in result.configs]
@@ -103,19 +102,6 @@ def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin:
             time.sleep(0.4)
 
 
-def _new_folder(folder: Path) -> Path:
-    """A fresh folder per run, so that a second try never meets the first one's state."""
-    stem = time.strftime("quickstart-%Y%m%d-%H%M%S")
-    for suffix in ("", *(f"-{n}" for n in range(2, 100))):
-        path = (folder / f"{stem}{suffix}").resolve()
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            continue
-    raise ElasticError(f"{folder}: cannot make a folder for this run")
-
-
 @contextmanager
 def _bootstrap(folder: Path) -> Iterator[Callable[[], str]]:
     """`elastic bootstrap` in a process of its own, which ends with ours; gives a function that waits for its address."""
@@ -124,14 +110,18 @@ def _bootstrap(folder: Path) -> Iterator[Callable[[], str]]:
         "--until-stdin-closes",
     ]  # fmt: skip
     with (folder / "bootstrap.log").open("w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
 
     def address() -> str:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip().startswith("/ip4/"):
                 return line.strip()
-        raise BootstrapError(f"the bootstrap process ended before it was reachable: see {folder / 'bootstrap.log'}")
+        raise BootstrapError(
+            f"the bootstrap process ended before it was reachable: see {folder / 'bootstrap.log'}"
+        )
 
     try:
         yield address
@@ -148,17 +138,8 @@ def _bootstrap(folder: Path) -> Iterator[Callable[[], str]]:
 
 
 @contextmanager
-def _cluster(folder: Path, settings: Settings) -> Iterator[None]:
-    """A Ray cluster of our own: bound to loopback, token-authenticated, gone with this process."""
-    token = folder / "ray.token"
-    token.touch(mode=0o600)
-    token.write_text(os.urandom(32).hex())
-    os.environ.update(RAY_ENVIRONMENT)
-    os.environ.update(
-        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-        RAY_enable_metrics_collection="0", RAY_worker_register_timeout_seconds="120",
-    )  # fmt: skip
-    os.environ.pop("RAY_ADDRESS", None)
+def _cluster(settings: Settings) -> Iterator[None]:
+    """A Ray cluster of our own (see `environment.own_cluster`), gone with this process."""
     with quiet():
         ray.init(
             address="local", num_cpus=sum(settings.workers) + 1, include_dashboard=False, log_to_driver=False,
@@ -248,5 +229,3 @@ def _free(handles: list[PeerHandle]) -> None:
         ray.wait(farewells, num_returns=len(farewells), timeout=10)
     for handle in handles:
         handle.kill()
-
-

@@ -71,7 +71,9 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
 
 def _traffic(result: "Result", settings: "Settings") -> Table:
     """Bytes per peer, and how much smaller a payload is than the fp32 pseudo-gradient it stands for."""
-    out = Table("peer", "counted", "sent", "received", "payload per round", "vs fp32", "arrived last", pad_edge=False)
+    out = Table(
+        "peer", "counted", "sent", "received", "payload per round", "vs fp32", "arrived last", pad_edge=False
+    )
     rounds = complete_rounds(result.reports, settings.peers)
     last = [slowest(entries) for entries in rounds]
     for config in result.configs:
@@ -105,5 +107,3 @@ def _one_line(text: str) -> str:
 def _newest(folder: Any, pattern: str) -> Any:
     files = sorted(folder.glob(f"**/{pattern}"), key=lambda file: file.stat().st_mtime)
     return files[-1] if files else folder
-
-

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
+from elastic.actors.logs import log_to_file
 from elastic.config import RunConfig
 from elastic.errors import ElasticError, NetworkError
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
@@ -24,6 +25,7 @@ class Swarm:
     """Owns the exchange: a p2p daemon, a DHT node, the blobs being served. Killing it frees all of them."""
 
     def __init__(self, config: RunConfig) -> None:
+        log_to_file(config)
         self._config = config
         self._exchange: Any = None
         self._starting = asyncio.Lock()
@@ -92,7 +94,9 @@ class RemoteExchange:
         blob: bytes = await self._call("fetch", digest, size_bytes, list(holders))
         return blob
 
-    async def average(self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds) -> dict[str, Any]:
+    async def average(
+        self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds
+    ) -> dict[str, Any]:
         mean: dict[str, Any] = await self._call("average", key, dict(tensors), num_peers, timeout)
         return mean
 
@@ -142,5 +146,3 @@ async def _plain(reference: Any) -> Any:
         raise
     except RayActorError as error:
         raise _RestartedError(type(error).__name__) from None
-
-

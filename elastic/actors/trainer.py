@@ -18,7 +18,7 @@ from elastic.actors.mailbox import Mailbox
 from elastic.actors.worker import Job, train_loop
 from elastic.config import RayConfig
 from elastic.contracts import TrainerState
-from elastic.errors import ElasticError, TrainerLostError
+from elastic.errors import ElasticError, TrainerFailedError
 from elastic.messages import Digest, InnerReport, Manifest, RoundIndex, RoundPlan
 
 logger = logging.getLogger(__name__)
@@ -116,9 +116,9 @@ class RayTrainer:
             trainer.fit()
         except Exception as error:  # noqa: BLE001 - supervision: whatever ended fit() must reach the story
             logger.exception("Ray Train ended")
-            self._on_end(TrainerLostError(f"Ray Train gave up: {_first_line(error)}"))
+            self._on_end(TrainerFailedError(f"Ray Train gave up: {_first_line(error)}"))
         else:
-            self._on_end(TrainerLostError("the trainer's workers have returned"))
+            self._on_end(TrainerFailedError("the trainer's workers have returned"))
 
 
 def _first_line(error: BaseException) -> str:

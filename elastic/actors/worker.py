@@ -12,15 +12,31 @@ import ray.train
 import ray.train.torch
 import torch
 
+from elastic.actors.logs import log_to_file
 from elastic.actors.mailbox import Command, Reply
 from elastic.config import RunConfig
-from elastic.errors import ConfigError, ElasticError, MissingCorpusError, StateError, TrainerLostError
+from elastic.errors import ConfigError, ElasticError, MissingCorpusError, TrainerFailedError
 from elastic.messages import PeerId, RoundPlan
 from elastic.registry import CORPUS, build, load
 from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 from elastic.state.store import StateStore
 from elastic.train.session import Parts, Session, Worker
 
+logger = logging.getLogger(__name__)
+
+BUGS = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    OSError,
+)
+"""What broken code or a broken machine raises; everything else may pass."""
+KEEP_ANCHORS = 4
+"""Anchors kept on disk: a joiner fetches one while rounds go on."""
 PROGRESS_SECONDS = 0.5
 """Between two words to the peer about how training goes; they are not waited for."""
 
@@ -37,16 +53,19 @@ class Job:
 
 def train_loop(loop_config: dict[str, Any]) -> None:
     """The train function given to `TorchTrainer`; it returns when the peer leaves."""
-    _silence_ray_train()
     job: Job = loop_config["job"]
+    log_to_file(job.config)
+    _silence_ray_train()
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     peer = ray.get_actor(job.actor, namespace=job.namespace)
     incarnation = _incarnation()
     try:
         session = make_session(job, rank, world_size, peer)
-    except ElasticError as error:
-        ray.get(peer.worker_failed.remote(error))  # a restart would fail alike: tell the user instead
+    except (ElasticError, *BUGS) as error:
+        ray.get(
+            peer.worker_failed.remote(_as_ours("starting the trainer", error))
+        )  # a restart would fail alike
         return
     ray.get(peer.worker_hello.remote(rank, world_size, incarnation))
     while (command := ray.get(peer.next_command.remote(rank, incarnation))) is not None:
@@ -71,7 +90,7 @@ def make_session(job: Job, rank: int, world_size: int, peer: Any) -> Session:
     corpus = load_corpus(job.config)
     parts = Parts(
         model=build("model", shared.model), corpus=corpus, assign=assigner(job.config, len(corpus.tokens)),
-        reducer=build("reducer", shared.reducer), store=StateStore(job.config.local.state_dir / "state"),
+        reducer=build("reducer", shared.reducer), store=StateStore(job.config.local.state_dir / "state", keep_anchors=KEEP_ANCHORS),
     )  # fmt: skip
     worker = Worker(rank, world_size, str(ray.train.torch.get_device()))
     return Session(job.peer, shared, parts, worker=worker, on_step=_Progress(peer, rank))
@@ -86,7 +105,12 @@ def load_corpus(config: RunConfig) -> Any:
     data, local = config.shared.data, config.local
     try:
         return load(CORPUS)(
-            data.corpus, local.corpus, data.sha256, data.tokenizer, data.vocab_size, local.state_dir / "corpus"
+            data.corpus,
+            local.corpus,
+            data.sha256,
+            data.tokenizer,
+            data.vocab_size,
+            local.state_dir / "corpus",
         )
     except (OSError, ValueError) as error:
         raise MissingCorpusError(str(error)) from error
@@ -106,16 +130,22 @@ def assigner(config: RunConfig, num_tokens: int) -> Any:
 
 
 def execute(session: Session, command: Command) -> Reply:
-    """Run one verb. Our own errors travel back; anything else is a bug, and is reported as one line with its place."""
+    """Run one verb of the session; whatever it raises travels back as an error of ours."""
     try:
         return Reply(command.serial, getattr(session, command.verb)(*command.args))
-    except ElasticError as error:
-        return Reply(command.serial, error=error)
-    except OSError as error:
-        return Reply(command.serial, error=StateError(str(error)))
-    except (RuntimeError, ValueError, KeyError, TypeError, ArithmeticError) as error:
-        logging.getLogger(__name__).error("%s failed: %s", command.verb, traceback.format_exc())
-        raise TrainerLostError(f"{command.verb}: {type(error).__name__}: {error}") from error
+    except (ElasticError, *BUGS) as error:
+        return Reply(command.serial, error=_as_ours(command.verb, error))
+
+
+def _as_ours(what: str, error: Exception) -> ElasticError:
+    """One line for the user; a bug leaves its traceback in the log."""
+    if isinstance(error, ElasticError):
+        return error
+    logger.error("%s failed: %s", what, traceback.format_exc())
+    first = str(error).strip().splitlines()[:1] or [""]
+    return TrainerFailedError(
+        f"{what} failed: {type(error).__name__}: {first[0][:300]} (traceback in peer.log)"
+    )
 
 
 class _Progress:
@@ -144,4 +174,3 @@ def _silence_ray_train() -> None:
     import ray.train.v2._internal.execution.context as context  # noqa: PLC0415
 
     logging.getLogger(context.__file__).setLevel(logging.WARNING)
-

@@ -1,5 +1,4 @@
-"""The validator says: agreement with one validator, which is what the protocol of many collapses to for n =
-1.
+"""The validator says: agreement with one validator, what the protocol of many collapses to for n = 1.
 
 A manifest is final when the validator has signed it. It signs one per round, ever: whatever else may happen,
 no two peers see different final manifests of one round.
@@ -12,7 +11,7 @@ from itertools import pairwise
 
 from elastic.contracts import Exchange
 from elastic.errors import MalformedError, SignatureInvalidError
-from elastic.messages import NO_DIGEST, Counted, Digest, Manifest, PeerId, RoundIndex, RoundPlan
+from elastic.messages import NO_DIGEST, Counted, Digest, Manifest, PeerId, RoundIndex
 from elastic.wire.signing import Identity, verify
 
 logger = logging.getLogger(__name__)
@@ -24,16 +23,14 @@ KIND = "manifest"
 SHARE_TOLERANCE = 1e-6
 """Shares sum to 1 within this; float64 sums of 1024 shares stay far below it."""
 LOOK_BACK = 4
-"""Rounds below a validator's card in which `head` looks for a manifest: it may be named there and not be out
-yet.
-"""
+"""Rounds below a validator's card where `head` looks for a manifest: the card's own round may not be over."""
 LOOK_FORWARD = 32
 """Rounds above it: a card is renewed less often than short rounds end."""
 REMEMBERED = 64
 """Manifests kept in memory, so that asking for a recent round again costs nothing."""
 
 
-def genesis(run: str, anchor: Digest, roster: Iterable[PeerId], *, proposer: PeerId) -> Manifest:
+def genesis(run: str, anchor: Digest, roster: Iterable[PeerId], proposer: PeerId) -> Manifest:
     """Manifest 0, unsigned: names the first anchor and the first roster, and counts nobody."""
     return Manifest(
         run=run,
@@ -46,21 +43,22 @@ def genesis(run: str, anchor: Digest, roster: Iterable[PeerId], *, proposer: Pee
 
 
 def draft(
-    plan: RoundPlan, counted: Iterable[Counted], roster: Iterable[PeerId], *, proposer: PeerId
+    previous: Manifest, anchor: Digest, counted: Iterable[Counted], roster: Iterable[PeerId], proposer: PeerId
 ) -> Manifest:
-    """The manifest of the round planned, unsigned; nobody counted makes it void.
+    """The manifest of the round after `previous`, unsigned; nobody counted makes it void.
 
     Args:
-        plan: names the manifest it continues and the anchor it applies to.
+        previous: the last final manifest.
+        anchor: digest of the anchor that the new one applies to.
         counted: whose shares sum to 1, in any order.
         roster: who may contribute in the next round, in any order.
         proposer: the validator who will sign it.
     """
     return Manifest(
-        run=plan.run,
-        round=plan.round,
-        previous=plan.previous,
-        anchor=plan.anchor,
+        run=previous.run,
+        round=RoundIndex(previous.round + 1),
+        previous=previous.digest(),
+        anchor=anchor,
         counted=tuple(sorted(counted, key=lambda entry: entry.peer)),
         roster=tuple(sorted(roster)),
         proposer=proposer,

@@ -1,9 +1,9 @@
 """All-reduce for swarms that trust each other: Hivemind's DecentralizedAverager, made exact and made honest.
 
-Matchmaking, partitioning and transport are Hivemind's. Three things differ. It runs on the caller's event loop and
-p2pd instead of forking. Reducers send averages instead of differences, in fp16 and the same bytes to everyone, and
-take them from these bytes themselves, so that all replicas end up with the same bits. And a lost peer fails the
-averaging, where Hivemind would average the rest and report success.
+Matchmaking, partitioning and transport are Hivemind's. Three things differ. It runs on the caller's event
+loop and p2pd instead of forking. Reducers send averages instead of differences, in fp16 and the same bytes to
+everyone, and take them from these bytes themselves, so that all replicas end up with the same bits. And a
+lost peer fails the averaging, where Hivemind would average the rest and report success.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def average(
         timeout: for everything, in seconds.
 
     Returns:
-        Name → fp32 array with values that fp16 can hold, bit for bit the same on every peer that gets a result.
+        Name → fp32 array of values that fp16 can hold, the same bits on every peer that gets a result.
 
     Raises:
         AveragingError: no complete group in time, or anybody was lost on the way.

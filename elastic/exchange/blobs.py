@@ -30,7 +30,7 @@ class BlobStore:
     """Digest → blob. Thread-safe: the event loop adds, serving threads read.
 
     Args:
-        directory: where added bytes are kept as files, emptied of what an earlier process left; None: in memory.
+        directory: where added bytes are kept as files, emptied at the start; None: in memory.
         max_bytes: the oldest added blobs are dropped beyond this.
     """
 

@@ -1,7 +1,7 @@
 """Into the DHT: one libp2p daemon and one DHT node per process, and the pure entry point that anyone can run.
 
-`Node` is built on a running event loop; nothing forks but p2pd itself, which dies with its owner. Every call on
-it is bounded in time and fails at once when p2pd is gone.
+`Node` is built on a running event loop; nothing forks but p2pd itself, which dies with its owner. Every call
+on it is bounded in time and fails at once when p2pd is gone.
 """
 
 from __future__ import annotations
@@ -332,8 +332,8 @@ async def _stop_daemon(p2p: P2P) -> None:
 def _death_signal_prefix() -> tuple[str, ...]:
     """The command that makes the kernel end p2pd with its owner, however that dies.
 
-    A belt only: p2pd exits when its owner's connection closes. The signal follows the thread that forked, which is
-    the one that runs the event loop, and without that loop this p2pd is of no use.
+    A belt only: p2pd exits when its owner's connection closes. The signal follows the thread that forked,
+    which is the one that runs the event loop, and without that loop this p2pd is of no use.
     """
     setpriv = shutil.which("setpriv")
     if setpriv is None:
@@ -349,7 +349,7 @@ def _death_signal_prefix() -> tuple[str, ...]:
 def _advice(entries: Sequence[Entry], problems: Sequence[str | None], seconds: float) -> str:
     listed = ", ".join(map(str, entries))
     return (
-        f"nobody answered within {seconds:.0f} s at {listed}. Check that `elastic bootstrap` runs there, that the "
-        f"address is the one it printed (peer id included), and that its TCP port is open to you. "
+        f"nobody answered within {seconds:.0f} s at {listed}. Check that `elastic bootstrap` runs there, "
+        f"that the address is the one it printed (peer id included), and that its TCP port is open to you. "
         f"Last answers: {'; '.join(filter(None, problems))}"
     )

@@ -1,8 +1,8 @@
 """Blobs over libp2p streams: content-addressed, in parts, checked, from whichever holder works.
 
-p2pd hands each stream to a blocking unix socket, and a thread copies bytes; no event loop is in the way. A stream
-that was cut looks like one that ended, so nothing is taken for complete but the right number of bytes with the right
-hash.
+p2pd hands each stream to a blocking unix socket, and a thread copies bytes; no event loop is in the way. A
+stream that was cut looks like one that ended, so nothing is taken for complete but the right number of bytes
+with the right hash.
 
     request    digest (32 bytes), offset (u64), length (u32)
     response   status (u8), size of the whole blob (u64)
@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import base58
 from google.protobuf.message import DecodeError
@@ -33,6 +32,7 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from elastic.errors import FetchError
 from elastic.exchange.blobs import Blob, BlobStore
+from elastic.exchange.streams import ask_daemon, read_delimited, read_exactly, shut
 from elastic.messages import Digest, PeerId, digest_of
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ _REQUEST = struct.Struct("!32sQI")
 _RESPONSE = struct.Struct("!BQ")
 _ACK = b"A"
 _CHUNK_BYTES = 256 * 1024
-_MAX_CONTROL_BYTES = 64 * 1024
 _TRANSIENT_TRIES = 2
+_RETRY_SECONDS = 0.2
 
 
 class Status(IntEnum):
@@ -136,14 +136,14 @@ class BulkServer:
             addr=Multiaddr(f"/unix{path}").to_bytes(), proto=[PROTOCOL], balanced=False
         )
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_HANDLER, streamHandler=handler)
-        _ask_daemon(self._control_path, request, self._limits.open_seconds).close()
+        ask_daemon(self._control_path, request, self._limits.open_seconds).close()
 
     def close(self) -> None:
         """Stop serving; streams in progress break off."""
         with self._lock:
             connections = [self._listener, *self._connections]
         for connection in connections:
-            _shut(connection)
+            shut(connection)
         self._listener.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -164,7 +164,7 @@ class BulkServer:
         try:
             connection.settimeout(self._limits.idle_seconds)
             info = p2pd_pb2.StreamInfo()
-            info.ParseFromString(_read_delimited(connection))
+            info.ParseFromString(read_delimited(connection))
             caller = PeerId(base58.b58encode(info.peer).decode())
             self._answer(connection, caller)
         except (OSError, EOFError, DecodeError) as error:
@@ -176,7 +176,7 @@ class BulkServer:
             self._slots.release()
 
     def _answer(self, connection: socket.socket, caller: PeerId) -> None:
-        raw, offset, length = _REQUEST.unpack(_read_exactly(connection, _REQUEST.size))
+        raw, offset, length = _REQUEST.unpack(read_exactly(connection, _REQUEST.size))
         with self._lock:
             self._callers[caller] += 1
             crowded = self._callers[caller] > self._limits.max_streams_per_peer
@@ -186,7 +186,7 @@ class BulkServer:
             connection.sendall(_RESPONSE.pack(status, blob.size if blob else 0))
             if status is Status.OK and blob is not None:
                 self._traffic.add(out=_send(connection, blob, offset, length))
-            _read_exactly(connection, len(_ACK))
+            read_exactly(connection, len(_ACK))
         finally:
             with self._lock:
                 self._callers[caller] -= 1
@@ -206,8 +206,8 @@ class BulkClient:
     ) -> bytes:
         """Get a blob, part after part, going on with the next holder where one fails.
 
-        A whole blob whose hash is wrong and that came from several holders proves nobody guilty: these are then
-        asked again, each for all of it.
+        A whole blob whose hash is wrong and that came from several holders proves nobody guilty: these are
+        then asked again, each for all of it.
 
         Raises:
             FetchError: no holder gave it, or `stop` was set; the message says what each holder did.
@@ -220,6 +220,8 @@ class BulkClient:
             holder, alone = plan.popleft()
             if alone:
                 partial.restart()
+            if tries[holder.peer]:
+                stop.wait(_RETRY_SECONDS)
             tries[holder.peer] += 1
             try:
                 self._complete(partial, holder, digest, stop)
@@ -262,16 +264,13 @@ class BulkClient:
             peer=base58.b58decode(holder.peer), addrs=addresses, timeout=int(self._limits.open_seconds)
         )
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=connect)
-        try:
-            _ask_daemon(self._control_path, request, self._limits.open_seconds).close()
-        except OSError as error:
-            # Not the last word: it may have dialled us, and a stream then goes over that connection.
-            logger.debug("cannot dial %s: %s", holder.peer, error)
+        # At once if we are connected already, also if it was the holder who dialled us.
+        ask_daemon(self._control_path, request, self._limits.open_seconds).close()
 
     def _fetch_part(self, holder: Holder, digest: Digest, partial: _Partial, length: int) -> bytearray:
         with self._open(holder) as stream:
             stream.sendall(_REQUEST.pack(bytes.fromhex(digest), len(partial.data), length))
-            status, size = _RESPONSE.unpack(_read_exactly(stream, _RESPONSE.size))
+            status, size = _RESPONSE.unpack(read_exactly(stream, _RESPONSE.size))
             if status == Status.BUSY:
                 raise _HolderError("is busy")
             if status != Status.OK:
@@ -289,7 +288,7 @@ class BulkClient:
             peer=base58.b58decode(holder.peer), proto=[PROTOCOL], timeout=int(self._limits.open_seconds)
         )
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
-        stream = _ask_daemon(self._control_path, request, self._limits.open_seconds)
+        stream = ask_daemon(self._control_path, request, self._limits.open_seconds)
         stream.settimeout(self._limits.idle_seconds)
         return stream
 
@@ -297,7 +296,7 @@ class BulkClient:
         part = bytearray(length)
         view, received, start = memoryview(part), 0, time.monotonic()
         while received < length:
-            count = stream.recv_into(view[received:], _CHUNK_BYTES)
+            count = stream.recv_into(view[received : received + _CHUNK_BYTES])
             if not count:
                 raise EOFError(f"the stream ended after {received} of {length} bytes")
             received += count
@@ -312,7 +311,7 @@ class BulkClient:
 
 
 class _Partial:
-    """A blob as far as it has come, and from whom. Grows as bytes arrive: an announced size costs no memory."""
+    """A blob as far as it has come, and from whom. Grows as bytes arrive: a size costs no memory."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -359,58 +358,3 @@ def _transport_of(address: str, peer: PeerId) -> list[bytes]:
         return [Multiaddr(transport).to_bytes()]
     except ValueError:
         return []
-
-
-def _ask_daemon(control_path: str, request: Any, seconds: float) -> socket.socket:
-    """Send p2pd a control request; the socket that is returned becomes the stream if one was asked for."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(seconds)
-        connection.connect(control_path)
-        body = request.SerializeToString()
-        connection.sendall(_varint(len(body)) + body)
-        response = p2pd_pb2.Response()
-        response.ParseFromString(_read_delimited(connection))
-        if response.type == p2pd_pb2.Response.ERROR:
-            raise ConnectionError(response.error.msg)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _varint(number: int) -> bytes:
-    head = bytearray()
-    while number > 0x7F:
-        head.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*head, number])
-
-
-def _read_delimited(connection: socket.socket) -> bytes:
-    length = shift = 0
-    while True:
-        byte = _read_exactly(connection, 1)[0]
-        length |= (byte & 0x7F) << shift
-        shift += 7
-        if length > _MAX_CONTROL_BYTES:
-            raise OSError(f"a control message of {length} bytes")
-        if not byte & 0x80:
-            return _read_exactly(connection, length)
-
-
-def _read_exactly(connection: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        chunk = connection.recv(count - len(data))
-        if not chunk:
-            raise EOFError(f"the stream ended after {len(data)} of {count} bytes")
-        data += chunk
-    return bytes(data)
-
-
-def _shut(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        logger.debug("a bulk socket was closed already")

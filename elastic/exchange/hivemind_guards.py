@@ -27,8 +27,8 @@ def guard() -> None:
 
 
 def _keep_stored_values_alive() -> None:
-    # A store that is *rejected* for its earlier expiration pushes that expiration onto the heap first, and evicts
-    # the value that was kept: anyone could make others' records expire by replaying their older ones.
+    # A store that is *rejected* for its earlier expiration pushes that expiration onto the heap first, which
+    # evicts the value that was kept: anyone could make others' records expire by replaying their older ones.
     upstream = timed_storage.TimedStorage.store
 
     @functools.wraps(upstream)

@@ -20,7 +20,7 @@ from elastic.messages import PeerId
 from elastic.wire.signing import SIGNATURE_BYTES, Identity, verify_bytes
 
 MAX_RECORD_BYTES = 16 * 1024
-"""Body of a record. All records of one key travel in one message of 4 MiB, or the key cannot be read at all."""
+"""Body of a record. All of one key travel in one message of 4 MiB, or the key cannot be read at all."""
 MAX_VALUE_BYTES = MAX_RECORD_BYTES + 128
 """The body, its msgpack header, our signature."""
 MAX_TTL_SECONDS = 3600.0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds, digest_of
@@ -85,6 +86,11 @@ class MemoryNetwork:
 
 class MemoryExchange:
     """One peer's end of a `MemoryNetwork`; implements `elastic.contracts.Exchange`."""
+
+    class Config(BaseModel):
+        """Settings beside `exchange = {name = "memory"}`: none."""
+
+        model_config = ConfigDict(extra="forbid", frozen=True)
 
     def __init__(self, network: MemoryNetwork, peer: PeerId, run: str) -> None:
         self.peer = peer

@@ -14,6 +14,7 @@ CPU shows.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 BFLOAT16_MAX = float(torch.finfo(torch.bfloat16).max)
 """A level beyond this would round to infinity, which everyone refuses; the rest stays in the residual."""
+
+
+SLAB_CHUNKS = 256
+"""Chunks compressed at a time: 4 MiB of magnitudes stay near the processor, a huge tensor needs no copy."""
 
 
 class SparseLoCo:
@@ -92,7 +97,8 @@ class SparseLoCo:
         """Takes the largest entries out of e (in place): the tensor's part of the payload."""
         flat = error.reshape(-1)
         parts = []
-        for block in blocks(error.shape, self.density.chunk):
+        layout = blocks(error.shape, self.density.chunk)
+        for block in itertools.chain.from_iterable(block.slabs(SLAB_CHUNKS) for block in layout):
             magnitudes_CS = np.empty((block.num_chunks, block.size), np.float32)
             grid = block.grid(flat)
             np.abs(grid, out=magnitudes_CS.reshape(grid.shape))

@@ -59,8 +59,7 @@ class Chain:
             raise state_error(self._path, error) from error
 
     def keep(self, manifest: Manifest) -> Manifest:
-        """Keep this manifest unless one of its round is kept already; returns the one that is. A validator's
-        journal.
+        """Keep this manifest unless its round has one already; returns the one kept. A validator's journal.
 
         Raises:
             StateError: see `append`.

@@ -1,5 +1,4 @@
-"""Durable files of one peer: contents are written first, then one small `state.json` that names them is
-replaced.
+"""Durable files of one peer: contents are written first, then the small `state.json` that names them.
 
     <directory>/state.json     StateMeta: which files below are the state
     <directory>/files/…        anchors, residuals, payloads; each written once under its name
@@ -135,8 +134,7 @@ def claim(directory: Path, role: str = "peer") -> Iterator[None]:
 
     Args:
         directory: made if need be.
-        role: the peer and its trainer worker are two processes with one directory, and each claims its own
-            role.
+        role: a peer and its trainer worker are two processes with one directory; each has its own role.
 
     Raises:
         StateError: another process (or block) holds it; the message has its pid.

@@ -19,14 +19,21 @@ from torch import Tensor, nn
 from elastic.config import Shared
 from elastic.contracts import Pending, Reducer, StateStore, TrainerState
 from elastic.errors import StateError
-from elastic.messages import Digest, InnerReport, Manifest, PeerId, PendingMeta, RoundIndex, RoundPlan, StateMeta, digest_of
+from elastic.messages import (
+    Digest,
+    InnerReport,
+    Manifest,
+    PeerId,
+    PendingMeta,
+    RoundIndex,
+    RoundPlan,
+    StateMeta,
+    digest_of,
+)
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps
 from elastic.train.outer import initial_anchor, outer_step
 from elastic.train.tokens import Batches, held_out_batches
 from elastic.wire.codec import decode_state, encode_state
-
-KEEP_ANCHORS = 4
-"""Anchors kept on disk: a joiner fetches one while rounds go on."""
 
 Assign = Callable[[RoundPlan], np.ndarray[Any, np.dtype[np.int64]]]
 """Plan → ids of the token sequences assigned to this peer."""
@@ -100,7 +107,7 @@ class Session:
         """What this trainer holds, also right after a restart."""
         return TrainerState(
             round=self.meta.round, anchor=self.meta.anchor, size_bytes=self.size_bytes,
-            state_path=str(self.store.path(self.meta.anchor_file)), pending=self.pending,
+            state_path=self.store.path_of(self.meta.anchor_file), pending=self.pending,
         )  # fmt: skip
 
     def _resume(self) -> None:
@@ -109,11 +116,11 @@ class Session:
             self._commit_anchor(RoundIndex(0))
             return
         self.meta, self._residual_file = meta, meta.residual_file
-        self._take_anchor(self._read(meta.anchor_file), meta.anchor)
+        self._take_anchor(self.store.read_file(meta.anchor_file), meta.anchor)
         if meta.residual_file:
-            self.residual = decode_state(self._read(meta.residual_file), self.residual)
+            self.residual = decode_state(self.store.read_file(meta.residual_file), self.residual)
         if meta.pending:
-            payload = self._read(meta.pending.payload_file)
+            payload = self.store.read_file(meta.pending.payload_file)
             self.pending = Pending(meta.pending.round, meta.pending.inner, payload)
 
     def _take_anchor(self, data: bytes, expected: Digest) -> None:
@@ -142,7 +149,9 @@ class Session:
 
         From here on the residual is what is left once the payload counts; if it does not, the payload goes back in.
         """
-        pseudo_gradient = {name: self.anchor[name] - param.detach().cpu().float() for name, param in self.params.items()}
+        pseudo_gradient = {
+            name: self.anchor[name] - param.detach().cpu().float() for name, param in self.params.items()
+        }
         payload, self.residual = self.reducer.compress(pseudo_gradient, self.residual)
         self.pending = Pending(plan.round, inner, self.reducer.encode(payload))
         self._commit_residual(self.pending)
@@ -187,7 +196,9 @@ class Session:
         self._params_from_anchor()
         tokens = torch.as_tensor(np.asarray(self.corpus.tokenizer.encode(prompt), dtype=np.int64))[None]
         generator = torch.Generator().manual_seed(self.shared.seed)
-        out = self.model.generate(tokens.to(self.worker.device), num_tokens, temperature=0.7, generator=generator)
+        out = self.model.generate(
+            tokens.to(self.worker.device), num_tokens, temperature=0.7, generator=generator
+        )
         text: str = self.corpus.tokenizer.decode(out[0].tolist())
         return text
 
@@ -229,7 +240,12 @@ class Session:
         dist.all_reduce(sums)
         first, last, mean, tokens = sums.tolist()
         return report.model_copy(
-            update={"first_loss": first / n, "last_loss": last / n, "mean_loss": mean / n, "tokens": int(tokens)}
+            update={
+                "first_loss": first / n,
+                "last_loss": last / n,
+                "mean_loss": mean / n,
+                "tokens": int(tokens),
+            }
         )
 
     def _settle(self, manifest: Manifest) -> None:
@@ -246,7 +262,7 @@ class Session:
 
     def _commit_residual(self, pending: Pending) -> None:
         payload_file = f"payload-{pending.round:08d}-{digest_of(pending.payload)[:12]}.bin"
-        self.store.write_file(payload_file, [pending.payload])
+        self.store.write_file(payload_file, pending.payload)
         self._write_residual(pending.round)
         meta = PendingMeta(round=pending.round, inner=pending.inner, payload_file=payload_file)
         self._commit(self.meta.model_copy(update={"residual_file": self._residual_file, "pending": meta}))
@@ -254,21 +270,19 @@ class Session:
     def _write_residual(self, round_: RoundIndex) -> None:
         # A new name each time: the file that the committed state refers to must never change under it.
         self._residual_file = f"residual-{round_:08d}-{secrets.token_hex(4)}.bin"
-        self.store.write_file(self._residual_file, [encode_state(self.residual)])
+        self.store.write_file(self._residual_file, encode_state(self.residual))
 
     def _commit_anchor(self, round_: RoundIndex) -> Digest:
         data = encode_state(self.anchor)
         digest = digest_of(data)
         name = f"anchor-{round_:08d}-{digest[:12]}.bin"
         self.size_bytes = len(data)
-        self.store.write_file(name, [data])
-        self._commit(StateMeta(round=round_, anchor=digest, anchor_file=name, residual_file=self._residual_file))
+        self.store.write_file(name, data)
+        self._commit(
+            StateMeta(round=round_, anchor=digest, anchor_file=name, residual_file=self._residual_file)
+        )
         return digest
 
     def _commit(self, meta: StateMeta) -> None:
         self.store.commit(meta)
-        self.store.prune(KEEP_ANCHORS)
         self.meta = meta
-
-    def _read(self, name: str) -> bytes:
-        return self.store.path(name).read_bytes()

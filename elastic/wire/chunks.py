@@ -11,7 +11,7 @@ the shape, so none of it is sent.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -65,6 +65,12 @@ class Block(NamedTuple):
     def size(self) -> int:
         """Elements of one chunk."""
         return self.height * self.width
+
+    def slabs(self, num_chunks: int) -> Iterator[Block]:
+        """The same chunks in the same order, a few rows of them at a time: about `num_chunks`."""
+        step = max(1, num_chunks // self.across)
+        for first in range(0, self.down, step):
+            yield self._replace(row=self.row + first * self.height, down=min(step, self.down - first))
 
     def grid(self, flat: Array) -> Array:
         """A view of the flat tensor as (down, across, height, width)."""

@@ -1,8 +1,8 @@
 """Who said it: Ed25519 keys, libp2p peer ids, signatures over messages.
 
 A peer id is the identity multihash of the public key, so it *contains* the key: there is nothing to look up,
-and the peer id that libp2p authenticates on a connection is the one that signs messages. The key file is the one
-that p2pd reads.
+and the peer id that libp2p authenticates on a connection is the one that signs messages. The key file is the
+one that p2pd reads.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from elastic.config import NetworkConfig
 from elastic.contracts import Exchange
 from elastic.errors import AveragingError, FetchError, NetworkError

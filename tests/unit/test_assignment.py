@@ -3,7 +3,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic.schedule.assignment import (
@@ -18,6 +18,7 @@ SEEDS = st.integers(0, 2**63 - 1)
 ROUNDS = st.integers(1, 2**40)
 
 
+@settings(deadline=None)
 @given(SIZES, SEEDS, ROUNDS)
 def test_a_shuffle_is_a_bijection(num_sequences: int, seed: int, index: int) -> None:
     order = Shuffle(num_sequences, seed, "austen", index).at(np.arange(num_sequences))
@@ -25,6 +26,7 @@ def test_a_shuffle_is_a_bijection(num_sequences: int, seed: int, index: int) -> 
     assert np.array_equal(np.sort(order), np.arange(num_sequences))
 
 
+@settings(deadline=None)
 @given(SIZES, SEEDS, ROUNDS, st.integers(1, 20), st.data())
 def test_slots_of_a_round_never_share_a_sequence(
     num_sequences: int, seed: int, index: int, roster_size: int, data: st.DataObject
@@ -44,6 +46,7 @@ def test_slots_of_a_round_never_share_a_sequence(
     assert [len(part) for part in parts] == [min(count, limit) for count in counts]
 
 
+@settings(deadline=None)
 @given(SIZES, SEEDS, st.integers(1, 100))
 def test_a_position_does_not_depend_on_what_else_is_asked_for(
     num_sequences: int, seed: int, index: int
@@ -89,7 +92,7 @@ def test_every_peer_of_every_version_computes_this_shuffle() -> None:
 
     digest = hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()
 
-    assert digest == "GOLDEN_SHUFFLE"
+    assert digest == "d525b8a1b65f6cad200a8726c9bc49b148672efd662aefc89998c24d3a2acbae"
 
 
 def test_a_huge_text_needs_no_memory() -> None:
@@ -99,6 +102,7 @@ def test_a_huge_text_needs_no_memory() -> None:
     assert sequences.max() > 2**38
 
 
+@settings(deadline=None)
 @given(st.integers(2, 100_000), st.floats(0.001, 0.499), st.integers(1, 512))
 def test_training_never_reads_a_held_out_token(num_tokens: int, held_out: float, length: int) -> None:
     training_tokens = num_tokens - int(np.ceil(num_tokens * held_out))

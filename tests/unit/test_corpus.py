@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_zoo.corpus import (
@@ -97,6 +97,7 @@ def test_a_shard_gives_back_its_tokens(largest: int, width: int, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tokens"]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_shard_are_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "junk.tokens"
@@ -106,6 +107,7 @@ def test_bytes_that_are_no_shard_are_refused(tmp_path_factory: pytest.TempPathFa
         open_shard(path)
 
 
+@settings(deadline=None)
 @given(st.integers(0, HEADER.size + 7), st.integers(1, 255))
 def test_one_changed_byte_is_noticed(
     tmp_path_factory: pytest.TempPathFactory, place: int, change: int
@@ -127,6 +129,7 @@ def test_what_is_no_row_of_tokens_is_not_written(tokens: list[object], tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300))
 def test_entropy_of_equally_frequent_tokens_is_the_log_of_their_number(num_tokens: int) -> None:
     assert unigram_entropy(np.arange(num_tokens)) == pytest.approx(math.log(num_tokens))

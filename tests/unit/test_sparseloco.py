@@ -70,7 +70,8 @@ def test_compress_selects_what_the_reference_selects(shape, density, seed, kind)
     # given a pseudo-gradient and a residual
     delta, residual = draw(shape, seed, kind), draw(shape, seed + 1) * 0.5
     # when it is compressed
-    payload, _ = reducer(*density, beta=0.95).compress(one(delta), one(residual))
+    sut = reducer(*density, beta=0.95)
+    payload, left = sut.compress(one(delta), one(residual))
     # then every chunk keeps the reference's entries of β·e + Δ
     error = (np.float32(0.95) * residual.numpy() + delta.numpy()).reshape(-1)
     for c, positions in enumerate(reference.chunks(shape, density[0])):
@@ -78,6 +79,9 @@ def test_compress_selects_what_the_reference_selects(shape, density, seed, kind)
         indices = payload["w"]["indices"][c].tolist()
         assert indices[:kept] == reference.select(error[positions], kept)
         assert set(indices[kept:]) <= {-1}
+    # and what it leaves is exactly the rest
+    decoded = sut.decompress(payload, one(delta))["w"].numpy()
+    assert np.array_equal(left["w"].numpy(), error.reshape(shape) - decoded)
 
 
 @quick
@@ -136,6 +140,19 @@ def test_codes_choose_the_nearer_level_and_keep_the_sign(seed, kind):
     nearest = np.abs(np.abs(values)[..., None] - levels[:, None, :]).min(axis=-1)
     assert np.array_equal(np.abs(np.abs(values) - np.abs(decoded)), nearest)
     assert np.all((np.sign(decoded) == np.sign(values)) | (values == 0) | (decoded == 0))
+
+
+@pytest.mark.parametrize("slab", [1, 3, 5])
+def test_working_in_slabs_does_not_show(monkeypatch, slab):
+    # given a matrix with all four kinds of tiles, compressed at once
+    sut, delta = reducer(16, 4), draw((30, 22), 4)
+    whole, left = sut.compress(one(delta), {})
+    # when a few chunks are compressed at a time
+    monkeypatch.setattr("elastic.reduce.sparseloco.SLAB_CHUNKS", slab)
+    payload, residual = sut.compress(one(delta), {})
+    # then
+    assert sut.encode(payload) == sut.encode(whole)
+    assert torch.equal(residual["w"], left["w"])
 
 
 def test_ties_go_to_the_first():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_zoo.corpus import read_corpus
@@ -15,6 +15,7 @@ TEXT = read_corpus("pride_and_prejudice").decode()[:40_000]
 BPE = BPETokenizer.train(TEXT, 300)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_bytes_come_back_as_the_text(text: str) -> None:
     tokens = ByteTokenizer().encode(text)
@@ -23,6 +24,7 @@ def test_bytes_come_back_as_the_text(text: str) -> None:
     assert ByteTokenizer().decode(tokens) == text
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_byte_pairs_come_back_as_the_text(text: str) -> None:
     tokens = BPE.encode(text)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic.schedule.assignment import num_train_sequences
@@ -21,6 +21,7 @@ def test_a_batch_is_the_assigned_sequences_and_one_more_token_each() -> None:
     assert torch.equal(second, torch.stack([torch.arange(70, 81), torch.arange(10, 21)]))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(0, 5), st.data())
 def test_workers_share_a_step_whatever_their_number(batch_size: int, step: int, data: st.DataObject) -> None:
     world_size = data.draw(st.integers(1, batch_size))
@@ -74,6 +75,7 @@ def test_impossible_batches_are_refused(
         Batches(TEXT, np.array(sequences, dtype=np.int64), 10, 2, rank, world_size)
 
 
+@settings(deadline=None)
 @given(
     st.integers(100, 5000), st.floats(0.1, 0.49), st.integers(1, 40), st.integers(1, 8), st.integers(1, 30)
 )

@@ -1,0 +1,68 @@
+"""Blocking sockets to the local p2pd: its control messages, and exact reads with bounded sizes."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import Any
+
+from hivemind.proto import p2pd_pb2
+
+logger = logging.getLogger(__name__)
+
+_MAX_CONTROL_BYTES = 64 * 1024
+
+
+def ask_daemon(control_path: str, request: Any, seconds: float) -> socket.socket:
+    """Send p2pd a control request; the socket that is returned becomes the stream if one was asked for."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(seconds)
+        connection.connect(control_path)
+        body = request.SerializeToString()
+        connection.sendall(_varint(len(body)) + body)
+        response = p2pd_pb2.Response()
+        response.ParseFromString(read_delimited(connection))
+        if response.type == p2pd_pb2.Response.ERROR:
+            raise ConnectionError(response.error.msg)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _varint(number: int) -> bytes:
+    head = bytearray()
+    while number > 0x7F:
+        head.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*head, number])
+
+
+def read_delimited(connection: socket.socket) -> bytes:
+    length = shift = 0
+    while True:
+        byte = read_exactly(connection, 1)[0]
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if length > _MAX_CONTROL_BYTES:
+            raise OSError(f"a control message of {length} bytes")
+        if not byte & 0x80:
+            return read_exactly(connection, length)
+
+
+def read_exactly(connection: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        chunk = connection.recv(count - len(data))
+        if not chunk:
+            raise EOFError(f"the stream ended after {len(data)} of {count} bytes")
+        data += chunk
+    return bytes(data)
+
+
+def shut(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        logger.debug("a bulk socket was closed already")

@@ -1,0 +1,250 @@
+"""Every incentive keeps the promises of `elastic.contracts.Incentive`; then what is special about each."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elastic.config import PluginChoice
+from elastic.contracts import Incentive
+from elastic.errors import StateError
+from elastic.messages import (
+    ContributionHeader,
+    Digest,
+    Evidence,
+    PeerId,
+    RejectReason,
+    RoundIndex,
+    Scoreboard,
+    Verdict,
+)
+from elastic.registry import build
+from incentives.reputation import Reputation
+from incentives.uniform import Uniform
+
+PEERS = [PeerId("12D3KooW" + letter * 44) for letter in "ABCDEFGHJK"]
+CHOICES: list[dict[str, Any]] = [
+    {"name": "uniform"},
+    {"name": "uniform", "by": "peer"},
+    {"name": "uniform", "cap": 1.0},
+    {"name": "reputation"},
+    {"name": "reputation", "trial_rounds": 1, "newcomers": 0.0, "decay": 1.0},
+    {"name": "reputation", "lose": 1.0, "earn": 1.0, "floor": 1.0},
+]
+
+peers = st.sampled_from(PEERS)
+history = st.lists(st.dictionaries(peers, st.none() | st.sampled_from(RejectReason), min_size=1), max_size=30)
+tokens = st.dictionaries(peers, st.integers(1, 2**53), min_size=1)
+every_incentive = pytest.mark.parametrize(
+    "choice", CHOICES, ids=lambda each: "-".join(map(str, each.values()))
+)
+
+
+def made(choice: dict[str, Any]) -> Incentive:
+    incentive: Incentive = build("incentive", PluginChoice.model_validate(choice))
+    return incentive
+
+
+def evidence(peer: PeerId, round_: int, rejected: RejectReason | None = None) -> Evidence:
+    return Evidence(verdict=Verdict(peer=peer, round=RoundIndex(round_), rejected=rejected))
+
+
+def header(peer: PeerId, tokens: int, round_: int = 50) -> ContributionHeader:
+    return ContributionHeader(
+        run="demo",
+        round=RoundIndex(round_),
+        peer=peer,
+        anchor=Digest("a" * 64),
+        payload=Digest("b" * 64),
+        size_bytes=1,
+        steps=1,
+        tokens=tokens,
+        loss=1.0,
+    )
+
+
+def live(incentive: Incentive, rounds: list[dict[PeerId, RejectReason | None]]) -> Scoreboard:
+    board = Scoreboard(round=RoundIndex(0), scores={})
+    for round_, verdicts in enumerate(rounds, start=1):
+        board = incentive.score(
+            RoundIndex(round_), [evidence(peer, round_, rejected) for peer, rejected in verdicts.items()]
+        )
+    return board
+
+
+@every_incentive
+@settings(max_examples=40, deadline=None)
+@given(past=history, claimed=tokens)
+def test_shares_are_positive_and_sum_to_1(
+    choice: dict[str, Any], past: list[dict[PeerId, RejectReason | None]], claimed: dict[PeerId, int]
+) -> None:
+    incentive = made(choice)
+    live(incentive, past)
+    shares = incentive.shares([header(peer, amount) for peer, amount in claimed.items()])
+    assert set(shares) == set(claimed)
+    assert all(0 < share <= 1 for share in shares.values())
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-9)
+
+
+@every_incentive
+@settings(max_examples=40, deadline=None)
+@given(past=history, claimed=tokens, seed=st.integers())
+def test_the_order_of_things_does_not_matter(
+    choice: dict[str, Any],
+    past: list[dict[PeerId, RejectReason | None]],
+    claimed: dict[PeerId, int],
+    seed: int,
+) -> None:
+    one, other, chance = made(choice), made(choice), random.Random(seed)
+    shuffled = [dict(chance.sample(sorted(each.items()), len(each))) for each in past]
+    assert live(one, past) == live(other, shuffled)
+    headers = [header(peer, amount) for peer, amount in claimed.items()]
+    assert list(one.shares(headers).items()) == list(
+        other.shares(chance.sample(headers, len(headers))).items()
+    )
+    candidates = chance.sample(PEERS, len(PEERS))
+    assert one.select(RoundIndex(50), PEERS, 4) == other.select(RoundIndex(50), candidates, 4)
+
+
+@every_incentive
+@settings(max_examples=40, deadline=None)
+@given(past=history, candidates=st.lists(peers, unique=True), limit=st.integers(0, 12))
+def test_a_selection_is_part_of_the_candidates_and_fills_the_places(
+    choice: dict[str, Any],
+    past: list[dict[PeerId, RejectReason | None]],
+    candidates: list[PeerId],
+    limit: int,
+) -> None:
+    incentive = made(choice)
+    live(incentive, past)
+    chosen = incentive.select(RoundIndex(50), candidates, limit)
+    assert len(chosen) == min(limit, len(candidates))
+    assert list(chosen) == sorted(set(chosen))
+    assert set(chosen) <= set(candidates)
+
+
+@every_incentive
+@settings(max_examples=40, deadline=None)
+@given(past=history, claimed=tokens)
+def test_a_restored_incentive_behaves_the_same(
+    choice: dict[str, Any], past: list[dict[PeerId, RejectReason | None]], claimed: dict[PeerId, int]
+) -> None:
+    one, other = made(choice), made(choice)
+    live(one, past)
+    other.restore(json.loads(json.dumps(one.state())))
+    assert other.state() == one.state()
+    headers = [header(peer, amount) for peer, amount in claimed.items()]
+    assert other.shares(headers) == one.shares(headers)
+    assert other.select(RoundIndex(60), PEERS, 3) == one.select(RoundIndex(60), PEERS, 3)
+    new = [evidence(peer, 60) for peer in claimed]
+    assert other.score(RoundIndex(60), new) == one.score(RoundIndex(60), new)
+
+
+@every_incentive
+async def test_nobody_at_all_is_no_trouble(choice: dict[str, Any]) -> None:
+    incentive = made(choice)
+    assert incentive.shares([]) == {}
+    assert list(incentive.select(RoundIndex(1), [], 5)) == []
+    await incentive.settle(incentive.score(RoundIndex(1), []))
+
+
+def test_uniform_follows_tokens_up_to_the_cap() -> None:
+    shares = Uniform(Uniform.Config(cap=2.0)).shares(
+        [header(PEERS[0], 100), header(PEERS[1], 100), header(PEERS[2], 10_000)]
+    )
+    assert shares == pytest.approx({PEERS[0]: 0.25, PEERS[1]: 0.25, PEERS[2]: 0.5})
+
+
+def test_uniform_by_peer_ignores_tokens() -> None:
+    shares = Uniform(Uniform.Config(by="peer")).shares([header(PEERS[0], 1), header(PEERS[1], 10_000)])
+    assert shares == {PEERS[0]: 0.5, PEERS[1]: 0.5}
+
+
+@pytest.mark.parametrize("name", ["uniform", "reputation"])
+def test_with_too_few_places_everyone_gets_a_turn(name: str) -> None:
+    incentive = made({"name": name})
+    chosen = {peer for round_ in range(60) for peer in incentive.select(RoundIndex(round_), PEERS, 3)}
+    assert chosen == set(PEERS)
+
+
+def reputation(**settings: Any) -> Reputation:
+    return Reputation(Reputation.Config(**settings))
+
+
+def test_reputation_is_slow_to_earn_and_fast_to_lose() -> None:
+    incentive = reputation()
+    earned = [live(incentive, [{PEERS[0]: None}] * rounds).scores[PEERS[0]] for rounds in (10, 50)]
+    assert earned[0] < 0.5 < earned[1]
+    after = incentive.score(RoundIndex(51), [evidence(PEERS[0], 51, RejectReason.WRONG_DIGEST)])
+    assert after.scores[PEERS[0]] == pytest.approx(earned[1] / 2)
+
+
+def test_reputation_fades_when_unused_and_is_forgotten_at_last() -> None:
+    incentive = reputation(memory_rounds=100)
+    before = live(incentive, [{PEERS[0]: None}] * 20).scores[PEERS[0]]
+    assert incentive.score(RoundIndex(71), []).scores[PEERS[0]] == pytest.approx(before * 0.99**50)
+    assert incentive.score(RoundIndex(120), []).scores == {}
+
+
+def test_an_outage_that_hits_most_is_charged_to_nobody() -> None:
+    incentive = reputation()
+    before = live(incentive, [dict.fromkeys(PEERS)] * 10).scores
+    outage = [evidence(peer, 11, RejectReason.MISSING) for peer in PEERS[1:]] + [evidence(PEERS[0], 11)]
+    assert incentive.score(RoundIndex(11), outage).scores[PEERS[1]] == before[PEERS[1]]
+    one = [evidence(peer, 12) for peer in PEERS[1:]] + [evidence(PEERS[0], 12, RejectReason.MISSING)]
+    held = incentive.score(RoundIndex(12), []).scores[PEERS[0]]
+    assert incentive.score(RoundIndex(12), one).scores[PEERS[0]] == pytest.approx(0.9 * held)
+
+
+def test_who_was_not_invited_is_not_judged() -> None:
+    assert live(reputation(), [{PEERS[0]: RejectReason.NOT_IN_ROSTER}]).scores == {}
+
+
+def test_a_victim_of_a_copier_loses_little() -> None:
+    incentive = reputation()
+    before = live(incentive, [dict.fromkeys(PEERS)] * 10).scores[PEERS[0]]
+    after = incentive.score(RoundIndex(11), [evidence(PEERS[0], 11, RejectReason.COPY)]).scores[PEERS[0]]
+    assert after == pytest.approx(0.9 * before)
+
+
+def test_a_round_counts_once() -> None:
+    incentive = reputation()
+    once = incentive.score(RoundIndex(1), [evidence(PEERS[0], 1)])
+    assert incentive.score(RoundIndex(1), [evidence(PEERS[0], 1)]) == once
+
+
+def test_the_dependable_are_chosen_and_newcomers_have_their_places() -> None:
+    incentive = reputation(trial_rounds=5, newcomers=0.25)
+    live(incentive, [dict.fromkeys(PEERS[:5])] * 10)
+    for round_ in range(20):
+        chosen = set(incentive.select(RoundIndex(round_ + 11), PEERS, 4))
+        assert len(chosen & set(PEERS[:5])) == 3
+    assert set(incentive.select(RoundIndex(11), PEERS[:5], 4)) <= set(PEERS[:5])
+
+
+def test_reputation_weighs_shares_without_silencing_newcomers() -> None:
+    incentive = reputation(floor=0.25)
+    live(incentive, [{PEERS[0]: None}] * 49)
+    shares = incentive.shares([header(PEERS[0], 100), header(PEERS[1], 100)])
+    assert 0.1 < shares[PEERS[1]] < shares[PEERS[0]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3, 7])
+def test_numbers_out_of_range_are_not_taken_over(value: float) -> None:
+    incentive = reputation()
+    incentive.restore({"peers": {PEERS[0]: {"reputation": value, "rounds": 3, "last": 3}}})
+    (score,) = incentive.score(RoundIndex(4), []).scores.values()
+    assert 0 <= score <= 1
+    assert sum(incentive.shares([header(PEERS[0], 1), header(PEERS[1], 1)]).values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"peers": 3}, {"peers": {"a": 3}}, {"peers": {"a": {"reputation": "x", "rounds": 1, "last": 1}}}],
+)
+def test_another_state_is_refused(state: dict[str, Any]) -> None:
+    with pytest.raises(StateError, match="not a state of the reputation incentive"):
+        reputation().restore(state)

@@ -1,0 +1,412 @@
+"""The real exchange over loopback: liars, garbage, and processes that die."""
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hivemind.p2p import PeerID
+
+from elastic.config import NetworkConfig
+from elastic.errors import (
+    AveragingError,
+    BootstrapError,
+    ClockSkewError,
+    ConfigError,
+    FetchError,
+    NetworkError,
+    PortTakenError,
+)
+from elastic.exchange import averaging, bulk
+from elastic.exchange.bootstrap import Node, run_bootstrap
+from elastic.exchange.hivemind import HivemindExchange
+from elastic.messages import PeerCard, PeerStage, RoundIndex, digest_of
+from elastic.wire.signing import Identity
+
+RUN = "swarm"
+ROUND = RoundIndex(1)
+OWNER = """
+import asyncio, sys, time
+from pathlib import Path
+offset = float(sys.argv[2])
+import hivemind.dht.protocol
+hivemind.dht.protocol.get_dht_time = lambda: time.time() + offset
+from elastic.config import NetworkConfig
+from elastic.exchange.hivemind import HivemindExchange
+from elastic.wire.signing import Identity
+
+async def main():
+    path = Path(sys.argv[1])
+    exchange = await HivemindExchange.start(
+        identity=Identity.load_or_create(path),
+        identity_path=path,
+        run="swarm",
+        network=NetworkConfig(host="127.0.0.1"),
+    )
+    sys.stdout.write(f"{exchange._node.p2p._child.pid} {exchange.addresses[0]}\\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+Join = Callable[..., Awaitable[HivemindExchange]]
+
+
+@pytest.fixture
+async def join(tmp_path: Path) -> AsyncIterator[Join]:
+    """Makes peers that enter through the first one, and closes them."""
+    made: list[HivemindExchange] = []
+
+    async def start(**network: Any) -> HivemindExchange:
+        path = tmp_path / f"peer{len(made)}.key"
+        defaults = {"host": "127.0.0.1", "bootstrap": tuple(made[0].addresses) if made else ()}
+        exchange = await HivemindExchange.start(
+            identity=Identity.load_or_create(path),
+            identity_path=path,
+            run=RUN,
+            network=NetworkConfig(**(defaults | network)),
+            blob_dir=tmp_path / f"blobs{len(made)}",
+        )
+        made.append(exchange)
+        return exchange
+
+    yield start
+    for exchange in reversed(made):
+        await exchange.close()
+
+
+@pytest.fixture
+async def owner(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[tuple[Any, int, str]]]]:
+    """Starts another process with an exchange; gives the process, its p2pd's pid, and its address."""
+    running: list[asyncio.subprocess.Process] = []
+
+    async def start(clock_offset: float = 0.0) -> tuple[Any, int, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            OWNER,
+            str(tmp_path / "owner.key"),
+            str(clock_offset),
+            stdout=subprocess.PIPE,
+        )
+        running.append(process)
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), 60)
+        pid, address = line.decode().split()
+        return process, int(pid), address
+
+    yield start
+    for process in running:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def eventually(condition: Callable[[], bool], tries: int = 200) -> bool:
+    for _ in range(tries):
+        if condition():
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+def sockets() -> set[Path]:
+    return {*Path(tempfile.gettempdir()).glob("elastic-*"), *Path("/tmp").glob("hivemind-*")}
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+
+
+async def test_records_forged_in_anothers_name_are_rejected(join: Join) -> None:
+    # Given a victim's record, and a forger in the same DHT
+    witness, victim, forger = await join(), await join(), await join()
+    await victim.post("commit", ROUND, b"true")
+    key, later = f"{RUN}/commit/{ROUND}", time.time() + 1000
+    # When it writes under the victim's id, without a subkey, for ever, or too much
+    dht = forger._node.dht
+    await dht.store(key, b"forged", later, subkey=victim._subkey)
+    await dht.store(key, b"plain", later)
+    await dht.store(key, b"for ever", time.time() + 10**9, subkey=forger._subkey)
+    await dht.store(key, bytes(20_000), later, subkey=forger._subkey)
+    # Then nobody else sees any of it
+    for reader in (witness, victim):
+        assert await reader.records("commit", ROUND) == {victim.peer: b"true"}
+
+
+async def test_a_replayed_old_record_does_not_bring_the_new_one_down(join: Join) -> None:
+    a, b = await join(), await join()
+    old_end = time.time() + 2
+    await a._node.dht.store(f"{RUN}/commit/1", b"old", old_end, subkey=a._subkey)
+    await a.post("commit", ROUND, b"new")
+    await b._node.dht.store(f"{RUN}/commit/1", b"old", old_end, subkey=a._subkey)
+    assert await eventually(lambda: time.time() > old_end)
+    assert await b.records("commit", ROUND) == {a.peer: b"new"}
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"", b"x", bytes(44), b"\xff" * 44, struct.pack("!32sQI", bytes(32), 2**63, 2**31), b"?" * 5000],
+)
+async def test_garbage_requests_do_not_hurt_the_holder(join: Join, request_bytes: bytes) -> None:
+    holder, stranger = await join(), await join()
+    digest = await holder.provide(b"still here")
+    for _ in range(3):
+        peer = PeerID.from_base58(holder.peer)
+        _, reader, writer = await stranger._node.p2p.call_binary_stream_handler(peer, bulk.PROTOCOL)
+        writer.write(request_bytes)
+        writer.write_eof()
+        await asyncio.wait_for(reader.read(100), 10)
+        writer.close()
+    assert await stranger.fetch(digest, 10, [holder.peer]) == b"still here"
+
+
+async def lying_node(tmp_path: Path, bootstrap: str, answer: bytes) -> Node:
+    """A peer that answers every bulk request with these bytes and closes."""
+
+    async def lie(_info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(44)
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    path = tmp_path / "liar.key"
+    network = NetworkConfig(host="127.0.0.1", bootstrap=(bootstrap,))
+    node = await Node.start(Identity.load_or_create(path), path, network)
+    await node.p2p.add_binary_stream_handler(bulk.PROTOCOL, lie)
+    return node
+
+
+@pytest.mark.parametrize(
+    ("answer", "story"),
+    [
+        (struct.pack("!BQ", 0, 2**60), "announces 1152921504606846976 bytes, expected 6"),
+        (struct.pack("!BQ", 0, 6) + b"tru", "ended after 3 of 6"),
+        (struct.pack("!BQ", 77, 6), "status 77"),
+        (b"", "ended after 0 of 9"),
+    ],
+)
+async def test_a_lying_holder_is_left_for_the_next(
+    join: Join, tmp_path: Path, answer: bytes, story: str
+) -> None:
+    honest, b = await join(), await join()
+    digest = await honest.provide(b"truths")
+    liar = await lying_node(tmp_path, honest.addresses[0], answer)
+    peer = liar.p2p.peer_id.to_base58()
+    try:
+        with pytest.raises(FetchError, match=story):
+            await b.fetch(digest, 6, [peer])
+        assert await b.fetch(digest, 6, [peer, honest.peer]) == b"truths"
+    finally:
+        await liar.close()
+
+
+async def test_parts_of_a_broken_holder_are_completed_by_the_next(
+    join: Join, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Given a holder that serves the first part only, and one that has all
+    monkeypatch.setattr(bulk, "PART_BYTES", 1024)
+    half, whole, b = await join(), await join(), await join()
+    blob = np.random.default_rng(0).bytes(4096)
+    (tmp_path / "half").write_bytes(blob)
+    await half.provide_file(digest_of(blob), str(tmp_path / "half"))
+    await whole.provide(blob)
+    upstream = bulk._check_range
+    served: list[int] = []
+
+    def break_after_one(held: Any, offset: int, length: int) -> bulk.Status:
+        served.append(offset)
+        is_half = held is not None and held.source == tmp_path / "half"
+        return bulk.Status.BAD_RANGE if is_half and offset else upstream(held, offset, length)
+
+    monkeypatch.setattr(bulk, "_check_range", break_after_one)
+    # When the blob is fetched, then it is right and no part was sent twice
+    assert await b.fetch(digest_of(blob), len(blob), [half.peer, whole.peer]) == blob
+    assert served == [0, 1024, 1024, 2048, 3072]
+
+
+async def test_a_liar_among_several_sources_does_not_spoil_the_blob(
+    join: Join, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Given a liar that sends a wrong first part and then nothing
+    monkeypatch.setattr(bulk, "PART_BYTES", 1024)
+    liar, whole, b = await join(), await join(), await join()
+    blob = np.random.default_rng(0).bytes(4096)
+    (tmp_path / "lie").write_bytes(bytes(4096))
+    await liar.provide_file(digest_of(blob), str(tmp_path / "lie"))
+    await whole.provide(blob)
+    upstream = bulk._check_range
+
+    def break_after_one(held: Any, offset: int, length: int) -> bulk.Status:
+        is_lie = held is not None and held.source == tmp_path / "lie"
+        return bulk.Status.BAD_RANGE if is_lie and offset else upstream(held, offset, length)
+
+    monkeypatch.setattr(bulk, "_check_range", break_after_one)
+    # When the rest came from an honest holder, then that one is asked for all of it
+    assert await b.fetch(digest_of(blob), len(blob), [liar.peer, whole.peer]) == blob
+
+
+async def test_a_taken_port_is_named(join: Join) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortTakenError, match=f"port {port} is in use"):
+            await join(port=port)
+
+
+async def test_the_port_of_another_peer_is_taken(join: Join) -> None:
+    port = int((await join()).addresses[0].split("/")[4])
+    with pytest.raises(PortTakenError):
+        await join(port=port)
+
+
+async def test_a_bootstrap_that_does_not_answer_is_an_error_with_advice(join: Join) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        address = f"/ip4/127.0.0.1/tcp/{reserved.getsockname()[1]}/p2p/{Identity.generate().peer}"
+        with pytest.raises(BootstrapError, match="nobody answered within 2 s") as caught:
+            await join(bootstrap=(address,), bootstrap_seconds=2)
+    assert address in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "127.0.0.1:4001",
+        "/ip4/127.0.0.1/tcp/4001",
+        "/ip4/1.2.3.999/tcp/1/p2p/{}",
+        "/ip4/1.2.3.4/tcp/1/p2p/Qm1",
+    ],
+)
+async def test_a_malformed_bootstrap_address_shows_the_right_form(join: Join, address: str) -> None:
+    with pytest.raises(ConfigError, match=r"/ip4/203\.0\.113\.5/tcp/4001/p2p/12D3Koo"):
+        await join(bootstrap=(address.format(Identity.generate().peer),))
+
+
+async def test_a_host_that_is_no_address_is_a_config_error(join: Join) -> None:
+    with pytest.raises(ConfigError, match=r"network\.host"):
+        await join(host="localhost")
+
+
+async def test_peers_meet_through_a_pure_entry_point(join: Join, tmp_path: Path) -> None:
+    # Given an entry point that is in no run
+    stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
+    path = tmp_path / "entry.key"
+    entry = asyncio.create_task(run_bootstrap(path, "127.0.0.1", 0, (), ready.set_result, stop))
+    addresses = await asyncio.wait_for(ready, 60)
+    # When two peers come in through it
+    a, b = await join(bootstrap=tuple(addresses)), await join(bootstrap=tuple(addresses))
+    await a.post("commit", ROUND, b"a")
+    digest = await a.provide(b"bytes of a")
+    # Then they see each other and exchange bytes, though neither knew the other's address
+    assert await b.records("commit", ROUND) == {a.peer: b"a"}
+    assert await b.fetch(digest, 10, [a.peer]) == b"bytes of a"
+    stop.set()
+    await entry
+
+
+async def test_a_wrong_clock_is_told(join: Join, owner: Any) -> None:
+    _, _, address = await owner(clock_offset=100.0)
+    with pytest.raises(ClockSkewError, match="clock is off"):
+        await join(bootstrap=(address,))
+
+
+async def test_no_p2pd_survives_the_sigkill_of_its_owner(owner: Any) -> None:
+    process, daemon, _ = await owner()
+    assert not is_gone(daemon)
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    assert await eventually(lambda: is_gone(daemon))
+
+
+async def test_calls_fail_at_once_when_the_local_p2pd_dies(join: Join) -> None:
+    a, b = await join(), await join()
+    b._node.p2p._child.kill()
+    await b._node.exited
+    for call in (b.cards(), b.post("commit", ROUND, b"x"), b.fetch(digest_of(b"x"), 1, [a.peer])):
+        with pytest.raises(NetworkError, match="p2pd is gone"):
+            await call
+    await b.close()
+
+
+async def test_close_leaves_no_process_and_no_sockets(join: Join) -> None:
+    before = sockets()
+    exchange = await join()
+    daemon = exchange._node.p2p._child.pid
+    assert len(sockets() - before) >= 2
+    await exchange.close()
+    assert is_gone(daemon)
+    assert sockets() <= before
+
+
+async def test_a_card_tells_where_to_dial(join: Join) -> None:
+    a, b = await join(), await join()
+    digest = digest_of(b"s")
+    card = PeerCard(
+        peer=a.peer,
+        run=RUN,
+        shared=digest,
+        stage=PeerStage.READY,
+        round=ROUND,
+        addresses=("garbage", "/ip4/127.0.0.1/tcp/1/p2p/Qm", *a.addresses),
+    )
+    await a.announce(card)
+    assert [seen.peer for seen in await b.cards()] == [a.peer]
+    assert await b.fetch(await a.provide(b"dialled"), 7, [a.peer]) == b"dialled"
+
+
+async def test_blobs_in_a_folder_survive_as_files_and_are_dropped_at_the_next_start(
+    join: Join, tmp_path: Path
+) -> None:
+    a = await join()
+    digest = await a.provide(b"on disk")
+    assert (tmp_path / "blobs0" / digest).read_bytes() == b"on disk"
+    bulk.BlobStore(tmp_path / "blobs0")
+    assert not list((tmp_path / "blobs0").iterdir())
+
+
+async def test_a_peer_lost_while_averaging_fails_it_for_all(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given three peers, one of which breaks off after its first part
+    monkeypatch.setattr(averaging, "NEXT_CHUNK_SECONDS", 1.0)
+    peers = [await join() for _ in range(3)]
+    lost = peers[2].peer
+    upstream = averaging._ExactRunner._generate_input_for_peer
+
+    async def break_off(self: Any, peer_index: int) -> AsyncIterator[Any]:
+        async for part in upstream(self, peer_index):
+            yield part
+            if self.peer_id.to_base58() == lost:
+                raise ConnectionResetError("the line is cut")
+
+    monkeypatch.setattr(averaging._ExactRunner, "_generate_input_for_peer", break_off)
+    # When they average
+    inputs = [{"w": np.full(3_000_000, float(index), np.float32)} for index in range(3)]
+    outcomes = await asyncio.gather(
+        *(peer.average("r1", mine, 3, 40.0) for peer, mine in zip(peers, inputs, strict=True)),
+        return_exceptions=True,
+    )
+    # Then nobody reports a result
+    assert [type(outcome) for outcome in outcomes] == [AveragingError] * 3
+    # And the next averaging works
+    monkeypatch.setattr(averaging._ExactRunner, "_generate_input_for_peer", upstream)
+    results = await asyncio.gather(
+        *(p.average("r2", mine, 3, 60.0) for p, mine in zip(peers, inputs, strict=True))
+    )
+    assert all((result["w"] == 1.0).all() for result in results)
