@@ -29,7 +29,7 @@ def make_optimizer(model: nn.Module, config: InnerConfig) -> torch.optim.Optimiz
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, foreach=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
 def learning_rate(step: int, total_steps: int, config: InnerConfig) -> float:

@@ -1,0 +1,38 @@
+"""The Trainer contract in this process: for tests, simulations and notebooks. Outside, `elastic.actors` runs it in Ray."""
+
+from collections.abc import Mapping
+
+from elastic.contracts import TrainerState
+from elastic.messages import Digest, InnerReport, Manifest, RoundIndex, RoundPlan
+from elastic.train.session import Session
+
+
+class LocalTrainer:
+    """A session whose verbs are awaited; they run at once, on the caller's thread."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def state(self) -> TrainerState:
+        return self._session.state()
+
+    async def inner_steps(self, plan: RoundPlan) -> InnerReport:
+        return self._session.inner_steps(plan)
+
+    async def compress(self, plan: RoundPlan, inner: InnerReport) -> bytes:
+        return self._session.compress(plan, inner)
+
+    async def outer_step(self, manifest: Manifest, payloads: Mapping[Digest, bytes]) -> Digest:
+        return self._session.outer_step(manifest, payloads)
+
+    async def load(self, state: bytes, round_: RoundIndex, settled: Manifest | None = None) -> Digest:
+        return self._session.load(state, round_, settled)
+
+    async def evaluate(self, max_sequences: int) -> float:
+        return self._session.evaluate(max_sequences)
+
+    async def generate(self, prompt: str, num_tokens: int) -> str:
+        return self._session.generate(prompt, num_tokens)
+
+    async def close(self) -> None:
+        return None
