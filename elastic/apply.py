@@ -68,9 +68,7 @@ async def catch_up(peer: Peer, head: Manifest) -> None:
 async def _next_manifest(peer: Peer, head: Manifest) -> Manifest | None:
     """The manifest of the round we hold the anchor of, if it is known and really applies to our anchor."""
     round_ = peer.holds()
-    manifest = (
-        head if head.round == round_ else peer.chain.get(round_) or await peer.agreement.decided(round_)
-    )
+    manifest = head if head.round == round_ else peer.chain.get(round_) or await peer.agreement.decided(round_)
     return manifest if manifest is not None and manifest.anchor == peer.state.anchor else None
 
 

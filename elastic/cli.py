@@ -68,15 +68,13 @@ def options(
 
 
 @app.command()
-def quickstart(
+def quickstart(  # noqa: PLR0913 - one argument per flag
     peers: Annotated[int, typer.Option(min=1, max=16, help="peers on this machine")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="rounds to train")] = 12,
     inner_steps: Annotated[int, typer.Option(min=1, help="inner steps per round and peer")] = 15,
     reducer: Annotated[str, typer.Option(help="sparseloco | average | package.module:Class")] = "sparseloco",
     incentive: Annotated[str, typer.Option(help="uniform | reputation | package.module:Class")] = "uniform",
-    workers: Annotated[
-        str, typer.Option(help='Ray Train workers per peer: "1", or one number each: "2,1,1"')
-    ] = "1",
+    workers: Annotated[str, typer.Option(help='Ray Train workers per peer: "1", or one number each: "2,1,1"')] = "1",
     folder: Annotated[Path, typer.Option("--dir", help="where runs are kept")] = Path("runs"),
     report: Annotated[Path | None, typer.Option(help="write one JSON object per peer and round here")] = None,
     plain: Annotated[bool, typer.Option(help="lines instead of the live view")] = False,
@@ -115,14 +113,12 @@ def join(run_file: RunFile) -> None:
 
 @app.command()
 def bootstrap(
-    host: Annotated[str, typer.Option(help="address to listen on")] = "0.0.0.0",  # noqa: S104
+    host: Annotated[str, typer.Option(help="address to listen on")] = "0.0.0.0",
     port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0: any free one")] = 0,
     key: Annotated[Path, typer.Option(help="private key; keep it, and the address stays the same")] = Path(
         "bootstrap.key"
     ),
-    announce: Annotated[
-        list[str] | None, typer.Option(help="address to tell others, e.g. /dns4/host/tcp/4001")
-    ] = None,
+    announce: Annotated[list[str] | None, typer.Option(help="address to tell others, e.g. /dns4/host/tcp/4001")] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Start an entry point to the DHT and print the address to hand out."""
@@ -189,9 +185,7 @@ def init(
 
     peer = write_run_file(run_file, name)
     say(f"wrote {run_file} (validator: this machine, {peer})")
-    say(
-        "next: elastic bootstrap           # in a second terminal; put the address it prints into the run file"
-    )
+    say("next: elastic bootstrap           # in a second terminal; put the address it prints into the run file")
     say(f"      elastic check {run_file}")
     say(f"      ray start --head && elastic join {run_file}")
 

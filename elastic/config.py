@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from elastic.errors import ConfigError
-from elastic.messages import HexDigest, PeerIdField, RunName, digest_of
+from elastic.messages import Digest, HexDigest, PeerIdField, RunName, digest_of
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
@@ -132,9 +132,9 @@ class Shared(Section):
     round: RoundConfig = RoundConfig()
     agreement: AgreementConfig
 
-    def digest(self) -> str:
+    def digest(self) -> Digest:
         """SHA-256 over the canonical JSON of all values, defaults included."""
-        import orjson  # noqa: PLC0415
+        import orjson
 
         return digest_of(orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS))
 
@@ -159,7 +159,7 @@ class NetworkConfig(Section):
 
     bootstrap: tuple[str, ...] = ()
     """Addresses of entry points, "/ip4/…/tcp/…/p2p/12D3Koo…", as `elastic bootstrap` prints them."""
-    host: str = "0.0.0.0"  # noqa: S104
+    host: str = "0.0.0.0"
     """Address to listen on; "127.0.0.1" keeps a trial on this machine."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """TCP port to listen on; 0: any free one. Fix it if you forward a port."""

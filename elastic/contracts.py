@@ -182,9 +182,7 @@ class Exchange(Protocol):
         """
         ...
 
-    async def average(
-        self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds
-    ) -> dict[str, Any]:
+    async def average(self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds) -> dict[str, Any]:
         """All-reduce: the mean over the peers that call with the same key, as name → fp32 numpy array.
 
         Raises:
@@ -206,8 +204,10 @@ class Arrival:
     header: ContributionHeader
     payload: bytes | None
     verdict: Verdict
+    committed: float
+    """When its commitment was first seen, and"""
     seconds: float
-    """When it was complete, counted from the start of the gathering."""
+    """when it was complete: seconds since the gathering began."""
 
 
 class Agreement(Protocol):

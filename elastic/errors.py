@@ -17,6 +17,7 @@
     ├── StateError                our state on disk cannot be read or written
     ├── TrainerLostError          the Ray Train worker group failed and is restarted
     ├── TrainerFailedError        the trainer failed in a way that a restart does not mend
+    ├── DivergedError             inner steps ended in NaN or infinity: this round is sat out
     └── BugError                  a mistake of ours; the traceback is in the log
 
 A peer's misbehaviour is a Verdict and an unlucky round is a Skip; neither is an exception. No class here has an
@@ -94,3 +95,7 @@ class TrainerFailedError(ElasticError):
 
 class BugError(ElasticError):
     """A mistake of ours; the traceback is in the log."""
+
+
+class DivergedError(ElasticError):
+    """Inner steps ended in NaN or infinity; the anchor and the residual are as before."""

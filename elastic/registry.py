@@ -85,9 +85,7 @@ def load(target: str) -> Any:
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in EXTRAS:
-            raise MissingExtraError(
-                f"{target} needs {missing}: pip install 'elastic[{EXTRAS[missing]}]'"
-            ) from error
+            raise MissingExtraError(f"{target} needs {missing}: pip install 'elastic[{EXTRAS[missing]}]'") from error
         raise ConfigError(f'"{target}" cannot be imported: {error}') from error
     except AttributeError as error:
         raise ConfigError(f'"{target}": module {module_name} has no {name}') from error

@@ -6,13 +6,15 @@ Skip, and neither is an exception: exceptions mean that our own side is broken.
 """
 
 import asyncio
+import time
 from dataclasses import dataclass
+from typing import Any
 
 from elastic import trace
 from elastic.agreement.validator import draft
 from elastic.apply import apply_manifest, missing_payloads
 from elastic.contracts import Arrival
-from elastic.errors import AveragingError
+from elastic.errors import AveragingError, DivergedError
 from elastic.exchange.gather import CONTRIBUTION, Checks, gather
 from elastic.messages import (
     ContributionHeader,
@@ -51,7 +53,7 @@ class Offer:
 
 async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
     """One round: train, share, agree on what counts, and move the anchor exactly as everyone else does."""
-    phases = Phases(peer.clock, peer.on_phase)
+    phases, began = Phases(peer.clock, peer.on_phase), time.time_ns()
     before = await peer.exchange.traffic()
     with trace.round_span(plan):
         offer = await contribute(peer, plan, phases)
@@ -59,6 +61,8 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
         verdicts = judge(peer, plan, arrivals)
         manifest = await agree(peer, plan, arrivals, verdicts, phases)
         decision = await conclude(peer, plan, manifest, arrivals, phases)
+    if manifest is not None and manifest.proposer == peer.id:
+        trace.root_span(plan.run, plan.round, began, time.time_ns(), counted=len(manifest.counted))
     remember(peer, plan, arrivals, verdicts, phases)
     return await report(peer, plan, offer, (arrivals, verdicts, decision), before, phases)
 
@@ -67,12 +71,12 @@ async def contribute(peer: Peer, plan: RoundPlan, phases: Phases) -> Offer:
     """Inner steps → payload; its digest is committed before anyone can fetch its bytes."""
     if plan.slot is None:
         return Offer()
-    inner, payload = await _trained(peer, plan, phases)
-    if peer.reducer.averages:
-        try:
+    try:
+        inner, payload = await _trained(peer, plan, phases)
+        if peer.reducer.averages:
             payload = await _averaged(peer, plan, payload, phases)
-        except AveragingError as error:
-            return Offer(inner, failed=f"averaging failed: {error}")
+    except (DivergedError, AveragingError) as error:
+        return Offer(failed=str(error))
     header = _header(peer, plan, inner, payload)
     with phases("commit"):
         await peer.exchange.post(CONTRIBUTION, plan.round, header.canonical())
@@ -113,7 +117,10 @@ def judge(peer: Peer, plan: RoundPlan, arrivals: dict[PeerId, Arrival]) -> dict[
     """Verdicts on the whole round: what can only be seen by comparing contributions, and who is missing."""
     verdicts = {sender: arrival.verdict for sender, arrival in arrivals.items()}
     headers = {sender: arrival.header for sender, arrival in arrivals.items()}
-    verdicts = (mark_diverged if peer.reducer.averages else mark_copies)(verdicts, headers)
+    if peer.reducer.averages:
+        verdicts = mark_diverged(verdicts, headers)
+    else:
+        verdicts = mark_copies(verdicts, headers, {sender: arrival.committed for sender, arrival in arrivals.items()})
     for absent in set(plan.roster) - set(arrivals):
         verdicts[absent] = Verdict(peer=absent, round=plan.round, rejected=RejectReason.MISSING)
     return verdicts
@@ -175,9 +182,7 @@ def remember(
     if len(arrivals) == len(plan.roster):
         peer.history.append(phases.elapsed())
     tokens = {sender: arrival.header.tokens for sender, arrival in arrivals.items()}
-    evidence = [
-        Evidence(verdict=verdict, tokens=tokens.get(sender, 0)) for sender, verdict in verdicts.items()
-    ]
+    evidence = [Evidence(verdict=verdict, tokens=tokens.get(sender, 0)) for sender, verdict in verdicts.items()]
     peer.incentive.score(plan.round, evidence)
 
 
@@ -223,26 +228,23 @@ async def _trained(peer: Peer, plan: RoundPlan, phases: Phases) -> tuple[InnerRe
 
 async def _averaged(peer: Peer, plan: RoundPlan, payload: bytes, phases: Phases) -> bytes:
     """For swarms that trust each other: the mean of everyone's payload, which all then hold bit for bit."""
+    reducer: Any = peer.reducer
     with phases("average"):
-        return await peer.exchange.average(
-            f"{plan.run}-{plan.round}", payload, len(plan.roster), Seconds(plan.gather_seconds)
+        mean = await peer.exchange.average(
+            f"{plan.run}-{plan.round}",
+            reducer.arrays(payload, peer.like),
+            len(plan.roster),
+            Seconds(plan.gather_seconds),
         )
+        return bytes(reducer.from_arrays(mean))
 
 
 def _header(peer: Peer, plan: RoundPlan, inner: InnerReport, payload: bytes) -> ContributionHeader:
-    return peer.identity.sign(
-        ContributionHeader(
-            run=plan.run,
-            round=plan.round,
-            peer=peer.id,
-            anchor=plan.anchor,
-            payload=digest_of(payload),
-            size_bytes=len(payload),
-            steps=inner.steps,
-            tokens=inner.tokens,
-            loss=inner.mean_loss,
-        )  # fmt: skip
-    )
+    header = ContributionHeader(
+        run=plan.run, round=plan.round, peer=peer.id, anchor=plan.anchor, payload=digest_of(payload),
+        size_bytes=len(payload), steps=inner.steps, tokens=inner.tokens, loss=inner.mean_loss,
+    )  # fmt: skip
+    return peer.identity.sign(header)
 
 
 async def _await_manifest(peer: Peer, plan: RoundPlan, phases: Phases) -> Manifest | None:
@@ -260,9 +262,7 @@ async def _next_roster(peer: Peer, plan: RoundPlan, arrived: set[PeerId]) -> lis
     return sorted(chosen)
 
 
-def _why_skipped(
-    peer: Peer, offer: Offer, verdicts: dict[PeerId, Verdict], decision: Commit | Skip
-) -> str | None:
+def _why_skipped(peer: Peer, offer: Offer, verdicts: dict[PeerId, Verdict], decision: Commit | Skip) -> str | None:
     if isinstance(decision, Skip):
         return decision.because
     if offer.failed:

@@ -160,9 +160,7 @@ def round_span(plan: RoundPlan, *, incarnation: int | None = None) -> Iterator[S
         "anchor": plan.anchor,
     }
     with _ids(trace_id, span_id(plan.run, plan.round, plan.peer, ROUND, begun)):
-        span_ = _tracing.tracer.start_span(
-            ROUND, context, attributes=_swarm(**about, roster=len(plan.roster))
-        )
+        span_ = _tracing.tracer.start_span(ROUND, context, attributes=_swarm(**about, roster=len(plan.roster)))
     with _within(context), _open(span_):
         yield span_
 

@@ -52,9 +52,7 @@ class Reputation:
     class Config(BaseModel):
         """[shared.incentive] name = "reputation"."""
 
-        model_config = ConfigDict(
-            frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-        )
+        model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
         earn: Fraction = 0.05
         """An accepted contribution closes this part of the distance to 1: half way after 14 rounds."""
@@ -84,9 +82,7 @@ class Reputation:
         drawn = sorted(set(candidates), key=lambda peer: draw(round_, peer))
         trials = [peer for peer in drawn if self._on_trial(peer)]
         chosen = trials[: ceil(self._config.newcomers * limit)]
-        rest = sorted(
-            (peer for peer in drawn if peer not in set(chosen)), key=lambda peer: -self._at(round_, peer)
-        )
+        rest = sorted((peer for peer in drawn if peer not in set(chosen)), key=lambda peer: -self._at(round_, peer))
         return sorted((chosen + rest)[:limit])
 
     def shares(self, accepted: Sequence[ContributionHeader]) -> Mapping[PeerId, float]:
@@ -101,9 +97,7 @@ class Reputation:
             self._take_in(round_, each, most_arrived)
         oldest = round_ - self._config.memory_rounds
         self._records = {peer: record for peer, record in self._records.items() if record.last > oldest}
-        return Scoreboard(
-            round=round_, scores={peer: self._at(round_, peer) for peer in sorted(self._records)}
-        )
+        return Scoreboard(round=round_, scores={peer: self._at(round_, peer) for peer in sorted(self._records)})
 
     async def settle(self, board: Scoreboard) -> None:
         """Nothing to write anywhere: reputations are this peer's own view."""

@@ -16,9 +16,7 @@ class Uniform:
     class Config(BaseModel):
         """[shared.incentive] name = "uniform"."""
 
-        model_config = ConfigDict(
-            frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-        )
+        model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
         by: Literal["peer", "tokens"] = "tokens"
         """"tokens": shares follow the tokens trained on. "peer": everyone's share is the same."""

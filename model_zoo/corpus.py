@@ -91,11 +91,7 @@ def read_corpus(name: str, path: Path | None = None) -> bytes:
             f'no text called "{name}" ships with the project (known: {", ".join(SHIPPED)}); give a path'
         )
     try:
-        data = (
-            path.read_bytes()
-            if path
-            else (resources.files("model_zoo") / "texts" / f"{name}.txt").read_bytes()
-        )
+        data = path.read_bytes() if path else (resources.files("model_zoo") / "texts" / f"{name}.txt").read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise CorpusNotFoundError(f'corpus "{name}": there is no file {path or name}') from error
     if not data:
@@ -118,9 +114,7 @@ def write_shard(path: Path, tokens: npt.ArrayLike) -> None:
     """
     array = np.asarray(tokens)
     if array.ndim != 1 or not array.size or array.dtype.kind not in "ui":
-        raise ValueError(
-            f"a shard is a row of at least one integer; got {array.dtype} of shape {array.shape}"
-        )
+        raise ValueError(f"a shard is a row of at least one integer; got {array.dtype} of shape {array.shape}")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= 2**32:
         raise ValueError(f"tokens are in [0, 2**32); got {low} to {high}")
@@ -145,9 +139,7 @@ def open_shard(path: Path) -> Tokens:
         raise ShardError(f"{path}: not a shard of version {VERSION}")
     expected_bytes = HEADER.size + count * width
     if count == 0 or path.stat().st_size != expected_bytes:
-        raise ShardError(
-            f"{path}: {path.stat().st_size} bytes, but its header says {count} tokens of {width}"
-        )
+        raise ShardError(f"{path}: {path.stat().st_size} bytes, but its header says {count} tokens of {width}")
     tokens: Tokens = np.memmap(path, dtype=DTYPES[width], mode="r", offset=HEADER.size, shape=(count,))
     if hashlib.sha256(tokens.data).digest() != digest:
         raise ShardError(f"{path}: the tokens do not have the digest in the header")
@@ -166,6 +158,4 @@ def _as_text(name: str, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CorpusMismatchError(
-            f'corpus "{name}" is not UTF-8 text: {error.reason} at byte {error.start}'
-        ) from error
+        raise CorpusMismatchError(f'corpus "{name}" is not UTF-8 text: {error.reason} at byte {error.start}') from error

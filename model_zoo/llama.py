@@ -6,7 +6,6 @@ or not. Sources: LLaMA, arXiv 2302.13971; Llama 3, arXiv 2407.21783.
 Query, key and value are one matrix, and so are gate and up: fewer and larger products.
 """
 
-# ruff: noqa: N803, N806 (the letters of shapes are capitals)
 # B batch, T time, P positions (B * T), V vocabulary, D model width, H query heads, K key-value heads,
 # G all rotated heads (H + K), E width of one head, F width of the feed-forward layer
 
@@ -44,9 +43,7 @@ class Llama(nn.Module):  # type: ignore[misc]
     class Config(BaseModel):
         """[shared.model] with `name = "llama"`: a preset, and what to change in it."""
 
-        model_config = ConfigDict(
-            frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-        )
+        model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
         preset: str = "nano"
         """One of nano, micro, 150m, 1b, 8b, 72b."""
@@ -249,9 +246,7 @@ def fill_uniform(param: Tensor, std: float, generator: torch.Generator) -> None:
     """Fill with uniform draws of that standard deviation, any dtype and device; see `Llama.initialize`."""
     step = math.sqrt(3.0) * std / DRAW_LEVELS
     for part in param.view(-1).split(2**24):  # a 72B embedding would otherwise need 8 GiB beside it
-        draws = torch.empty(len(part), dtype=torch.float32).random_(
-            -DRAW_LEVELS, DRAW_LEVELS, generator=generator
-        )
+        draws = torch.empty(len(part), dtype=torch.float32).random_(-DRAW_LEVELS, DRAW_LEVELS, generator=generator)
         part.copy_(draws.mul_(step))
 
 

@@ -29,9 +29,7 @@ class Shape:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}")
         if self.head_dim % 2:
-            raise ValueError(
-                f"dim / heads = {self.head_dim} is odd; rotary positions turn pairs of coordinates"
-            )
+            raise ValueError(f"dim / heads = {self.head_dim} is odd; rotary positions turn pairs of coordinates")
 
     @property
     def head_dim(self) -> int:

@@ -68,11 +68,7 @@ def _show_waiting(handle: PeerHandle, before: str, say: Say) -> str:
         status: PeerStatus = ray.get(handle.peer.status.remote(), timeout=5)
     except (ray.exceptions.RayError, TimeoutError):
         return before
-    if (
-        status.stage == "ready"
-        and status.round
-        and not status.phase.startswith(("waiting", "the run", "catching"))
-    ):
+    if status.stage == "ready" and status.round and not status.phase.startswith(("waiting", "the run", "catching")):
         return before
     now: Any = f"{status.stage}: {status.phase}" if status.phase else status.stage
     if now != before:

@@ -38,9 +38,7 @@ def connect(config: RayConfig) -> None:
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = "on this machine" if address is None else f"at {address}"
-        raise RayUnavailableError(
-            f"no Ray cluster {where}: start one with `ray start --head` and try again"
-        ) from error
+        raise RayUnavailableError(f"no Ray cluster {where}: start one with `ray start --head` and try again") from error
     _require_resources(config)
 
 
@@ -48,9 +46,7 @@ def _require_resources(config: RayConfig) -> None:
     kind, each = ("GPU", 1.0) if config.gpu else ("CPU", config.cpus_per_worker)
     needed, free = config.workers * each, ray.available_resources().get(kind, 0.0)
     if needed > free:
-        advice = (
-            "" if config.gpu else ", a smaller local.ray.cpus_per_worker, or `ray start --head --num-cpus N`"
-        )
+        advice = "" if config.gpu else ", a smaller local.ray.cpus_per_worker, or `ray start --head --num-cpus N`"
         raise RayUnavailableError(
             f"Ray has {free:g} free {kind}s and this peer's trainer needs {needed:g} ({config.workers} workers x "
             f"{each:g}): choose fewer local.ray.workers{advice}"

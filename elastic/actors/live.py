@@ -28,9 +28,7 @@ class LiveView:
             self._say("starting a bootstrap, Ray, and the peers' networks and trainers")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._live:
             self._live.stop()
 
@@ -39,9 +37,7 @@ class LiveView:
         complete = complete_rounds(reports, len(statuses))
         last = complete[-1] if complete else None
         if self._live:
-            self._live.update(
-                Group(Text(self._headline(statuses, last)), table(statuses, slowest=slowest(last)))
-            )
+            self._live.update(Group(Text(self._headline(statuses, last)), table(statuses, slowest=slowest(last))))
             return
         for entries in complete[self._shown :]:
             self._say(round_line(entries, self._rounds))
@@ -66,7 +62,7 @@ def slowest(entries: Sequence[RoundReport] | None) -> str | None:
     """Name of the peer whose contribution arrived last, as most peers saw it."""
     if not entries:
         return None
-    names = {report.peer: report.name for report in entries}
+    names: dict[str, str] = {report.peer: report.name for report in entries}
     seen = [report.last for report in entries if report.last is not None]
     return names.get(max(set(seen), key=seen.count)) if seen else None
 

@@ -118,12 +118,7 @@ class Mailbox:
     def reply(self, rank: int, incarnation: str, reply: Reply) -> None:
         """A worker's answer. Late answers of lost incarnations are ignored."""
         waiting = self._waiting.get(reply.serial)
-        if (
-            waiting is None
-            or self._group is None
-            or self._group.incarnation != incarnation
-            or waiting[0].done()
-        ):
+        if waiting is None or self._group is None or self._group.incarnation != incarnation or waiting[0].done():
             return
         future, expected = waiting
         if reply.error is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
@@ -81,7 +82,8 @@ class PeerActor:
                 raise
             except Exception as error:
                 logger.exception("this is a bug")
-                bug = BugError(f"{type(error).__name__}: {error} (a bug; traceback in {self._config.local.state_dir / 'peer.log'})")
+                log = self._config.local.state_dir / "peer.log"
+                bug = BugError(f"{type(error).__name__}: {error} (a bug; the traceback is in {log})")
                 self._journal.failed(bug)
                 raise bug from None
             self._journal.note(stage="left", phase=reason)
@@ -197,9 +199,7 @@ class PeerActor:
         """As the validator of a run that has no manifest: sign the genesis once enough peers are ready."""
         await self._become(PeerStage.READY)
         mine = peer.shared.digest()
-        ready = [
-            c.peer for c in await peer.exchange.cards() if c.stage is PeerStage.READY and c.shared == mine
-        ]
+        ready = [c.peer for c in await peer.exchange.cards() if c.stage is PeerStage.READY and c.shared == mine]
         if len(ready) < peer.shared.round.min_peers:
             self._journal.note(phase=f"waiting for peers ({len(ready)} of {peer.shared.round.min_peers})")
             await peer.clock.sleep(POLL_SECONDS)  # type: ignore[arg-type]
@@ -234,7 +234,7 @@ class PeerActor:
         self._journal.note(stage="starting", phase="joining the DHT, starting Ray Train")
         self._trainer = RayTrainer(self._mailbox, self._job, config.local.ray, config.local.state_dir / "ray")
         loop = asyncio.get_running_loop()
-        self._trainer.start(lambda error: loop.call_soon_threadsafe(self._trainer_ended, error))
+        self._trainer.start(lambda error: _tell(loop, self._trainer_ended, error))
         addresses = await self._exchange.start()
         logger.info("reachable at %s", ", ".join(addresses))
         await self._refuse_other_runs()
@@ -255,9 +255,7 @@ class PeerActor:
         await peer.refresh()
         head = chain.head()
         if head is not None and agreement.validates(peer.id):
-            await agreement.propose(
-                head
-            )  # the DHT may have forgotten it, for instance if the whole swarm was down
+            await agreement.propose(head)  # the DHT may have forgotten it, for instance if the whole swarm was down
         return peer
 
     async def _refuse_other_runs(self) -> None:
@@ -310,16 +308,12 @@ class PeerActor:
         await self._announce()
 
     async def _announce(self) -> None:
-        await self._exchange.announce(
-            PeerCard(
-                peer=self._job.peer,
-                run=self._config.shared.run,
-                shared=self._config.shared.digest(),
-                name=self._config.local.name,
-                stage=self._stage,
-                round=self._peer.holds() if self._peer else RoundIndex(0),
-            )  # fmt: skip
-        )
+        card = PeerCard(
+            peer=self._job.peer, run=self._config.shared.run, shared=self._config.shared.digest(),
+            name=self._config.local.name, stage=self._stage,
+            round=self._peer.holds() if self._peer else RoundIndex(0),
+        )  # fmt: skip
+        await self._exchange.announce(card)
 
     async def _heartbeat(self) -> None:
         """Renew the card before it expires, and count who is there."""
@@ -334,6 +328,10 @@ class PeerActor:
             except NetworkError as error:
                 logger.warning("heartbeat: %s", error)
             await asyncio.sleep(self._config.local.network.card_seconds / 4)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[ElasticError], None], error: ElasticError) -> None:
+    loop.call_soon_threadsafe(callback, error)
 
 
 def layout(config: RunConfig) -> dict[str, Any]:

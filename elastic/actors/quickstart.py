@@ -104,24 +104,20 @@ def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin:
 
 @contextmanager
 def _bootstrap(folder: Path) -> Iterator[Callable[[], str]]:
-    """`elastic bootstrap` in a process of its own, which ends with ours; gives a function that waits for its address."""
+    """`elastic bootstrap` in a process that ends with ours; gives a function that waits for its address."""
     command = [
         sys.executable, "-m", "elastic", "bootstrap", "--host", "127.0.0.1", "--key", str(folder / "bootstrap.key"),
         "--until-stdin-closes",
     ]  # fmt: skip
     with (folder / "bootstrap.log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-        )
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
 
     def address() -> str:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip().startswith("/ip4/"):
                 return line.strip()
-        raise BootstrapError(
-            f"the bootstrap process ended before it was reachable: see {folder / 'bootstrap.log'}"
-        )
+        raise BootstrapError(f"the bootstrap process ended before it was reachable: see {folder / 'bootstrap.log'}")
 
     try:
         yield address

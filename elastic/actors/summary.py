@@ -9,7 +9,7 @@ from rich.table import Table
 from elastic.actors.follow import Say
 from elastic.actors.launch import PeerHandle
 from elastic.actors.live import complete_rounds, slowest
-from elastic.actors.offline import load_corpus
+from elastic.actors.worker import load_corpus
 from elastic.view import size
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
     assert result.held_out is not None
     unigram, held_out = result.held_out
     say("")
-    say(f"trained    {tokens:,} tokens in {len(rounds)} rounds on {settings.peers} peers; "
-        f"{result.times['end']:.0f} s in all, {result.times['first round']:.0f} s of them to the first round")  # fmt: skip
+    total, start = result.times["end"], result.times["first round"]
+    say(f"trained    {tokens:,} tokens in {len(rounds)} rounds on {settings.peers} peers; {total:.0f} s in all, "
+        f"{start:.0f} s of them to the first round")  # fmt: skip
     say(f"loss       {first:.3f} -> {last:.3f} nats per token in training")
     say(f"held out   {held_out:.3f} nats per token; a unigram model of the same text has {unigram:.3f}")
     same = identical(result)
@@ -71,9 +72,7 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
 
 def _traffic(result: "Result", settings: "Settings") -> Table:
     """Bytes per peer, and how much smaller a payload is than the fp32 pseudo-gradient it stands for."""
-    out = Table(
-        "peer", "counted", "sent", "received", "payload per round", "vs fp32", "arrived last", pad_edge=False
-    )
+    out = Table("peer", "counted", "sent", "received", "payload per round", "vs fp32", "arrived last", pad_edge=False)
     rounds = complete_rounds(result.reports, settings.peers)
     last = [slowest(entries) for entries in rounds]
     for config in result.configs:

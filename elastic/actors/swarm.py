@@ -94,9 +94,7 @@ class RemoteExchange:
         blob: bytes = await self._call("fetch", digest, size_bytes, list(holders))
         return blob
 
-    async def average(
-        self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds
-    ) -> dict[str, Any]:
+    async def average(self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds) -> dict[str, Any]:
         mean: dict[str, Any] = await self._call("average", key, dict(tensors), num_peers, timeout)
         return mean
 

@@ -114,7 +114,7 @@ class RayTrainer:
         )  # fmt: skip
         try:
             trainer.fit()
-        except Exception as error:  # noqa: BLE001 - supervision: whatever ended fit() must reach the story
+        except Exception as error:
             logger.exception("Ray Train ended")
             self._on_end(TrainerFailedError(f"Ray Train gave up: {_first_line(error)}"))
         else:

@@ -63,9 +63,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     try:
         session = make_session(job, rank, world_size, peer)
     except (ElasticError, *BUGS) as error:
-        ray.get(
-            peer.worker_failed.remote(_as_ours("starting the trainer", error))
-        )  # a restart would fail alike
+        ray.get(peer.worker_failed.remote(_as_ours("starting the trainer", error)))  # a restart would fail alike
         return
     ray.get(peer.worker_hello.remote(rank, world_size, incarnation))
     while (command := ray.get(peer.next_command.remote(rank, incarnation))) is not None:
@@ -90,7 +88,8 @@ def make_session(job: Job, rank: int, world_size: int, peer: Any) -> Session:
     corpus = load_corpus(job.config)
     parts = Parts(
         model=build("model", shared.model), corpus=corpus, assign=assigner(job.config, len(corpus.tokens)),
-        reducer=build("reducer", shared.reducer), store=StateStore(job.config.local.state_dir / "state", keep_anchors=KEEP_ANCHORS),
+        reducer=build("reducer", shared.reducer),
+        store=StateStore(job.config.local.state_dir / "state", keep_anchors=KEEP_ANCHORS),
     )  # fmt: skip
     worker = Worker(rank, world_size, str(ray.train.torch.get_device()))
     return Session(job.peer, shared, parts, worker=worker, on_step=_Progress(peer, rank))
@@ -143,9 +142,7 @@ def _as_ours(what: str, error: Exception) -> ElasticError:
         return error
     logger.error("%s failed: %s", what, traceback.format_exc())
     first = str(error).strip().splitlines()[:1] or [""]
-    return TrainerFailedError(
-        f"{what} failed: {type(error).__name__}: {first[0][:300]} (traceback in peer.log)"
-    )
+    return TrainerFailedError(f"{what} failed: {type(error).__name__}: {first[0][:300]} (traceback in peer.log)")
 
 
 class _Progress:
@@ -163,7 +160,7 @@ class _Progress:
 
 def _incarnation() -> str:
     """The same on all workers of one life of the group: rank 0 draws it, the others are told."""
-    import ray.train.collective  # noqa: PLC0415 - must be imported explicitly, and only inside a worker
+    import ray.train.collective
 
     drawn: str = ray.train.collective.broadcast_from_rank_zero(os.urandom(8).hex())
     return drawn
@@ -171,6 +168,6 @@ def _incarnation() -> str:
 
 def _silence_ray_train() -> None:
     """Ray's "Reporting training result" line comes from a logger named after its file, which no setting reaches."""
-    import ray.train.v2._internal.execution.context as context  # noqa: PLC0415
+    import ray.train.v2._internal.execution.context as context
 
     logging.getLogger(context.__file__).setLevel(logging.WARNING)

@@ -75,13 +75,9 @@ def check_manifest(
         SignatureInvalidError: its proposer did not sign it.
     """
     _require(manifest.run == run, manifest, f"is of run {manifest.run!r}, expected {run!r}")
-    _require(
-        manifest.proposer in set(validators), manifest, f"is by {manifest.proposer}, who is no validator"
-    )
+    _require(manifest.proposer in set(validators), manifest, f"is by {manifest.proposer}, who is no validator")
     _require(_increasing(manifest.roster), manifest, "has a roster that is not in PeerId order")
-    _require(
-        _increasing([entry.peer for entry in manifest.counted]), manifest, "counts peers out of PeerId order"
-    )
+    _require(_increasing([entry.peer for entry in manifest.counted]), manifest, "counts peers out of PeerId order")
     total = math.fsum(entry.share for entry in manifest.counted)
     _require(manifest.void or abs(total - 1) <= SHARE_TOLERANCE, manifest, f"has shares that sum to {total}")
     if manifest.round == GENESIS:

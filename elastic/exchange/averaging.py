@@ -91,10 +91,7 @@ async def average(
         except _FOREIGN as error:
             raise AveragingError(f"averaging {key}: {error or type(error).__name__}") from error
     pieces = np.split(averaged.numpy(), np.cumsum([array.size for array in arrays])[:-1])
-    return {
-        name: piece.reshape(array.shape).copy()
-        for name, piece, array in zip(names, pieces, arrays, strict=True)
-    }
+    return {name: piece.reshape(array.shape).copy() for name, piece, array in zip(names, pieces, arrays, strict=True)}
 
 
 def _flatten(arrays: Sequence[Any]) -> torch.Tensor:
@@ -140,9 +137,7 @@ class _Directory:
         await asyncio.sleep(_POLL_SECONDS)
         return await self._bounded(self._dht.get(key, latest=latest))
 
-    async def store(
-        self, *, key: str, subkey: bytes, value: bool, expiration_time: float, return_future: bool
-    ) -> bool:
+    async def store(self, *, key: str, subkey: bytes, value: bool, expiration_time: float, return_future: bool) -> bool:
         stored = await self._bounded(self._dht.store(key, value, expiration_time, subkey=subkey))
         return bool(stored)
 
@@ -171,9 +166,7 @@ class _Averager(DecentralizedAverager):  # type: ignore[misc]
         self._num_peers = num_peers
         self.schema_hash = hashlib.sha256(schema.encode()).digest()
         self._pending_groups_registered = asyncio.Event()
-        self._matchmaking = Matchmaking(
-            p2p, self.schema_hash, self.dht, client_mode=False, **self.matchmaking_kwargs
-        )
+        self._matchmaking = Matchmaking(p2p, self.schema_hash, self.dht, client_mode=False, **self.matchmaking_kwargs)
 
     async def run(self, flat: torch.Tensor, timeout: Seconds) -> torch.Tensor:
         """Find the group, average, and leave nothing behind."""
@@ -193,9 +186,7 @@ class _Averager(DecentralizedAverager):  # type: ignore[misc]
         if group is None:
             raise AveragingError(f"averaging {self._key}: {self._num_peers} peers did not come together")
         if len(set(group.peer_ids)) != self._num_peers or self.peer_id not in group.peer_ids:
-            raise AveragingError(
-                f"averaging {self._key}: a group of {group.group_size}, not of {self._num_peers}"
-            )
+            raise AveragingError(f"averaging {self._key}: a group of {group.group_size}, not of {self._num_peers}")
         return group
 
     async def _reduce(self, flat: torch.Tensor, group: GroupInfo) -> torch.Tensor:
@@ -302,9 +293,7 @@ class _ExactRunner(AllReduceRunner):  # type: ignore[misc]
         """As the parent's, but the average itself is sent, and a part of another shape is not broadcast."""
         loop, num_received = asyncio.get_running_loop(), 0
         try:
-            parts = amap_in_executor(
-                lambda message: (_from_wire(message.tensor_part), message.weight), stream
-            )
+            parts = amap_in_executor(lambda message: (_from_wire(message.tensor_part), message.weight), stream)
             async for part, weight in parts:
                 expected = self.parts_for_local_averaging[num_received]
                 if part.shape != expected.shape or weight != self.weight:

@@ -50,9 +50,7 @@ CLOSE_SECONDS = 5.0
 _KNOCK_SECONDS = 10.0
 _NUM_REPLICAS = 8
 _FORM = "/ip4/203.0.113.5/tcp/4001/p2p/12D3Koo…"
-_ADDRESS = re.compile(
-    r"(?P<transport>/(ip4|dns|dns4)/[^/\s]+/tcp/\d{1,5})/p2p/(?P<peer>[1-9A-HJ-NP-Za-km-z]+)"
-)
+_ADDRESS = re.compile(r"(?P<transport>/(ip4|dns|dns4)/[^/\s]+/tcp/\d{1,5})/p2p/(?P<peer>[1-9A-HJ-NP-Za-km-z]+)")
 _FOREIGN = (P2PDaemonError, P2PHandlerError, OSError, EOFError)
 """What calls of p2pd raise. `IncompleteReadError` is an EOFError, `TimeoutError` an OSError."""
 
@@ -121,9 +119,7 @@ class Node:
         p2p = await _start_daemon(identity_path, network)
         try:
             if p2p.peer_id.to_base58() != identity.peer:
-                raise ConfigError(
-                    f"{identity_path}: the key of {p2p.peer_id}, expected that of {identity.peer}"
-                )
+                raise ConfigError(f"{identity_path}: the key of {p2p.peer_id}, expected that of {identity.peer}")
             async with asyncio.timeout(CALL_SECONDS):
                 dht = await DHTNode.create(
                     p2p=p2p, record_validator=IdentityValidator(identity), num_replicas=_NUM_REPLICAS
@@ -202,14 +198,10 @@ class Node:
         deadline, pause, attempt = loop.time() + seconds, 0.5, 0
         while True:
             attempt += 1
-            problems = await asyncio.gather(
-                *(self._knock(entry, deadline - loop.time()) for entry in self._entries)
-            )
+            problems = await asyncio.gather(*(self._knock(entry, deadline - loop.time()) for entry in self._entries))
             if not all(problems):
                 break
-            logger.info(
-                "attempt %d to reach the swarm failed: %s", attempt, "; ".join(filter(None, problems))
-            )
+            logger.info("attempt %d to reach the swarm failed: %s", attempt, "; ".join(filter(None, problems)))
             if loop.time() + pause > deadline:
                 raise BootstrapError(_advice(self._entries, problems, seconds))
             await asyncio.sleep(pause)
@@ -231,9 +223,7 @@ class Node:
             return f"{entry}: {error}"
         except _FOREIGN as error:
             return f"{entry}: {str(error) or 'no answer'}"
-        return (
-            None if found is not None else f"{entry}: connected, but it does not answer as a node of this DHT"
-        )
+        return None if found is not None else f"{entry}: connected, but it does not answer as a node of this DHT"
 
 
 async def run_bootstrap(
@@ -258,9 +248,7 @@ async def run_bootstrap(
         NetworkError: see `Node.start`, or p2pd died.
     """
     identity = Identity.load_or_create(identity_path)
-    node = await Node.start(
-        identity, identity_path, NetworkConfig(host=host, port=port, announce=tuple(announce))
-    )
+    node = await Node.start(identity, identity_path, NetworkConfig(host=host, port=port, announce=tuple(announce)))
     stopping = asyncio.create_task(stop.wait())
     try:
         on_ready(node.addresses)

@@ -107,9 +107,7 @@ class _HolderUselessError(_HolderError):
 class BulkServer:
     """Serves a store's blobs to any peer, one thread per stream."""
 
-    def __init__(
-        self, store: BlobStore, control_path: str, traffic: Traffic, limits: Limits | None = None
-    ) -> None:
+    def __init__(self, store: BlobStore, control_path: str, traffic: Traffic, limits: Limits | None = None) -> None:
         self._store = store
         self._control_path = control_path
         self._traffic = traffic
@@ -201,9 +199,7 @@ class BulkClient:
         self._traffic = traffic
         self._limits = limits or Limits()
 
-    def fetch_blob(
-        self, holders: Sequence[Holder], digest: Digest, size_bytes: int, stop: threading.Event
-    ) -> bytes:
+    def fetch_blob(self, holders: Sequence[Holder], digest: Digest, size_bytes: int, stop: threading.Event) -> bytes:
         """Get a blob, part after part, going on with the next holder where one fails.
 
         A whole blob whose hash is wrong and that came from several holders proves nobody guilty: these are
@@ -274,9 +270,7 @@ class BulkClient:
             if status == Status.BUSY:
                 raise _HolderError("is busy")
             if status != Status.OK:
-                raise _HolderUselessError(
-                    "does not have it" if status == Status.UNKNOWN else f"status {status}"
-                )
+                raise _HolderUselessError("does not have it" if status == Status.UNKNOWN else f"status {status}")
             if size != partial.size:
                 raise _HolderUselessError(f"announces {size} bytes, expected {partial.size}")
             part = self._receive(stream, length)
@@ -302,10 +296,7 @@ class BulkClient:
             received += count
             self._traffic.add(received=count)
             elapsed = time.monotonic() - start
-            if (
-                elapsed > self._limits.grace_seconds
-                and received < elapsed * self._limits.min_bytes_per_second
-            ):
+            if elapsed > self._limits.grace_seconds and received < elapsed * self._limits.min_bytes_per_second:
                 raise TimeoutError(f"sent {received} bytes in {elapsed:.0f} s: too slow")
         return part
 

@@ -1,6 +1,7 @@
 """Gathering a round's contributions: commitments appear in the DHT, payloads are fetched by digest as they do."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ from elastic import trace
 from elastic.contracts import Arrival, Clock, Exchange
 from elastic.errors import FetchError, MalformedError
 from elastic.messages import ContributionHeader, PeerId, RejectReason, RoundPlan, Seconds, Verdict
+
+logger = logging.getLogger(__name__)
 
 CONTRIBUTION = "contribution"
 """Record kind of a commitment."""
@@ -72,19 +75,19 @@ class _Receiver:
 
     async def receive(self, sender: PeerId, body: bytes) -> Arrival:
         """From a commitment's bytes to an arrival; waits for the payload as long as the caller lets it."""
-        with trace.span(trace.FETCH, peer_from=sender) as span:
+        committed = self.clock.now() - self.start
+        with trace.span(trace.FETCH, remote=trace.service_name(sender), peer_from=sender) as span:
             header, verdict, payload = self._read(sender, body), None, None
-            if isinstance(header, Verdict):
-                header, verdict = self._blank(sender), header
-            else:
+            if header is not None:
                 verdict = self.checks.header(sender, header)
-            if verdict.accepted:
-                payload = await self._fetch(header)
-                verdict = await self.checks.payload(header, payload)
+                if verdict.accepted:
+                    payload = await self._fetch(header)
+                    verdict = await self.checks.payload(header, payload)
+            verdict = verdict or self._unreadable(sender)
             span.set_attribute("swarm.bytes", len(payload or b""))
             span.set_attribute("swarm.verdict", verdict.rejected or "accepted")
             kept = payload if verdict.accepted else None
-            return Arrival(header, kept, verdict, Seconds(self.clock.now() - self.start))
+            return Arrival(header or self._blank(sender), kept, verdict, committed, self.clock.now() - self.start)
 
     async def _fetch(self, header: ContributionHeader) -> bytes:
         """Try until it is there: a payload becomes fetchable only after its commitment, and links fail."""
@@ -97,12 +100,16 @@ class _Receiver:
                 await self.clock.sleep(pause)
                 pause = Seconds(min(2 * pause, 5.0))
 
-    def _read(self, sender: PeerId, body: bytes) -> ContributionHeader | Verdict:
+    def _read(self, sender: PeerId, body: bytes) -> ContributionHeader | None:
         try:
             return ContributionHeader.from_bytes(body)
         except MalformedError as error:
-            reason = RejectReason.MALFORMED
-            return Verdict(peer=sender, round=self.plan.round, rejected=reason, detail=str(error)[:300])
+            logger.info("round %d: the commitment of %s: %s", self.plan.round, sender, error)
+            return None
+
+    def _unreadable(self, sender: PeerId) -> Verdict:
+        reason = RejectReason.MALFORMED
+        return Verdict(peer=sender, round=self.plan.round, rejected=reason, detail="its commitment cannot be read")
 
     def _blank(self, sender: PeerId) -> ContributionHeader:
         """Stands in for a commitment that could not be read."""

@@ -46,9 +46,7 @@ class HivemindExchange:
 
         model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def __init__(
-        self, node: Node, identity: Identity, run: str, card_seconds: float, store: BlobStore
-    ) -> None:
+    def __init__(self, node: Node, identity: Identity, run: str, card_seconds: float, store: BlobStore) -> None:
         self.peer: PeerId = identity.peer
         self._node = node
         self._subkey = node.p2p.peer_id.to_bytes()
@@ -140,9 +138,7 @@ class HivemindExchange:
         own = await asyncio.to_thread(self._store.read, digest)
         if own is not None:
             return own
-        others = [
-            Holder(peer, self._book.get(peer, ())) for peer in dict.fromkeys(holders) if peer != self.peer
-        ]
+        others = [Holder(peer, self._book.get(peer, ())) for peer in dict.fromkeys(holders) if peer != self.peer]
         stop = threading.Event()
         fetching = asyncio.get_running_loop().run_in_executor(
             self._threads, self._client.fetch_blob, others, digest, size_bytes, stop
@@ -157,9 +153,7 @@ class HivemindExchange:
         finally:
             stop.set()
 
-    async def average(
-        self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds
-    ) -> dict[str, Any]:
+    async def average(self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds) -> dict[str, Any]:
         self._check_open()
         averaging = average(self._node.p2p, self._node.dht, f"{self._run}/{key}", tensors, num_peers, timeout)
         try:
@@ -169,9 +163,7 @@ class HivemindExchange:
         except NetworkError as error:
             raise AveragingError(str(error)) from error
         # As reducer of our part and sender of the others', nearly; headers left out.
-        moved = (
-            2 * _FP16_BYTES * sum(array.size for array in averaged.values()) * (num_peers - 1) // num_peers
-        )
+        moved = 2 * _FP16_BYTES * sum(array.size for array in averaged.values()) * (num_peers - 1) // num_peers
         self._traffic.add(out=moved, received=moved)
         return averaged
 

@@ -178,9 +178,7 @@ class MemoryExchange:
         self._network.peers[holder]._bytes_out += len(blob)
         return (blob, "") if digest_of(blob) == digest else (None, "gave wrong bytes")
 
-    async def average(
-        self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds
-    ) -> dict[str, Any]:
+    async def average(self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds) -> dict[str, Any]:
         self._check_open()
         if not self._network.reaches(self.peer, PeerId("")):
             raise AveragingError(f"averaging {key}: this peer is cut off")
@@ -223,9 +221,7 @@ def _conclude(meeting: _Meeting, key: str) -> None:
     shapes = [{name: value.shape for name, value in inputs.items()} for inputs in meeting.inputs.values()]
     values = [value for inputs in meeting.inputs.values() for value in inputs.values()]
     if any(other != shapes[0] for other in shapes):
-        meeting.result.set_exception(
-            AveragingError(f"averaging {key}: the peers' tensors differ in name or shape")
-        )
+        meeting.result.set_exception(AveragingError(f"averaging {key}: the peers' tensors differ in name or shape"))
     elif not all(np.isfinite(value).all() for value in values):
         meeting.result.set_exception(AveragingError(f"averaging {key}: a tensor is not finite"))
     else:

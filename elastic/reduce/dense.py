@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from elastic.config import Section
-from elastic.errors import ElasticError
+from elastic.errors import DivergedError
 from elastic.wire.codec import decode_dense, dense_size_bytes, encode_dense
 
 if TYPE_CHECKING:
@@ -36,13 +36,29 @@ class Average:
         self.config = config
 
     def compress(self, pseudo_gradient: Tensors, residual: Tensors) -> tuple[Payload, dict[str, Tensor]]:
-        """Δ in fp16; the residual comes back as it was (the average already holds all of everyone's work).
+        """Δ plus what earlier rounds left, in fp16; what rounding takes away stays in the residual.
 
         Raises:
-            ElasticError: Δ has entries that are not finite.
+            DivergedError: Δ has entries that are not finite.
         """
-        payload = {name: {"values": _to_half(name, delta)} for name, delta in pseudo_gradient.items()}
-        return payload, dict(residual)
+        payload, left = {}, {}
+        for name, delta in pseudo_gradient.items():
+            total = delta.detach().to("cpu", torch.float32)
+            if name in residual:
+                total = total + residual[name]
+            if not torch.isfinite(total).all():
+                raise DivergedError(f"pseudo-gradient of {name} is not finite")
+            values = total.clamp(-FP16_MAX, FP16_MAX).to(torch.float16)
+            payload[name], left[name] = {"values": values}, total - values.float()
+        return payload, left
+
+    def arrays(self, data: bytes, like: Tensors) -> dict[str, Any]:
+        """A payload's bytes as name → fp32 numpy array, for the all-reduce."""
+        return {name: values.float().numpy() for name, values in decode_dense(data, like).items()}
+
+    def from_arrays(self, arrays: Mapping[str, Any]) -> bytes:
+        """The payload's bytes of an average, exact if its values are fp16 numbers."""
+        return encode_dense({name: torch.from_numpy(array).to(torch.float16) for name, array in arrays.items()})
 
     def decompress(self, payload: Payload, like: Tensors) -> dict[str, Tensor]:
         """The same numbers in fp32."""
@@ -54,8 +70,7 @@ class Average:
         Shares sum to 1 only up to rounding: the common case must not depend on them.
         """
         return {
-            name: _mean([(payload[name]["values"], share) for payload, share in parts], like[name])
-            for name in like
+            name: _mean([(payload[name]["values"], share) for payload, share in parts], like[name]) for name in like
         }
 
     def encode(self, payload: Payload) -> bytes:
@@ -72,13 +87,6 @@ class Average:
     def max_bytes(self, like: Mapping[str, Any]) -> int:
         """Every payload has exactly this length."""
         return dense_size_bytes(like)
-
-
-def _to_half(name: str, delta: Tensor) -> Tensor:
-    delta = delta.detach().to("cpu", torch.float32)
-    if not torch.isfinite(delta).all():
-        raise ElasticError(f"pseudo-gradient of {name} is not finite: the inner steps diverged")
-    return delta.clamp(-FP16_MAX, FP16_MAX).to(torch.float16)
 
 
 def _mean(parts: Sequence[tuple[Tensor, float]], like: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ operations in numpy, in PeerId order, and norms by exactly rounded sums: neither
 CPU shows.
 """
 
-# ruff: noqa: N803, N806 -- shapes are capital suffixes:
 # C chunks, S chunk size, K kept entries of a chunk, N entries sent of a tensor
 
 from __future__ import annotations
@@ -128,15 +127,11 @@ class SparseLoCo:
         run did: it divides a coordinate's sum by how many sent it.
         """
         return {
-            name: self._aggregate(
-                [(payload[name], share) for payload, share in parts], tuple(like[name].shape)
-            )
+            name: self._aggregate([(payload[name], share) for payload, share in parts], tuple(like[name].shape))
             for name in like
         }
 
-    def _aggregate(
-        self, parts: Sequence[tuple[Mapping[str, Tensor], float]], shape: tuple[int, ...]
-    ) -> Tensor:
+    def _aggregate(self, parts: Sequence[tuple[Mapping[str, Tensor], float]], shape: tuple[int, ...]) -> Tensor:
         clips = clip_factors([norm(fields) for fields, _ in parts])
         by_share = self.config.rule == "mean"
         total = np.zeros(math.prod(shape), np.float32)
@@ -241,17 +236,13 @@ def split_levels(magnitudes_CK: Array) -> Array:
 
 def entries(fields: Mapping[str, Tensor], shape: tuple[int, ...], density: Density) -> tuple[Array, Array]:
     """Places in the flat tensor (int64) and values (fp32) of all entries sent."""
-    found = [
-        (block.positions(rows.indices_CK), rows.values()) for block, rows in _by_block(fields, shape, density)
-    ]
+    found = [(block.positions(rows.indices_CK), rows.values()) for block, rows in _by_block(fields, shape, density)]
     positions_N = np.concatenate([positions.reshape(-1) for positions, _ in found] or [np.empty(0, np.int64)])
     values_N = np.concatenate([values.reshape(-1) for _, values in found] or [np.empty(0, np.float32)])
     return positions_N, values_N
 
 
-def _by_block(
-    fields: Mapping[str, Tensor], shape: tuple[int, ...], density: Density
-) -> Iterator[tuple[Block, Rows]]:
+def _by_block(fields: Mapping[str, Tensor], shape: tuple[int, ...], density: Density) -> Iterator[tuple[Block, Rows]]:
     rows, start = from_fields(fields), 0
     for block in blocks(shape, density.chunk):
         stop = start + block.num_chunks

@@ -40,9 +40,7 @@ class Shuffle:
         """
         places = np.asarray(positions, dtype=np.int64)
         if places.size and (places.min() < 0 or places.max() >= self.num_sequences):
-            raise ValueError(
-                f"positions are in [0, {self.num_sequences}); got {places.min()} to {places.max()}"
-            )
+            raise ValueError(f"positions are in [0, {self.num_sequences}); got {places.min()} to {places.max()}")
         half_bits = np.uint64(max(1, math.ceil((self.num_sequences - 1).bit_length() / 2)))
         keys, end = self._keys(), np.uint64(self.num_sequences)
         values = np.atleast_1d(places.astype(np.uint64))
@@ -71,9 +69,7 @@ def num_train_sequences(num_tokens: int, held_out: float, sequence_length: int) 
     training_tokens = num_tokens - math.ceil(num_tokens * held_out)
     num_sequences = (training_tokens - 1) // sequence_length
     if num_sequences < 1:
-        raise ValueError(
-            f"{training_tokens} training tokens are too few for a sequence of {sequence_length} + 1"
-        )
+        raise ValueError(f"{training_tokens} training tokens are too few for a sequence of {sequence_length} + 1")
     return num_sequences
 
 
@@ -110,9 +106,7 @@ def assigned_sequences(  # noqa: PLR0913 (all of it, and nothing else, decides w
     return Shuffle(num_sequences, seed, run, index).at(positions)
 
 
-def _feistel(
-    values: npt.NDArray[np.uint64], half_bits: np.uint64, keys: list[np.uint64]
-) -> npt.NDArray[np.uint64]:
+def _feistel(values: npt.NDArray[np.uint64], half_bits: np.uint64, keys: list[np.uint64]) -> npt.NDArray[np.uint64]:
     """A permutation of range(4**half_bits), whatever the mixing function is."""
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = values >> half_bits, values & mask

@@ -42,9 +42,7 @@ class Leave:
 Next = Train | CatchUp | Found | Wait | Leave
 
 
-def decide_next(
-    *, holds: RoundIndex, head: Manifest | None, rounds: int, validator: bool, leaving: bool
-) -> Next:
+def decide_next(*, holds: RoundIndex, head: Manifest | None, rounds: int, validator: bool, leaving: bool) -> Next:
     """What a peer does next.
 
     Args:

@@ -14,9 +14,7 @@ TRAIN_PART = 0.8
 """Part of the deadline that a slow peer may spend on inner steps; the rest is for getting its payload out."""
 
 
-def plan_round(
-    shared: Shared, head: Manifest, anchor: Digest, peer: PeerId, history: Sequence[Seconds]
-) -> RoundPlan:
+def plan_round(shared: Shared, head: Manifest, anchor: Digest, peer: PeerId, history: Sequence[Seconds]) -> RoundPlan:
     """The plan of the round after `head`.
 
     Args:
@@ -51,9 +49,7 @@ def round_deadline(config: RoundConfig, history: Sequence[Seconds]) -> float:
     return min(bound, config.deadline_factor * median(history[-HISTORY:]) + SLACK_SECONDS)
 
 
-def candidates(
-    cards: Sequence[PeerCard], plan: RoundPlan, shared_digest: str, arrived: set[PeerId]
-) -> list[PeerId]:
+def candidates(cards: Sequence[PeerCard], plan: RoundPlan, shared_digest: str, arrived: set[PeerId]) -> list[PeerId]:
     """Who may be in the roster after this round, in PeerId order.
 
     Whoever contributed stays. Whoever was expected and did not arrive is out until it is seen ready for a round

@@ -79,9 +79,7 @@ class Chain:
         near = [self._by_round.get(RoundIndex(manifest.round + step)) for step in (-1, 1)]
         for before, after in pairwise((near[0], manifest, near[1])):
             if before is not None and after is not None and after.previous != before.digest():
-                raise StateError(
-                    f"{self._path}: manifest {after.round} does not continue manifest {before.round}"
-                )
+                raise StateError(f"{self._path}: manifest {after.round} does not continue manifest {before.round}")
         self._by_round[manifest.round] = manifest
         return True
 

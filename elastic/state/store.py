@@ -220,9 +220,7 @@ def _take(descriptor: int, directory: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
-        raise StateError(
-            f"{directory}: in use by pid {holder}; stop it or choose another local.state_dir"
-        ) from error
+        raise StateError(f"{directory}: in use by pid {holder}; stop it or choose another local.state_dir") from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 

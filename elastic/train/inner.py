@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from elastic.config import InnerConfig
+from elastic.errors import DivergedError
 from elastic.messages import InnerReport
 
 
@@ -41,7 +42,7 @@ def learning_rate(step: int, total_steps: int, config: InnerConfig) -> float:
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
 
 
-def run_inner_steps(
+def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, nothing more
     loss_of: Callable[[Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Tensor],
@@ -57,6 +58,9 @@ def run_inner_steps(
         loss_of: tokens (B, T+1) → scalar mean loss in nats, ready for `backward`.
         batches: this worker's tokens, one (B, T+1) int64 tensor per inner step.
         learning_rates: index of the step in this round → learning rate.
+
+    Raises:
+        DivergedError: a loss is NaN or infinite.
 
     Returns:
         The report of this worker alone: tokens and mean losses of its own batches.
@@ -77,6 +81,8 @@ def run_inner_steps(
         if stop.agree(time.perf_counter() - start > stop.after_seconds):
             break
     values = torch.stack(losses).tolist()  # one wait for the device, at the end
+    if not all(map(math.isfinite, values)):
+        raise DivergedError("the inner steps diverged (the loss is not finite): lower shared.inner.learning_rate")
     return InnerReport(
         steps=len(values), tokens=tokens, first_loss=values[0], last_loss=values[-1],
         mean_loss=sum(values) / len(values), seconds=time.perf_counter() - start,

@@ -1,4 +1,4 @@
-"""The Trainer contract in this process: for tests, simulations and notebooks. Outside, `elastic.actors` runs it in Ray."""
+"""The Trainer contract in this process, for tests and simulations; outside, `elastic.actors` runs it in Ray."""
 
 from collections.abc import Mapping
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from elastic.config import Shared
 from elastic.contracts import Pending, Reducer, StateStore, TrainerState
-from elastic.errors import StateError
+from elastic.errors import DivergedError, StateError
 from elastic.messages import (
     Digest,
     InnerReport,
@@ -59,7 +59,7 @@ class Parts:
     store: StateStore
 
 
-class _Loss(nn.Module):
+class _Loss(nn.Module):  # type: ignore[misc]
     """The model's loss as a forward pass, which is what DistributedDataParallel wraps."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -137,11 +137,15 @@ class Session:
         inner = self.shared.inner
         self._start_from_anchor()
         offset, total = (plan.round - 1) * inner.steps, self.shared.rounds * inner.steps
-        report = run_inner_steps(
-            self.loss, self.optimizer, self._batches(plan),
-            learning_rates=lambda step: learning_rate(offset + step, total, inner),
-            clip_norm=inner.clip_norm, stop=Stop(plan.train_seconds, self._any_worker), on_step=self.on_step,
-        )  # fmt: skip
+        try:
+            report = run_inner_steps(
+                self.loss, self.optimizer, self._batches(plan),
+                learning_rates=lambda step: learning_rate(offset + step, total, inner),
+                clip_norm=inner.clip_norm, stop=Stop(plan.train_seconds, self._any_worker), on_step=self.on_step,
+            )  # fmt: skip
+        except DivergedError:
+            self.optimizer = make_optimizer(self.model, inner)  # its moments are poisoned
+            raise
         return self._all_workers(report)
 
     def compress(self, plan: RoundPlan, inner: InnerReport) -> bytes:
@@ -189,16 +193,14 @@ class Session:
                 self.corpus.tokens, data.held_out, inner.sequence_length, inner.batch_size, max_sequences
             ):
                 losses.append((self.model.loss(batch.to(self.worker.device)).item(), len(batch)))
-        return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+        return float(sum(loss * count for loss, count in losses) / sum(count for _, count in losses))
 
     def generate(self, prompt: str, num_tokens: int) -> str:
         """Text continued by the anchor's model."""
         self._params_from_anchor()
         tokens = torch.as_tensor(np.asarray(self.corpus.tokenizer.encode(prompt), dtype=np.int64))[None]
         generator = torch.Generator().manual_seed(self.shared.seed)
-        out = self.model.generate(
-            tokens.to(self.worker.device), num_tokens, temperature=0.7, generator=generator
-        )
+        out = self.model.generate(tokens.to(self.worker.device), num_tokens, temperature=0.7, generator=generator)
         text: str = self.corpus.tokenizer.decode(out[0].tolist())
         return text
 
@@ -217,7 +219,7 @@ class Session:
             for param in self.params.values():
                 dist.broadcast(param.data, src=0)
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def _params_from_anchor(self) -> None:
         for name, param in self.params.items():
             param.copy_(self.anchor[name])
@@ -253,7 +255,9 @@ class Session:
         pending = self.pending
         if pending is None or pending.round > manifest.round:
             return
-        if pending.round < manifest.round or not manifest.counts(self.peer):
+        # An average holds everyone's work, so there any manifest that is not void has ours.
+        counted = manifest.counts(self.peer) or (self.reducer.averages and not manifest.void)
+        if pending.round < manifest.round or not counted:
             back = self.reducer.decompress(self.reducer.decode(pending.payload, self.like), self.like)
             for name, value in back.items():
                 self.residual[name].add_(value)
@@ -278,9 +282,7 @@ class Session:
         name = f"anchor-{round_:08d}-{digest[:12]}.bin"
         self.size_bytes = len(data)
         self.store.write_file(name, data)
-        self._commit(
-            StateMeta(round=round_, anchor=digest, anchor_file=name, residual_file=self._residual_file)
-        )
+        self._commit(StateMeta(round=round_, anchor=digest, anchor_file=name, residual_file=self._residual_file))
         return digest
 
     def _commit(self, meta: StateMeta) -> None:

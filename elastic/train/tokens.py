@@ -43,9 +43,7 @@ class Batches:
             raise ValueError("no sequences are assigned: the text is too short for so many contributors")
         last = len(self.tokens) - self.sequence_length - 1
         if self.sequences.min() < 0 or self.sequences.max() * self.sequence_length > last:
-            raise ValueError(
-                f"sequence {self.sequences.max()} ends outside a text of {len(self.tokens)} tokens"
-            )
+            raise ValueError(f"sequence {self.sequences.max()} ends outside a text of {len(self.tokens)} tokens")
 
     def __len__(self) -> int:
         """Steps: as many as there are full batches, and at least one."""

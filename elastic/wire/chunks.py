@@ -5,7 +5,6 @@ or column and the last run may be smaller; they keep entries in the same proport
 the shape, so none of it is sent.
 """
 
-# ruff: noqa: N803, N806, N815 -- shapes are capital suffixes:
 # C chunks, K kept entries of a chunk
 
 from __future__ import annotations
@@ -162,6 +161,4 @@ def from_fields(fields: Mapping[str, Tensor]) -> Rows:
 
 def cut_rows(rows: Rows, start: int, stop: int, kept: int) -> Rows:
     """Some rows without their filling."""
-    return Rows(
-        rows.indices_CK[start:stop, :kept], rows.codes_CK[start:stop, :kept], rows.levels_C2[start:stop]
-    )
+    return Rows(rows.indices_CK[start:stop, :kept], rows.codes_CK[start:stop, :kept], rows.levels_C2[start:stop])

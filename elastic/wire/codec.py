@@ -18,7 +18,6 @@ late in a run are below fp16's normal range; its rounding (≤ 0.4 %) is far bel
 levels.
 """
 
-# ruff: noqa: N803, N806 -- shapes are capital suffixes:
 # C chunks, K kept entries of a chunk, U bits of the high parts, B bits of a row
 
 from __future__ import annotations
@@ -146,9 +145,7 @@ def _check_header(data: bytes, density: Density) -> None:
         raise MalformedError(f"payload: a header of {HEADER.size} bytes expected, {len(data)} bytes came")
     magic, version, *made_with = HEADER.unpack_from(data)
     if (magic, version) != (MAGIC, VERSION):
-        raise MalformedError(
-            f"payload: {MAGIC!r} version {VERSION} expected, {magic!r} version {version} came"
-        )
+        raise MalformedError(f"payload: {MAGIC!r} version {VERSION} expected, {magic!r} version {version} came")
     if tuple(made_with) != density:
         raise MalformedError(f"payload: {density} expected, {Density(*made_with)} came")
 

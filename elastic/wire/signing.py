@@ -94,9 +94,7 @@ class Identity:
             SignatureInvalidError: the message names another signer than us.
         """
         if message.signer != self.peer:
-            raise SignatureInvalidError(
-                f"{type(message).__name__} is {message.signer}'s to sign, not {self.peer}'s"
-            )
+            raise SignatureInvalidError(f"{type(message).__name__} is {message.signer}'s to sign, not {self.peer}'s")
         signature = self.sign_bytes(_domain_of(message), message.body())
         return message.model_copy(update={"signature": signature.hex()})
 

@@ -72,9 +72,7 @@ class HivemindSwarm(Swarm):
             card_seconds=CARD_SECONDS,
         )
         identity = Identity.load_or_create(path)
-        exchange = await HivemindExchange.start(
-            identity=identity, identity_path=path, run=RUN, network=network
-        )
+        exchange = await HivemindExchange.start(identity=identity, identity_path=path, run=RUN, network=network)
         self.exchanges.append(exchange)
         return exchange
 

@@ -38,9 +38,7 @@ CHOICES: list[dict[str, Any]] = [
 peers = st.sampled_from(PEERS)
 history = st.lists(st.dictionaries(peers, st.none() | st.sampled_from(RejectReason), min_size=1), max_size=30)
 tokens = st.dictionaries(peers, st.integers(1, 2**53), min_size=1)
-every_incentive = pytest.mark.parametrize(
-    "choice", CHOICES, ids=lambda each: "-".join(map(str, each.values()))
-)
+every_incentive = pytest.mark.parametrize("choice", CHOICES, ids=lambda each: "-".join(map(str, each.values())))
 
 
 def made(choice: dict[str, Any]) -> Incentive:
@@ -102,9 +100,7 @@ def test_the_order_of_things_does_not_matter(
     shuffled = [dict(chance.sample(sorted(each.items()), len(each))) for each in past]
     assert live(one, past) == live(other, shuffled)
     headers = [header(peer, amount) for peer, amount in claimed.items()]
-    assert list(one.shares(headers).items()) == list(
-        other.shares(chance.sample(headers, len(headers))).items()
-    )
+    assert list(one.shares(headers).items()) == list(other.shares(chance.sample(headers, len(headers))).items())
     candidates = chance.sample(PEERS, len(PEERS))
     assert one.select(RoundIndex(50), PEERS, 4) == other.select(RoundIndex(50), candidates, 4)
 

@@ -201,9 +201,7 @@ async def lying_node(tmp_path: Path, bootstrap: str, answer: bytes) -> Node:
         (b"", "ended after 0 of 9"),
     ],
 )
-async def test_a_lying_holder_is_left_for_the_next(
-    join: Join, tmp_path: Path, answer: bytes, story: str
-) -> None:
+async def test_a_lying_holder_is_left_for_the_next(join: Join, tmp_path: Path, answer: bytes, story: str) -> None:
     honest, b = await join(), await join()
     digest = await honest.provide(b"truths")
     liar = await lying_node(tmp_path, honest.addresses[0], answer)
@@ -370,9 +368,7 @@ async def test_a_card_tells_where_to_dial(join: Join) -> None:
     assert await b.fetch(await a.provide(b"dialled"), 7, [a.peer]) == b"dialled"
 
 
-async def test_blobs_in_a_folder_survive_as_files_and_are_dropped_at_the_next_start(
-    join: Join, tmp_path: Path
-) -> None:
+async def test_blobs_in_a_folder_survive_as_files_and_are_dropped_at_the_next_start(join: Join, tmp_path: Path) -> None:
     a = await join()
     digest = await a.provide(b"on disk")
     assert (tmp_path / "blobs0" / digest).read_bytes() == b"on disk"
@@ -380,9 +376,7 @@ async def test_blobs_in_a_folder_survive_as_files_and_are_dropped_at_the_next_st
     assert not list((tmp_path / "blobs0").iterdir())
 
 
-async def test_a_peer_lost_while_averaging_fails_it_for_all(
-    join: Join, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_peer_lost_while_averaging_fails_it_for_all(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given three peers, one of which breaks off after its first part
     monkeypatch.setattr(averaging, "NEXT_CHUNK_SECONDS", 1.0)
     peers = [await join() for _ in range(3)]
@@ -406,7 +400,5 @@ async def test_a_peer_lost_while_averaging_fails_it_for_all(
     assert [type(outcome) for outcome in outcomes] == [AveragingError] * 3
     # And the next averaging works
     monkeypatch.setattr(averaging._ExactRunner, "_generate_input_for_peer", upstream)
-    results = await asyncio.gather(
-        *(p.average("r2", mine, 3, 60.0) for p, mine in zip(peers, inputs, strict=True))
-    )
+    results = await asyncio.gather(*(p.average("r2", mine, 3, 60.0) for p, mine in zip(peers, inputs, strict=True)))
     assert all((result["w"] == 1.0).all() for result in results)

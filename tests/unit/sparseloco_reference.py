@@ -45,8 +45,7 @@ def best_split_error(magnitudes):
     ordered = sorted(float(m) for m in magnitudes)
     sides = [(ordered[:s], ordered[s:]) for s in range(1, len(ordered) + 1)]
     return min(
-        math.fsum((m - math.fsum(side) / len(side)) ** 2 for side in pair if side for m in side)
-        for pair in sides
+        math.fsum((m - math.fsum(side) / len(side)) ** 2 for side in pair if side for m in side) for pair in sides
     )
 
 

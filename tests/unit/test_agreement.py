@@ -198,9 +198,7 @@ async def chain_of(deciding: NamedValidator, length: int) -> Manifest:
 
 
 def card(peer: PeerId, round_: int) -> PeerCard:
-    return PeerCard(
-        peer=peer, run="demo", shared=FIRST, stage=PeerStage.READY, round=RoundIndex(round_), addresses=()
-    )
+    return PeerCard(peer=peer, run="demo", shared=FIRST, stage=PeerStage.READY, round=RoundIndex(round_), addresses=())
 
 
 @pytest.mark.parametrize("on_card", [0, 3, 6, 7, 9])
@@ -232,6 +230,4 @@ async def test_memory_is_bounded() -> None:
     deciding, following = agreements(MemoryNetwork())
     newest = await chain_of(deciding, 100)
     assert await deciding.head() == newest
-    assert (
-        await following.decided(RoundIndex(1)) is not None
-    )  # forgotten by its author, found where it was posted
+    assert await following.decided(RoundIndex(1)) is not None  # forgotten by its author, found where it was posted

@@ -48,9 +48,7 @@ def test_slots_of_a_round_never_share_a_sequence(
 
 @settings(deadline=None)
 @given(SIZES, SEEDS, st.integers(1, 100))
-def test_a_position_does_not_depend_on_what_else_is_asked_for(
-    num_sequences: int, seed: int, index: int
-) -> None:
+def test_a_position_does_not_depend_on_what_else_is_asked_for(num_sequences: int, seed: int, index: int) -> None:
     shuffle = Shuffle(num_sequences, seed, "austen", index)
     positions = np.arange(min(num_sequences, 20))
 
@@ -76,10 +74,7 @@ def test_seed_run_and_round_each_give_another_shuffle() -> None:
 
 
 def test_first_sequences_of_a_slot_are_spread_evenly_over_the_text() -> None:
-    seen = [
-        assigned_sequences(1000, 0, "austen", index, slot=0, count=20, roster_size=5)
-        for index in range(1, 501)
-    ]
+    seen = [assigned_sequences(1000, 0, "austen", index, slot=0, count=20, roster_size=5) for index in range(1, 501)]
 
     per_tenth = np.bincount(np.concatenate(seen) // 100, minlength=10)
 
@@ -118,9 +113,7 @@ def test_training_never_reads_a_held_out_token(num_tokens: int, held_out: float,
     assert last_target + length >= training_tokens
 
 
-@pytest.mark.parametrize(
-    ("slot", "roster_size", "message"), [(3, 3, "slot 3"), (-1, 3, "slot -1"), (0, 11, "few")]
-)
+@pytest.mark.parametrize(("slot", "roster_size", "message"), [(3, 3, "slot 3"), (-1, 3, "slot -1"), (0, 11, "few")])
 def test_impossible_assignments_are_refused(slot: int, roster_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         assigned_sequences(10, 0, "austen", 1, slot, 1, roster_size)

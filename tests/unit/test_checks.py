@@ -131,9 +131,7 @@ def test_the_payload_committed_to_is_accepted() -> None:
         ({"payload": digest_of(b"garbage")}, b"garbage", RejectReason.MALFORMED),
     ],
 )
-def test_each_wrong_payload_has_its_reason(
-    changes: dict[str, Any], payload: bytes, reason: RejectReason
-) -> None:
+def test_each_wrong_payload_has_its_reason(changes: dict[str, Any], payload: bytes, reason: RejectReason) -> None:
     assert check_payload(header(**changes), payload, strict).rejected == reason
 
 
@@ -156,9 +154,7 @@ def arrivals(
 ) -> tuple[dict[PeerId, Verdict], dict[PeerId, ContributionHeader]]:
     """Accepted contributions with these payloads, by the names of the identities above."""
     who = {"ann": ANN, "bob": BOB, "eve": EVE}
-    headers = {
-        who[name].peer: unsigned(who[name].peer, payload=digest_of(data)) for name, data in payloads.items()
-    }
+    headers = {who[name].peer: unsigned(who[name].peer, payload=digest_of(data)) for name, data in payloads.items()}
     return {peer: Verdict(peer=peer, round=RoundIndex(5)) for peer in headers}, headers
 
 
@@ -211,9 +207,7 @@ def test_the_refused_stay_refused_and_take_nobody_with_them(
 
 
 def test_of_averages_the_strict_majority_stands() -> None:
-    assert refused(mark_diverged(*arrivals(ann=b"1", bob=b"1", eve=b"2"))) == {
-        EVE.peer: RejectReason.DIVERGED
-    }
+    assert refused(mark_diverged(*arrivals(ann=b"1", bob=b"1", eve=b"2"))) == {EVE.peer: RejectReason.DIVERGED}
 
 
 @pytest.mark.parametrize("payloads", [{"ann": b"1", "bob": b"2"}, {"ann": b"1", "bob": b"2", "eve": b"3"}])

@@ -20,9 +20,7 @@ SHAPES = {"b": (9, 6), "a": (21,), "scalar": (), "empty": (0, 3)}
 LIKE = {name: torch.empty(shape, device="meta") for name, shape in SHAPES.items()}
 
 seeds = st.integers(0, 2**32 - 1)
-densities = st.sampled_from(
-    [SMALL, *(Density(*d) for d in ((16, 16), (16, 1), (24, 5), (4096, 64), (65536, 9)))]
-)
+densities = st.sampled_from([SMALL, *(Density(*d) for d in ((16, 16), (16, 1), (24, 5), (4096, 64), (65536, 9)))])
 shapes = st.lists(st.integers(0, 40), max_size=3).map(tuple)
 quick = settings(max_examples=60, deadline=None)
 
@@ -30,8 +28,7 @@ quick = settings(max_examples=60, deadline=None)
 def payload_of(shapes, seed=0, density=SMALL):
     rng = np.random.default_rng(seed)
     delta = {
-        name: torch.from_numpy(np.asarray(rng.standard_normal(shape), np.float32))
-        for name, shape in shapes.items()
+        name: torch.from_numpy(np.asarray(rng.standard_normal(shape), np.float32)) for name, shape in shapes.items()
     }
     return SparseLoCo(SparseLoCo.Config(chunk=density.chunk, k=density.k)).compress(delta, {})[0]
 
@@ -113,9 +110,7 @@ def test_every_changed_byte_is_refused_or_another_valid_payload():
 @quick
 @given(st.binary(max_size=200), st.booleans())
 def test_random_bytes_are_refused(noise, with_header):
-    decodes_or_is_malformed(
-        (codec.HEADER.pack(codec.MAGIC, codec.VERSION, *SMALL) if with_header else b"") + noise
-    )
+    decodes_or_is_malformed((codec.HEADER.pack(codec.MAGIC, codec.VERSION, *SMALL) if with_header else b"") + noise)
 
 
 @settings(max_examples=200, deadline=None)
@@ -167,9 +162,7 @@ def test_padding_bits_must_be_zero():
         codec.decode(bytes(data), {"w": torch.empty(16, device="meta")}, SMALL)
 
 
-@pytest.mark.parametrize(
-    "made_with", [(1, 1), (0, 0), (16, 0), (4096, 64), (2**32 - 1, 2**32 - 1), (2**32 - 1, 1)]
-)
+@pytest.mark.parametrize("made_with", [(1, 1), (0, 0), (16, 0), (4096, 64), (2**32 - 1, 2**32 - 1), (2**32 - 1, 1)])
 def test_a_header_cannot_choose_sizes(made_with):
     # given a payload whose header claims other settings
     data = codec.HEADER.pack(codec.MAGIC, codec.VERSION, *made_with) + bytes(100)
@@ -232,9 +225,7 @@ def test_dense_bytes_are_refused_or_valid(pair):
     encode, decode = getattr(codec, f"encode_{pair}"), getattr(codec, f"decode_{pair}")
     halves = {name: tensor.half() for name, tensor in tensors().items()}
     data = encode(halves)
-    assert all(
-        torch.equal(halves[name].float(), tensor.float()) for name, tensor in decode(data, LIKE).items()
-    )
+    assert all(torch.equal(halves[name].float(), tensor.float()) for name, tensor in decode(data, LIKE).items())
     # when it is cut short, or a byte changes
     changes = [data[:length] for length in range(len(data))] + [data + b"\0"]
     changes += [data[:place] + bytes([data[place] ^ 0x7C]) + data[place + 1 :] for place in range(len(data))]

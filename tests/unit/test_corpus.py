@@ -109,9 +109,7 @@ def test_bytes_that_are_no_shard_are_refused(tmp_path_factory: pytest.TempPathFa
 
 @settings(deadline=None)
 @given(st.integers(0, HEADER.size + 7), st.integers(1, 255))
-def test_one_changed_byte_is_noticed(
-    tmp_path_factory: pytest.TempPathFactory, place: int, change: int
-) -> None:
+def test_one_changed_byte_is_noticed(tmp_path_factory: pytest.TempPathFactory, place: int, change: int) -> None:
     path = tmp_path_factory.getbasetemp() / "flip.tokens"
     write_shard(path, np.array([1, 2, 3, 4], dtype=np.uint16))
     data = bytearray(path.read_bytes())

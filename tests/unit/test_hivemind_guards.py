@@ -96,9 +96,7 @@ async def test_calls_fail_when_the_local_daemon_is_lost() -> None:
 def record_of(identity: Identity, validator: IdentityValidator, **changes: Any) -> DHTRecord:
 
     subkey = DHTProtocol.serializer.dumps(base58.b58decode(identity.peer))
-    unsigned = DHTRecord(
-        **({"key": b"k", "subkey": subkey, "value": b"v", "expiration_time": 50.0} | changes)
-    )
+    unsigned = DHTRecord(**({"key": b"k", "subkey": subkey, "value": b"v", "expiration_time": 50.0} | changes))
     return DHTRecord(unsigned.key, unsigned.subkey, validator.sign_value(unsigned), unsigned.expiration_time)
 
 
@@ -128,8 +126,6 @@ def test_the_validator_accepts_what_it_signed_and_nothing_else() -> None:
 
 
 @given(key=BYTES, subkey=BYTES, value=BYTES, at=st.floats())
-def test_the_validator_refuses_garbage_without_raising(
-    key: bytes, subkey: bytes, value: bytes, at: float
-) -> None:
+def test_the_validator_refuses_garbage_without_raising(key: bytes, subkey: bytes, value: bytes, at: float) -> None:
     validator = IdentityValidator(Identity.generate())
     assert validator.validate(DHTRecord(key, subkey, value, at)) is False

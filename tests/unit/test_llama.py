@@ -57,9 +57,7 @@ def slow_logits(model: Llama, tokens: Tensor) -> Tensor:
 
     xs = [params["embedding"][token] for token in tokens]
     for layer in range(shape.layers):
-        block = {
-            name.split(".")[2]: value for name, value in params.items() if name.startswith(f"blocks.{layer}.")
-        }
+        block = {name.split(".")[2]: value for name, value in params.items() if name.startswith(f"blocks.{layer}.")}
         heads = [(block["qkv"] @ norm(x, block["attention_norm"])).split(width) for x in xs]
         for t in range(len(xs)):
             mixed = []

@@ -29,9 +29,7 @@ class Original(Lookalike):
 
 def manifest_of(identity: Identity) -> Manifest:
     digest = digest_of(b"x")
-    return Manifest(
-        run="r", round=RoundIndex(1), previous=digest, anchor=digest, roster=(), proposer=identity.peer
-    )
+    return Manifest(run="r", round=RoundIndex(1), previous=digest, anchor=digest, roster=(), proposer=identity.peer)
 
 
 def test_a_signed_message_verifies_and_a_changed_one_does_not() -> None:
@@ -71,11 +69,7 @@ def test_bytes_verify_only_in_their_domain(data: bytes, other: bytes) -> None:
             verify_bytes(identity.peer, "one", other, signature)
 
 
-@given(
-    garbage=st.one_of(
-        st.text(max_size=80), st.binary(max_size=60).map(lambda b: base58.b58encode(b).decode())
-    )
-)
+@given(garbage=st.one_of(st.text(max_size=80), st.binary(max_size=60).map(lambda b: base58.b58encode(b).decode())))
 def test_garbage_is_no_peer_id(garbage: str) -> None:
     with pytest.raises(SignatureInvalidError):
         public_key_of(PeerId(garbage))

@@ -257,9 +257,7 @@ def test_norm_is_that_of_what_is_decoded():
     # when
     payload, _ = sut.compress(one(delta), {})
     # then
-    assert norm(payload["w"]) == pytest.approx(
-        sut.decompress(payload, one(delta))["w"].double().norm().item()
-    )
+    assert norm(payload["w"]) == pytest.approx(sut.decompress(payload, one(delta))["w"].double().norm().item())
 
 
 def test_silent_peers_and_no_peers_are_fine():
@@ -283,9 +281,7 @@ def threads():
 def test_number_of_threads_and_dict_order_do_not_show(threads, rule):
     # given
     sut = reducer(rule=rule)
-    deltas = [
-        {"b": draw((200, 130), s, "heavy"), "a": draw((70_000,), s), "c": draw((), s)} for s in range(3)
-    ]
+    deltas = [{"b": draw((200, 130), s, "heavy"), "a": draw((70_000,), s), "c": draw((), s)} for s in range(3)]
 
     def everything(num_threads, order):
         threads(num_threads)

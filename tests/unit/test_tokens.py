@@ -28,9 +28,7 @@ def test_workers_share_a_step_whatever_their_number(batch_size: int, step: int, 
     sequences = np.random.default_rng(0).permutation(90)
     alone = Batches(TEXT, sequences, 10, batch_size).batch(step)
 
-    parts = [
-        Batches(TEXT, sequences, 10, batch_size, rank, world_size).batch(step) for rank in range(world_size)
-    ]
+    parts = [Batches(TEXT, sequences, 10, batch_size, rank, world_size).batch(step) for rank in range(world_size)]
 
     assert sorted(torch.cat(parts).tolist()) == sorted(alone.tolist())
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -68,17 +66,13 @@ def test_a_read_only_text_is_not_written_to() -> None:
         ([0], 1, 1, "rank"),
     ],
 )
-def test_impossible_batches_are_refused(
-    sequences: list[int], rank: int, world_size: int, message: str
-) -> None:
+def test_impossible_batches_are_refused(sequences: list[int], rank: int, world_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Batches(TEXT, np.array(sequences, dtype=np.int64), 10, 2, rank, world_size)
 
 
 @settings(deadline=None)
-@given(
-    st.integers(100, 5000), st.floats(0.1, 0.49), st.integers(1, 40), st.integers(1, 8), st.integers(1, 30)
-)
+@given(st.integers(100, 5000), st.floats(0.1, 0.49), st.integers(1, 40), st.integers(1, 8), st.integers(1, 30))
 def test_held_out_batches_lie_beyond_every_training_sequence(
     num_tokens: int, held_out: float, length: int, batch_size: int, max_sequences: int
 ) -> None:

@@ -62,9 +62,7 @@ def spans(state_dir: Path) -> dict[str, dict[str, Any]]:
     """Name → span, from the file."""
     trace.shutdown()
     groups = [scope for line in lines(state_dir / "traces.jsonl") for scope in line["resourceSpans"]]
-    return {
-        span["name"]: span for group in groups for scope in group["scopeSpans"] for span in scope["spans"]
-    }
+    return {span["name"]: span for group in groups for scope in group["scopeSpans"] for span in scope["spans"]}
 
 
 def attributes(span: dict[str, Any]) -> dict[str, Any]:
@@ -275,9 +273,7 @@ assert not any("opentelemetry.sdk" in name or "google.protobuf" in name for name
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_without_the_sdk_the_message_is_the_pip_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_sdk_the_message_is_the_pip_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'elastic\[otel\]'"):
         setup(tmp_path)
