@@ -16,6 +16,8 @@ OWN_CLUSTER = {
     "RAY_AUTH_MODE": "token",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes everything of Ray listen on 127.0.0.1 only
     "RAY_enable_metrics_collection": "0",
+    "RAY_enable_worker_prestart": "0",  # idle workers cost a second of start-up each
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
 """For a cluster that lives and dies with our process, on this machine only."""

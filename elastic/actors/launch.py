@@ -16,6 +16,8 @@ from elastic.config import RayConfig, RunConfig
 from elastic.errors import ConfigError, ElasticError, RayUnavailableError
 from elastic.wire.signing import Identity
 
+logger = logging.getLogger(__name__)
+
 LEAVE_SECONDS = 25.0
 """A polite farewell takes a second or two; after this long the actors are killed."""
 RESTARTS = 10
@@ -29,6 +31,7 @@ def connect(config: RayConfig) -> None:
         RayUnavailableError: there is none, or it has too little for the trainer; the message says what to do.
     """
     address = None if config.address == "auto" else config.address
+    silence_ray()
     try:
         with quiet():
             ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
@@ -118,6 +121,15 @@ def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
             f"(key {config.key_path}): give a second peer its own state_dir"
         ) from error
     return PeerHandle(config, peer, swarm, stay=stay)
+
+
+def silence_ray() -> None:
+    """Send the raylet's remarks to the log; `log_to_driver=False` leaves them on the user's screen (Ray 2.60)."""
+
+    def note(data: dict[str, Any], sink: Any) -> None:
+        logger.info("raylet: %s", " ".join(map(str, data.get("lines", ()))))
+
+    ray._private.worker.print_to_stdstream = note
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from elastic.actors.worker import load_corpus
+from elastic.actors.job import load_corpus
 from elastic.config import RunConfig, Shared
 from elastic.errors import ConfigError
 from elastic.messages import PeerId, digest_of

@@ -5,18 +5,16 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 
 from elastic import trace
+from elastic.actors.job import Job
 from elastic.actors.journal import Journal
 from elastic.actors.logs import log_to_file
 from elastic.actors.mailbox import Command, Mailbox, Reply
 from elastic.actors.swarm import RemoteExchange
-from elastic.actors.trainer import RayTrainer
-from elastic.actors.worker import Job
 from elastic.agreement.validator import NamedValidator, genesis
 from elastic.apply import catch_up
 from elastic.config import RunConfig
@@ -30,6 +28,9 @@ from elastic.schedule.decide import CatchUp, Found, Leave, Train, Wait, decide_n
 from elastic.state.chain import Chain
 from elastic.state.store import claim
 from elastic.wire.signing import Identity
+
+if TYPE_CHECKING:
+    from elastic.actors.trainer import RayTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -221,6 +222,8 @@ class PeerActor:
 
     async def _assemble(self) -> Peer:
         """Start the network and the trainer side by side, then put the peer together."""
+        from elastic.actors.trainer import RayTrainer  # five seconds of imports that no driver needs
+
         config, shared = self._config, self._config.shared
         identity = Identity.load(config.key_path)
         name = config.local.name or identity.peer[-6:]
@@ -336,6 +339,8 @@ def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[ElasticError], No
 
 def layout(config: RunConfig) -> dict[str, Any]:
     """Parameter name → meta tensor: shapes without memory."""
+    import torch  # see `_assemble`
+
     with torch.device("meta"):
         model = build("model", config.shared.model)
     return dict(model.named_parameters())

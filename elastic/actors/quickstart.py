@@ -17,7 +17,7 @@ from rich.console import Console
 
 from elastic.actors import summary
 from elastic.actors.follow import Interrupted, Say, interruptible
-from elastic.actors.launch import PeerHandle, quiet, start_peer
+from elastic.actors.launch import PeerHandle, quiet, silence_ray, start_peer
 from elastic.actors.live import LiveView
 from elastic.actors.offline import corpus_digest
 from elastic.config import RunConfig, load_config
@@ -136,6 +136,7 @@ def _bootstrap(folder: Path) -> Iterator[Callable[[], str]]:
 @contextmanager
 def _cluster(settings: Settings) -> Iterator[None]:
     """A Ray cluster of our own (see `environment.own_cluster`), gone with this process."""
+    silence_ray()
     with quiet():
         ray.init(
             address="local", num_cpus=sum(settings.workers) + 1, include_dashboard=False, log_to_driver=False,

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from elastic.actors.follow import Say
+from elastic.actors.job import load_corpus
 from elastic.actors.launch import PeerHandle
 from elastic.actors.live import complete_rounds, slowest
-from elastic.actors.worker import load_corpus
 from elastic.view import size
 
 if TYPE_CHECKING:

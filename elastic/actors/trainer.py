@@ -14,8 +14,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
+from elastic.actors.job import Job
 from elastic.actors.mailbox import Mailbox
-from elastic.actors.worker import Job, train_loop
+from elastic.actors.worker import train_loop
 from elastic.config import RayConfig
 from elastic.contracts import TrainerState
 from elastic.errors import ElasticError, TrainerFailedError

@@ -4,7 +4,6 @@ import logging
 import os
 import time
 import traceback
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -12,13 +11,11 @@ import ray.train
 import ray.train.torch
 import torch
 
+from elastic.actors.job import Job, assigner, load_corpus
 from elastic.actors.logs import log_to_file
 from elastic.actors.mailbox import Command, Reply
-from elastic.config import RunConfig
-from elastic.errors import ConfigError, ElasticError, MissingCorpusError, TrainerFailedError
-from elastic.messages import PeerId, RoundPlan
-from elastic.registry import CORPUS, build, load
-from elastic.schedule.assignment import assigned_sequences, num_train_sequences
+from elastic.errors import ConfigError, ElasticError, TrainerFailedError
+from elastic.registry import build
 from elastic.state.store import StateStore
 from elastic.train.session import Parts, Session, Worker
 
@@ -39,16 +36,6 @@ KEEP_ANCHORS = 4
 """Anchors kept on disk: a joiner fetches one while rounds go on."""
 PROGRESS_SECONDS = 0.5
 """Between two words to the peer about how training goes; they are not waited for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a worker must know: whose worker it is, and the run file."""
-
-    peer: PeerId
-    actor: str
-    namespace: str
-    config: RunConfig
 
 
 def train_loop(loop_config: dict[str, Any]) -> None:
@@ -93,39 +80,6 @@ def make_session(job: Job, rank: int, world_size: int, peer: Any) -> Session:
     )  # fmt: skip
     worker = Worker(rank, world_size, str(ray.train.torch.get_device()))
     return Session(job.peer, shared, parts, worker=worker, on_step=_Progress(peer, rank))
-
-
-def load_corpus(config: RunConfig) -> Any:
-    """The tokens of the run.
-
-    Raises:
-        MissingCorpusError: no such text, or another text than the run's.
-    """
-    data, local = config.shared.data, config.local
-    try:
-        return load(CORPUS)(
-            data.corpus,
-            local.corpus,
-            data.sha256,
-            data.tokenizer,
-            data.vocab_size,
-            local.state_dir / "corpus",
-        )
-    except (OSError, ValueError) as error:
-        raise MissingCorpusError(str(error)) from error
-
-
-def assigner(config: RunConfig, num_tokens: int) -> Any:
-    """Plan → ids of the sequences this peer trains on in that round."""
-    shared = config.shared
-    total = num_train_sequences(num_tokens, shared.data.held_out, shared.inner.sequence_length)
-
-    def assign(plan: RoundPlan) -> Any:
-        assert plan.slot is not None
-        count = plan.inner_steps * shared.inner.batch_size
-        return assigned_sequences(total, plan.seed, plan.run, plan.round, plan.slot, count, len(plan.roster))
-
-    return assign
 
 
 def execute(session: Session, command: Command) -> Reply:

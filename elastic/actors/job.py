@@ -1,0 +1,53 @@
+"""What a trainer's worker is told, and the text it trains on. No Ray and no torch: drivers read this too."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from elastic.config import RunConfig
+from elastic.errors import MissingCorpusError
+from elastic.messages import PeerId, RoundPlan
+from elastic.registry import CORPUS, load
+from elastic.schedule.assignment import assigned_sequences, num_train_sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Whose worker it is, and the run file."""
+
+    peer: PeerId
+    actor: str
+    namespace: str
+    config: RunConfig
+
+
+def load_corpus(config: RunConfig) -> Any:
+    """The tokens of the run.
+
+    Raises:
+        MissingCorpusError: no such text, or another text than the run's.
+    """
+    data, local = config.shared.data, config.local
+    try:
+        return load(CORPUS)(
+            data.corpus,
+            local.corpus,
+            data.sha256,
+            data.tokenizer,
+            data.vocab_size,
+            local.state_dir / "corpus",
+        )
+    except (OSError, ValueError) as error:
+        raise MissingCorpusError(str(error)) from error
+
+
+def assigner(config: RunConfig, num_tokens: int) -> Any:
+    """Plan → ids of the sequences this peer trains on in that round."""
+    shared = config.shared
+    total = num_train_sequences(num_tokens, shared.data.held_out, shared.inner.sequence_length)
+
+    def assign(plan: RoundPlan) -> Any:
+        assert plan.slot is not None
+        count = plan.inner_steps * shared.inner.batch_size
+        return assigned_sequences(total, plan.seed, plan.run, plan.round, plan.slot, count, len(plan.roster))
+
+    return assign
