@@ -1,47 +1,58 @@
 """What `elastic join` shows: a line per round, until the run is over or the user has had enough."""
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import ray
 
 from elastic.actors.journal import describe
-from elastic.actors.launch import PeerHandle
+from elastic.actors.launch import PeerHandle, quiet
 from elastic.messages import PeerStatus
 
 Say = Callable[[str], None]
 
 
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM; a BaseException, so that nobody takes it for an error."""
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+    """The user wants to stop; the message is the signal's name."""
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into one `Interrupted`; the second signal ends the process at once."""
+class Interruption:
+    """SIGINT and SIGTERM as a flag: an exception raised inside one of Ray's own calls would break Ray.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Interrupted(signal.Signals(number).name)
+    The second signal ends the process at once.
+    """
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self._signal: str | None = None
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal came."""
+        if self._signal is not None:
+            raise Interrupted(self._signal)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = signal.Signals(number).name
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
 
 
 def follow(handle: PeerHandle, say: Say) -> str:
     """Print each round as it ends; returns why the peer's life ended. Leaves politely on Ctrl-C or SIGTERM."""
     shown, phase = 0, ""
     try:
-        with interruptible():
+        with Interruption() as interruption:
             while not handle.ended(0.5):
+                interruption.check()
                 shown += _show_reports(handle, shown, say)
                 phase = _show_waiting(handle, phase, say)
             _show_reports(handle, shown, say)
@@ -50,6 +61,10 @@ def follow(handle: PeerHandle, say: Say) -> str:
         say(f"{signal_name}: leaving the swarm (once more to stop at once)")
         handle.leave()
         return "left"
+    finally:
+        handle.kill()
+        with quiet():
+            ray.shutdown()
 
 
 def _show_reports(handle: PeerHandle, start: int, say: Say) -> int:

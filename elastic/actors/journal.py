@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import orjson
 
 from elastic.config import RunConfig
 from elastic.contracts import Incentive
-from elastic.errors import ElasticError
+from elastic.errors import ConfigError, ElasticError, MalformedError, StateError
 from elastic.messages import PeerId, PeerStatus, RoundPlan, RoundReport
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,7 @@ class Journal:
 
     def __init__(self, config: RunConfig, peer: PeerId) -> None:
         self._dir, self._report = config.local.state_dir, config.local.report
-        self._dir.mkdir(parents=True, exist_ok=True)
-        self._written = 0.0
+        self._written, self._written_stage = 0.0, ""
         self.reports: list[RoundReport] = []
         self.status = PeerStatus(
             peer=peer, name=config.local.name or peer[-6:], run=config.shared.run, stage="starting",
@@ -65,7 +65,7 @@ class Journal:
                 "tokens_per_second": report.tokens / max(report.seconds.get("inner", 0), 1e-3),
             }
         self.note(**fields)
-        self._save("incentive.json", orjson.dumps(incentive_state))
+        self._save_incentive(incentive_state)
         if self._report is not None:
             self._append(self._report, report.canonical())
         logger.info("round %d: %s", report.round, describe(report))
@@ -73,24 +73,34 @@ class Journal:
     def failed(self, error: ElasticError) -> None:
         """The peer ends with an error."""
         self.note(stage="failed", error=str(error)[:500])
-        self._write(now=True)
         logger.error("%s", error)
 
     def restore_incentive(self, incentive: Incentive) -> Incentive:
-        """Give a fresh incentive what the last life saved."""
+        """Give a fresh incentive what the last life saved; it begins anew if that is damaged or another incentive's."""
         path = self._dir / "incentive.json"
         if path.exists():
-            incentive.restore(orjson.loads(path.read_bytes()))
+            try:
+                incentive.restore(orjson.loads(path.read_bytes()))
+            except (OSError, ValueError, StateError) as error:
+                logger.warning("%s: the incentive begins anew: %s", path, error)
         return incentive
 
-    def _write(self, *, now: bool = False) -> None:
-        if now or time.monotonic() - self._written >= WRITE_SECONDS or self.status.stage == "left":
-            self._written = time.monotonic()
+    def _write(self) -> None:
+        """At most every so often; a new stage at once, because after it nothing may be noted for long."""
+        if self.status.stage != self._written_stage or time.monotonic() - self._written >= WRITE_SECONDS:
+            self._written, self._written_stage = time.monotonic(), self.status.stage
             self._save("status.json", self.status.canonical())
+
+    def _save_incentive(self, state: dict[str, Any]) -> None:
+        try:
+            self._save("incentive.json", orjson.dumps(state))
+        except orjson.JSONEncodeError as error:
+            logger.warning("the incentive's state is not JSON and is not saved: %s", error)
 
     def _save(self, name: str, data: bytes) -> None:
         temporary = self._dir / f"{name}.new"
         try:
+            self._dir.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
             temporary.replace(self._dir / name)
         except OSError as error:
@@ -105,6 +115,26 @@ class Journal:
             logger.warning("%s: %s", path, error)
 
 
+def newest_statuses(folder: Path) -> list[PeerStatus]:
+    """Statuses of the peers whose run was last active in a folder: a peer's own, or one with peers' folders below it.
+
+    Raises:
+        ConfigError: there are none, or none that can be read.
+    """
+    own = folder / "status.json"
+    files = [own] if own.is_file() else sorted([*folder.glob("*/status.json"), *folder.glob("*/*/status.json")])
+    if not files:
+        raise ConfigError(f"{folder}: no peer has run here; `elastic quickstart` or `elastic join` starts one")
+    runs: dict[tuple[Path, str], list[PeerStatus]] = {}
+    for file in files:
+        with suppress(OSError, MalformedError):
+            status = PeerStatus.from_bytes(file.read_bytes())
+            runs.setdefault((file.parent.parent, status.run), []).append(status)
+    if not runs:
+        raise ConfigError(f"{files[-1]}: damaged, or written by another version; the next `elastic join` replaces it")
+    return max(runs.values(), key=lambda statuses: max(each.updated for each in statuses))
+
+
 def describe(report: RoundReport) -> str:
     """One line for a person."""
     loss = f"loss {report.loss:.3f}" if report.loss is not None else "sat out"
@@ -112,5 +142,5 @@ def describe(report: RoundReport) -> str:
     accepted = sum(verdict == "accepted" for verdict in report.verdicts.values())
     return (
         f"{loss} | {outcome} | {accepted} of {len(report.verdicts)} peers | "
-        f"{report.seconds['total']:.1f} s | anchor {report.digest[:12]}"
+        f"{report.seconds.get('total', 0):.1f} s | anchor {report.digest[:12]}"
     )

@@ -126,7 +126,7 @@ def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
 def silence_ray() -> None:
     """Send the raylet's remarks to the log; `log_to_driver=False` leaves them on the user's screen (Ray 2.60)."""
 
-    def note(data: dict[str, Any], sink: Any) -> None:
+    def note(data: dict[str, Any], *_: Any, **__: Any) -> None:
         logger.info("raylet: %s", " ".join(map(str, data.get("lines", ()))))
 
     ray._private.worker.print_to_stdstream = note

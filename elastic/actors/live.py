@@ -18,8 +18,7 @@ class LiveView:
     def __init__(self, plain: bool, rounds: int, say: Say) -> None:
         self._rounds, self._say = rounds, say
         self._live = None if plain else Live(console=Console(), refresh_per_second=4, transient=True)
-        self._shown = 0
-        self._phases: dict[str, str] = {}
+        self._shown: set[int] = set()
 
     def __enter__(self) -> "LiveView":
         if self._live:
@@ -39,9 +38,10 @@ class LiveView:
         if self._live:
             self._live.update(Group(Text(self._headline(statuses, last)), table(statuses, slowest=slowest(last))))
             return
-        for entries in complete[self._shown :]:
-            self._say(round_line(entries, self._rounds))
-        self._shown = len(complete)
+        for entries in complete:
+            if entries[0].round not in self._shown:
+                self._shown.add(entries[0].round)
+                self._say(round_line(entries, self._rounds))
 
     def _headline(self, statuses: Sequence[PeerStatus], last: list[RoundReport] | None) -> str:
         if last is None:
@@ -51,11 +51,11 @@ class LiveView:
 
 
 def complete_rounds(reports: Sequence[RoundReport], peers: int) -> list[list[RoundReport]]:
-    """Reports by round, for the rounds that every peer has reported."""
-    rounds: dict[int, list[RoundReport]] = {}
+    """Reports by round, for the rounds that every peer has reported; of a round reported twice, the later report."""
+    rounds: dict[int, dict[str, RoundReport]] = {}
     for report in reports:
-        rounds.setdefault(report.round, []).append(report)
-    return [rounds[index] for index in sorted(rounds) if len(rounds[index]) == peers]
+        rounds.setdefault(report.round, {})[report.peer] = report
+    return [list(rounds[index].values()) for index in sorted(rounds) if len(rounds[index]) == peers]
 
 
 def slowest(entries: Sequence[RoundReport] | None) -> str | None:
@@ -64,18 +64,19 @@ def slowest(entries: Sequence[RoundReport] | None) -> str | None:
         return None
     names: dict[str, str] = {report.peer: report.name for report in entries}
     seen = [report.last for report in entries if report.last is not None]
-    return names.get(max(set(seen), key=seen.count)) if seen else None
+    return names.get(max(sorted(set(seen)), key=seen.count)) if seen else None
 
 
 def round_line(entries: Sequence[RoundReport], rounds: int) -> str:
     """One round of the whole swarm."""
     losses = [report.loss for report in entries if report.loss is not None]
     mean = f"loss {sum(losses) / len(losses):.3f}" if losses else "nobody trained"
-    seconds = max(report.seconds["total"] for report in entries)
+    seconds = max(report.seconds.get("total", 0.0) for report in entries)
     tokens = sum(report.tokens for report in entries) / max(seconds, 1e-3)
     counted = sum(report.counted for report in entries)
     equal = "equal" if len({report.digest for report in entries}) == 1 else "DIFFERENT"
+    last = slowest(entries)
     return (
         f"round {entries[0].round:3d}/{rounds} | {mean} | {tokens:6,.0f} tokens/s | {counted} of {len(entries)} counted"
-        f" | anchors {equal} {entries[0].digest[:8]} | {seconds:.1f} s, last {slowest(entries)}"
+        f" | anchors {equal} {entries[0].digest[:8]} | {seconds:.1f} s" + (f", last {last}" if last else "")
     )

@@ -45,8 +45,12 @@ class Mailbox:
         self._group: _Group | None = None
         self._complete = asyncio.Event()
         self._waiting: dict[int, tuple[asyncio.Future[Any], int]] = {}
-        self._replies: dict[int, list[Any]] = {}
+        """Serial → who waits, and how many ranks must answer."""
+        self._replies: dict[int, dict[int, Any]] = {}
+        """Serial → rank → value."""
         self._serial = 0
+        self._past: set[str] = set()
+        """Incarnations that were lost: whatever they still say comes too late."""
         self._fatal: ElasticError | None = None
         self._closed = False
 
@@ -58,7 +62,8 @@ class Mailbox:
         Raises:
             ElasticError: they failed in a way that no restart mends.
         """
-        await self._complete.wait()
+        while not self._fatal and not self._complete.is_set():  # a restart may come between `set` and waking up
+            await self._complete.wait()
         if self._fatal:
             raise self._fatal
 
@@ -66,10 +71,12 @@ class Mailbox:
         """Have rank 0 (or all ranks) run a verb of the session; returns rank 0's value.
 
         Raises:
-            TrainerLostError: the group was restarted before it answered.
+            TrainerLostError: the group was restarted before it answered, or the mailbox is closed.
             ElasticError: what the session raised.
         """
         await self.ready()
+        if self._closed:
+            raise TrainerLostError("the trainer is closed")
         group = self._group
         assert group is not None
         ranks = range(group.world_size) if everyone else range(1)
@@ -86,34 +93,38 @@ class Mailbox:
             self._replies.pop(command.serial, None)
 
     def fail(self, error: ElasticError) -> None:
-        """The group is gone for good: everyone who waits, now or later, gets this error."""
-        self._fatal = error
-        self._lose(error)
+        """The group is gone for good: everyone who waits, now or later, gets this error; the first one stays."""
+        self._fatal = self._fatal or error
+        self._lose(self._fatal)
+        self._dismiss()
         self._complete.set()
 
     def close(self) -> None:
         """Tell the workers to return from the train function."""
         self._closed = True
-        for queue in self._group.queues.values() if self._group else ():
-            queue.put_nowait(None)
+        self._dismiss()
 
     # --- the workers' side ---
 
     def hello(self, rank: int, world_size: int, incarnation: str) -> None:
         """A worker of a new (or the same) incarnation is ready for commands."""
+        if self._fatal or incarnation in self._past:
+            return
         if self._group is None or self._group.incarnation != incarnation:
             self._complete.clear()
             self._lose(TrainerLostError("the trainer's workers were restarted"))
+            self._dismiss()
             self._group = _Group(incarnation, world_size)
-        self._group.queues[rank] = asyncio.Queue()
+        self._group.queues.setdefault(rank, asyncio.Queue())
         if len(self._group.queues) == world_size:
             self._complete.set()
 
     async def next_command(self, rank: int, incarnation: str) -> Command | None:
         """The next command for this worker; None: return from the train function."""
-        if self._closed or self._group is None or self._group.incarnation != incarnation:
+        group = self._group
+        if self._closed or self._fatal or group is None or group.incarnation != incarnation:
             return None
-        return await self._group.queues[rank].get()
+        return await group.queues[rank].get()
 
     def reply(self, rank: int, incarnation: str, reply: Reply) -> None:
         """A worker's answer. Late answers of lost incarnations are ignored."""
@@ -124,12 +135,17 @@ class Mailbox:
         if reply.error is not None:
             future.set_exception(reply.error)
             return
-        values = self._replies.setdefault(reply.serial, [None, 0])
-        values[1] += 1
-        if rank == 0:
-            values[0] = reply.value
-        if values[1] == expected:
+        values = self._replies.setdefault(reply.serial, {})
+        values[rank] = reply.value
+        if len(values) == expected:
             future.set_result(values[0])
+
+    def _dismiss(self) -> None:
+        """Let the group's workers return, those that wait for a command included."""
+        if self._group is not None:
+            self._past.add(self._group.incarnation)
+            for queue in self._group.queues.values():
+                queue.put_nowait(None)
 
     def _lose(self, error: ElasticError) -> None:
         for future, _ in self._waiting.values():

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from elastic.actors.job import load_corpus
-from elastic.config import RunConfig, Shared
-from elastic.errors import ConfigError
+from elastic.config import RunConfig, Shared, explain
+from elastic.errors import ConfigError, MissingCorpusError
 from elastic.messages import PeerId, digest_of
 from elastic.registry import READ_CORPUS, load
 from elastic.schedule.assignment import max_sequences_per_slot, num_train_sequences
@@ -12,10 +14,11 @@ from elastic.wire.signing import Identity
 
 RUN_FILE = """\
 # A run file. [shared] is the run: equal on every peer, hashed, and the hash tells runs apart. [local] is this machine.
-# `elastic check` validates it; unknown keys are errors. Every value shown is the default unless marked.
+# `elastic check` validates it; unknown keys are errors. What is marked (yours) is this run's or this machine's own;
+# every other value shown is the default.
 
 [shared]
-run = "{name}"                      # name of the run (yours)
+run = "{name}"                      # (yours) name of the run
 seed = 0                            # of the first anchor, and of who gets which tokens
 rounds = 1000
 
@@ -25,7 +28,7 @@ preset = "nano"                     # nano (about 1M parameters), micro, 150m, 1
 
 [shared.data]
 corpus = "pride_and_prejudice"      # ships with the project; a text of your own: any name here, local.corpus its path
-sha256 = "{sha256}"
+sha256 = "{sha256}"  # (yours) of the text
 tokenizer = "bytes"                 # or "bpe" with vocab_size, also in [shared.model]
 
 [shared.inner]                      # AdamW on each peer's own tokens
@@ -49,14 +52,14 @@ gather_seconds = 60.0               # the most that anyone is waited for
 min_peers = 1                       # the run starts when so many are there
 
 [shared.agreement]
-validators = ["{peer}"]  # who signs the manifests (this machine)
+validators = ["{peer}"]  # (yours) who signs the manifests: this machine
 
 [shared.incentive]
 name = "uniform"                    # or "reputation", or "your_package.module:Class"
 
 [local]
 name = ""                           # a name for people
-state_dir = "{state_dir}"           # key, anchor, residual, manifests, log, traces
+state_dir = "{state_dir}"           # (yours) key, anchor, residual, manifests, log, traces
 
 [local.network]
 bootstrap = []                      # addresses that `elastic bootstrap` printed
@@ -82,15 +85,25 @@ def write_run_file(path: Path, name: str) -> PeerId:
     """
     if path.exists():
         raise ConfigError(f"{path} exists: choose another name, or remove it first")
-    state_dir = Path("runs") / name
-    peer = PeerId("1" * 46)
-    Shared.model_validate({"run": name, "agreement": {"validators": [peer]}})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    key = path.resolve().parent / state_dir / "peer.key"
-    peer = Identity.load_or_create(key).peer
-    text = RUN_FILE.format(name=name, peer=peer, state_dir=state_dir, sha256=corpus_digest())
-    path.write_text(text, encoding="utf-8")
+    _check_name(name)
+    sha256, state_dir = corpus_digest(), Path("runs") / name
+    peer = Identity.load_or_create(path.resolve().parent / state_dir / "peer.key").peer
+    text = RUN_FILE.format(name=name, peer=peer, state_dir=state_dir, sha256=sha256)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
     return peer
+
+
+def _check_name(name: str) -> None:
+    placeholder = PeerId("1" * 46)
+    try:
+        Shared.model_validate({"run": name, "agreement": {"validators": [placeholder]}})
+    except ValidationError as error:
+        raise ConfigError(
+            f"--name {name}: {explain(error, Shared)}; write letters, digits, and . _ - between them, 64 at most"
+        ) from error
 
 
 def corpus_digest() -> str:
@@ -105,7 +118,10 @@ def check_corpus(config: RunConfig) -> str:
         ConfigError: it is missing, is another text, or is too short for the run's rounds.
     """
     corpus, shared = load_corpus(config), config.shared
-    total = num_train_sequences(len(corpus.tokens), shared.data.held_out, shared.inner.sequence_length)
+    try:
+        total = num_train_sequences(len(corpus.tokens), shared.data.held_out, shared.inner.sequence_length)
+    except ValueError as error:
+        raise MissingCorpusError(f"{error}: take a longer text, or lower shared.inner.sequence_length") from error
     wanted, slots = shared.inner.steps * shared.inner.batch_size, shared.round.min_peers
     if wanted > max_sequences_per_slot(total, slots):
         raise ConfigError(

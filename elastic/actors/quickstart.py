@@ -16,7 +16,7 @@ import ray
 from rich.console import Console
 
 from elastic.actors import summary
-from elastic.actors.follow import Interrupted, Say, interruptible
+from elastic.actors.follow import Interrupted, Interruption, Say
 from elastic.actors.launch import PeerHandle, quiet, silence_ray, start_peer
 from elastic.actors.live import LiveView
 from elastic.actors.offline import corpus_digest
@@ -66,25 +66,27 @@ def run_quickstart(settings: Settings, say: Say) -> int:
     result = Result(folder, [])
     handles: list[PeerHandle] = []
     try:
-        with interruptible(), ExitStack() as stack:
+        with Interruption() as interruption, ExitStack() as stack:
             entry = stack.enter_context(_bootstrap(folder))
             stack.enter_context(_cluster(settings))
             stack.callback(_free, handles)
             result.times["ray"] = time.monotonic() - begin
+            interruption.check()
             result.configs = _run_files(folder, settings, entry())
             handles += [start_peer(config, stay=True) for config in result.configs]
-            _watch(handles, settings, result, begin, say)
+            for _ in _watch(handles, settings, result, begin, say):
+                interruption.check()
             summary.measure(handles, result)
             result.times["end"] = time.monotonic() - begin
     except Interrupted as signal_name:
         say(f"{signal_name}: stopped; nothing is left running. The run is in {folder}")
         return 130
-    summary.show(result, settings, Console(), say)
+    summary.show(result, settings, Console(width=None if sys.stdout.isatty() else 110), say)
     return 0 if summary.identical(result) else 1
 
 
-def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin: float, say: Say) -> None:
-    """Until every peer has finished the run; raises what ended a peer too early."""
+def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin: float, say: Say) -> Iterator[None]:
+    """Until every peer has finished the run; raises what ended a peer too early. Yields between two looks."""
     with LiveView(settings.plain, settings.rounds, say) as view:
         while True:
             statuses = [handle.ask(handle.peer.status.remote()) for handle in handles]
@@ -99,6 +101,7 @@ def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin:
             for handle in handles:
                 if handle.ended(0.0):
                     raise ElasticError(f"peer {handle.config.local.name} ended early: {handle.reason()}")
+            yield
             time.sleep(0.4)
 
 
@@ -110,7 +113,7 @@ def _bootstrap(folder: Path) -> Iterator[Callable[[], str]]:
         "--until-stdin-closes",
     ]  # fmt: skip
     with (folder / "bootstrap.log").open("w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
 
     def address() -> str:
         assert process.stdout is not None

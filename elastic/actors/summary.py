@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from elastic.actors.follow import Say
@@ -46,6 +47,9 @@ def identical(result: "Result") -> bool:
 def show(result: "Result", settings: "Settings", console: Console, say: Say) -> None:
     """Print the summary."""
     rounds = complete_rounds(result.reports, settings.peers)
+    if not rounds:
+        say(f"no round was completed by all {settings.peers} peers: see peer-*/peer.log in {result.folder}")
+        return
     first, last = _mean_loss(rounds[0]), _mean_loss(rounds[-1])
     tokens = sum(report.tokens for report in result.reports)
     assert result.held_out is not None
@@ -77,10 +81,10 @@ def _traffic(result: "Result", settings: "Settings") -> Table:
     last = [slowest(entries) for entries in rounds]
     for config in result.configs:
         reports = [report for report in result.reports if report.name == config.local.name]
-        payload = max(report.payload_bytes for report in reports)
+        payload = max((report.payload_bytes for report in reports), default=0)
         ratio = f"{fp32_bytes(config) / payload:.0f}x smaller" if payload else "-"
         out.add_row(
-            config.local.name, f"{sum(r.counted for r in reports)}/{len(reports)}",
+            escape(config.local.name), f"{sum(r.counted for r in reports)}/{len(reports)}",
             size(sum(r.bytes_out for r in reports)), size(sum(r.bytes_in for r in reports)), size(payload), ratio,
             f"{last.count(config.local.name)} times",
         )  # fmt: skip

@@ -1,6 +1,6 @@
 """The Trainer contract over Ray Train: one `fit()` per run, in a thread of the peer actor.
 
-Verified with Ray 2.60 only: `LeanTorchTrainer` overrides a private method, and a test holds it to that version.
+Verified with Ray 2.60 only: `LeanTorchTrainer` overrides private methods, and a test holds it to that version.
 """
 
 import logging
@@ -12,6 +12,7 @@ from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.config import LoggingConfig
 
 from elastic.actors.job import Job
@@ -37,13 +38,28 @@ TRAIN_ENVIRONMENT = {
 """Ray Train is tuned by environment variables only; it passes them on to its controller and workers."""
 
 
+class OwnCluster(FixedScalingPolicy):  # type: ignore[misc]
+    """As many workers as configured, without asking the AutoscalingCoordinator: a detached actor that outlives us."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Nothing to register."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Nothing to request."""
+
+
 class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]
-    """Without two callbacks that start an actor each and need the dashboard: seconds at start, noise in the log."""
+    """Without the parts that start detached actors or need the dashboard: seconds at start, noise in the log."""
 
     _DROP = frozenset({"PlacementGroupCleanerCallback", "DatasetsCallback"})
 
     def _create_default_callbacks(self) -> list[Any]:
         return [each for each in super()._create_default_callbacks() if type(each).__name__ not in self._DROP]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        return super()._initialize_and_run_controller(
+            **{**parts, "scaling_policy": OwnCluster(scaling_config=self.scaling_config)}
+        )
 
 
 class RayTrainer:

@@ -35,6 +35,7 @@ from elastic.errors import (
 )
 from elastic.exchange.hivemind_guards import guard
 from elastic.exchange.identity_validator import IdentityValidator
+from elastic.exchange.leftovers import sweep
 from elastic.messages import PeerId
 from elastic.wire.signing import Identity, public_key_of
 
@@ -115,6 +116,7 @@ class Node:
         entries = [entry for entry in map(Entry.parse, network.bootstrap) if entry.peer != identity.peer]
         _check_host_and_port(network.host, network.port)
         guard()
+        sweep()
         use_hivemind_log_handler("nowhere")
         p2p = await _start_daemon(identity_path, network)
         try:

@@ -32,6 +32,7 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from elastic.errors import FetchError
 from elastic.exchange.blobs import Blob, BlobStore
+from elastic.exchange.leftovers import OURS
 from elastic.exchange.streams import ask_daemon, read_delimited, read_exactly, shut
 from elastic.messages import Digest, PeerId, digest_of
 
@@ -117,7 +118,7 @@ class BulkServer:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(self._limits.max_streams)
         # A directory of our own, because nobody else on this machine may connect.
-        self._directory = Path(tempfile.mkdtemp(prefix="elastic-"))
+        self._directory = Path(tempfile.mkdtemp(prefix=OURS))
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def start(self) -> None:

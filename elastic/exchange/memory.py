@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,13 @@ class _Meeting:
 class MemoryNetwork:
     """What all `MemoryExchange`s of one simulated internet share."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic, card_seconds: float = 20.0) -> None:
-        self.now = now
+    def __init__(
+        self,
+        now: Callable[[], float] = time.monotonic,
+        card_seconds: float = 20.0,
+        sleep: Callable[[Seconds], Coroutine[Any, Any, None]] = asyncio.sleep,
+    ) -> None:
+        self.now, self.sleep = now, sleep
         self.card_seconds = card_seconds
         self.cards: dict[tuple[str, PeerId], tuple[bytes, float]] = {}
         """(run, peer) → canonical card, when it expires on the `now` clock."""
@@ -186,15 +191,17 @@ class MemoryExchange:
         meeting.inputs[self.peer] = {name: np.array(value, np.float32) for name, value in tensors.items()}
         if len(meeting.inputs) == num_peers:
             _conclude(meeting, key)
+        timer = asyncio.create_task(self._network.sleep(timeout))
         try:
-            result = await asyncio.wait_for(asyncio.shield(meeting.result), timeout)
-        except TimeoutError as error:
-            missing = num_peers - len(meeting.inputs)
-            raise AveragingError(f"averaging {key}: {missing} of {num_peers} peers did not come") from error
+            await asyncio.wait({meeting.result, timer}, return_when=asyncio.FIRST_COMPLETED)
+            if not meeting.result.done():
+                missing = num_peers - len(meeting.inputs)
+                raise AveragingError(f"averaging {key}: {missing} of {num_peers} peers did not come")
+            return {name: value.copy() for name, value in meeting.result.result().items()}
         finally:
+            timer.cancel()
             if not meeting.result.done():
                 meeting.inputs.pop(self.peer, None)
-        return {name: value.copy() for name, value in result.items()}
 
     async def traffic(self) -> tuple[int, int]:
         return self._bytes_out, self._bytes_in
