@@ -47,27 +47,33 @@ async def apply_manifest(peer: Peer, manifest: Manifest, payloads: Mapping[Diges
 async def catch_up(peer: Peer, head: Manifest) -> None:
     """Bring the trainer to the anchor after `head`.
 
-    Single rounds that were missed are applied one by one; failing that, the anchor that the head applies to is
-    fetched by the digest the head names, from any holder, and the head is applied to it.
+    A few rounds that were missed are applied one by one. Where that is the larger download, or payloads are gone,
+    the anchor that the head applies to is fetched by the digest the head names, from any holder, and then the head
+    is applied to it.
 
     Raises:
         FetchError: nobody could give what is needed; try again when more peers are there.
     """
     with trace.span(trace.CATCH_UP, round=head.round, holds=peer.holds()):
+        if head.proposer == peer.id:
+            await peer.agreement.propose(head)  # signed by us, and perhaps unheard: nobody goes ahead of the others
         while peer.holds() <= head.round:
             manifest = await _next_manifest(peer, head)
-            if manifest is None:
+            payloads, missing = await missing_payloads(peer, manifest, {}) if manifest else ({}, [])
+            if manifest is None or (missing and manifest.round < head.round):
                 await _load_anchor(peer, head)
-                manifest = head
-            payloads, missing = await missing_payloads(peer, manifest, {})
-            if missing:
+            elif missing:
                 raise FetchError(f"round {manifest.round}: {len(missing)} counted payloads are not to be had")
-            await apply_manifest(peer, manifest, payloads)
+            else:
+                await apply_manifest(peer, manifest, payloads)
 
 
 async def _next_manifest(peer: Peer, head: Manifest) -> Manifest | None:
-    """The manifest of the round we hold the anchor of, if it is known and really applies to our anchor."""
+    """The manifest of the round we hold the anchor of, if it is known, applies to our anchor, and is worth it."""
     round_ = peer.holds()
+    round_bytes = sum({entry.payload: entry.size_bytes for entry in head.counted}.values())
+    if (head.round - round_) * round_bytes > peer.state.size_bytes:
+        return None
     manifest = head if head.round == round_ else peer.chain.get(round_) or await peer.agreement.decided(round_)
     return manifest if manifest is not None and manifest.anchor == peer.state.anchor else None
 

@@ -4,20 +4,22 @@ import asyncio
 import shutil
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NoReturn
 
 import typer
 
 from elastic import __version__
-from elastic.config import RunConfig, load_config
+from elastic.check import check_plugins, check_values, notes
+from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError
-from elastic.messages import PeerStatus
+from elastic.registry import EXTRAS, resolve, target_of
 
 app = typer.Typer(
     name="elastic",
-    help="Train one language model together with strangers: elastic, on Ray and Hivemind, no server to trust.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -33,23 +35,68 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 1, never a stack trace."""
+    """Entry point: a user's mistake is one line on stderr and exit code 1, never a stack trace."""
     try:
-        app(standalone_mode=True)
+        code = app(prog_name="elastic", standalone_mode=False)
     except ElasticError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
+        _fail(str(error))
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        _fail(f"{error.format_message()} (see `{context.command_path if context else 'elastic'} --help`)")
     except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] in (
-            "ray",
-            "torch",
-            "hivemind",
-            "opentelemetry",
-            "numpy",
-        ):
-            sys.stderr.write(f"error: {error.name} is not installed: pip install 'elastic[peer]'\n")
-            raise SystemExit(1) from None
-        raise
+        library = (error.name or "").partition(".")[0]
+        if library not in EXTRAS:
+            raise
+        _fail(f"{library} is not installed: pip install 'elastic[peer]'")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    raise SystemExit(1) from None
+
+
+bench = typer.Typer(help="Measure on this machine what the README states.", rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("inner")
+def bench_inner(
+    steps: Annotated[int, typer.Option(min=1, help="inner steps per block")] = 30,
+    pairs: Annotated[int, typer.Option(min=1, help="alternating pairs of blocks")] = 7,
+) -> None:
+    """Inner steps under Ray Train beside a plain PyTorch loop: same model, same batches, same run."""
+    with _own_cluster() as folder:
+        from elastic.actors.bench import measure_inner
+
+        result = measure_inner(folder, steps, pairs, say)
+    say(f"median: peer {result['peer']:,.0f} tokens/s, plain loop {result['plain']:,.0f}, ratio {result['ratio']:.3f}")
+
+
+@bench.command("join")
+def bench_join(
+    peers: Annotated[int, typer.Option(min=1, max=8, help="peers that train already")] = 3,
+) -> None:
+    """Time from the command `elastic join` to the newcomer's first counted contribution."""
+    with _own_cluster() as folder:
+        from elastic.actors.bench import measure_join
+
+        seconds = measure_join(folder, peers, say)
+    say(f"join to first counted contribution: {seconds:.1f} s, beside {peers} training peers")
+
+
+@contextmanager
+def _own_cluster() -> Iterator[Path]:
+    """A folder and the environment for a Ray cluster of our own; Ray must not be imported before."""
+    from elastic.actors.environment import own_cluster
+
+    with tempfile.TemporaryDirectory(prefix="elastic-bench-") as name:
+        own_cluster(Path(name))
+        yield Path(name)
 
 
 def _version(value: bool) -> None:
@@ -58,20 +105,26 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Train one language model together with strangers."""
+    """Train one language model together with strangers: elastic, on Ray and Hivemind, no server to trust.
+
+    See it work: quickstart. Make a run: init, bootstrap, check, join. Be part of one: check, join.
+    """
+    if context.invoked_subcommand is None:
+        say(context.get_help())
 
 
 @app.command()
 def quickstart(  # noqa: PLR0913 - one argument per flag
     peers: Annotated[int, typer.Option(min=1, max=16, help="peers on this machine")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds to train")] = 12,
-    inner_steps: Annotated[int, typer.Option(min=1, help="inner steps per round and peer")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds to train")] = 20,
+    inner_steps: Annotated[int, typer.Option(min=1, help="inner steps per round and peer")] = 10,
     reducer: Annotated[str, typer.Option(help="sparseloco | average | package.module:Class")] = "sparseloco",
     incentive: Annotated[str, typer.Option(help="uniform | reputation | package.module:Class")] = "uniform",
     workers: Annotated[str, typer.Option(help='Ray Train workers per peer: "1", or one number each: "2,1,1"')] = "1",
@@ -79,7 +132,15 @@ def quickstart(  # noqa: PLR0913 - one argument per flag
     report: Annotated[Path | None, typer.Option(help="write one JSON object per peer and round here")] = None,
     plain: Annotated[bool, typer.Option(help="lines instead of the live view")] = False,
 ) -> None:
-    """Train a small model on real text with several peers on this machine (no account, GPU or open port needed)."""
+    """Train a small model with several peers on this machine.
+
+    A real swarm on real text: Ray, Ray Train, a Hivemind DHT, all on loopback. No account, GPU or open port is needed.
+    """
+    each = _workers(workers, peers)
+    for slot, name in (("reducer", reducer), ("incentive", incentive)):
+        target = target_of(slot, name)
+        if target == name:  # a class of the user's own: better to find out now than in every peer
+            resolve(slot, PluginChoice(name=name))
     from elastic.actors.environment import new_folder, own_cluster
 
     folder = new_folder(folder)
@@ -88,27 +149,48 @@ def quickstart(  # noqa: PLR0913 - one argument per flag
 
     settings = Settings(
         peers=peers, rounds=rounds, inner_steps=inner_steps, reducer=reducer, incentive=incentive,
-        workers=_workers(workers, peers), folder=folder, report=report, plain=plain or not sys.stdout.isatty(),
+        workers=each, folder=folder, report=report, plain=plain or not sys.stdout.isatty(),
     )  # fmt: skip
     raise SystemExit(run_quickstart(settings, say))
 
 
 @app.command()
-def join(run_file: RunFile) -> None:
-    """Join a run from this machine's Ray cluster (`ray start --head` first); again after a stop, to go on."""
-    from elastic.actors.environment import attach
+def init(
+    run_file: Annotated[Path, typer.Argument(help="where to write it; folders are made")] = Path("run.toml"),
+    name: Annotated[str, typer.Option(help="name of the run: letters, digits, . _ -")] = "my-run",
+) -> None:
+    """Write a commented run file for a run of your own.
 
-    attach()
-    from elastic.actors.follow import follow
-    from elastic.actors.launch import connect, start_peer
+    Every setting is explained and has its default. This machine becomes the run's validator: its key is made in
+    runs/NAME beside the run file. An existing file is never overwritten.
+    """
+    from elastic.actors.offline import write_run_file
 
+    peer = write_run_file(run_file, name)
+    say(f"wrote {run_file} (validator: this machine, {peer})")
+    say("next: elastic bootstrap           # in a second terminal; put the address it prints into the run file")
+    say(f"      elastic check {run_file}")
+    say(f"      ray start --head && elastic join {run_file}")
+    say("others get a copy of the run file: [shared] as it is, [local] their own")
+
+
+@app.command()
+def check(run_file: RunFile) -> None:
+    """Validate a run file without a network.
+
+    Looks at keys, values and addresses, at the plug-ins and their settings, at how they fit, and at the text.
+    """
     config = load_config(run_file)
     validate(config)
-    _require_bootstrap(config)
-    connect(config.local.ray)
-    handle = start_peer(config)
-    say(f"joining run {config.shared.run} (log: {config.local.state_dir / 'peer.log'}); Ctrl-C leaves")
-    say(follow(handle, say))
+    from elastic.actors.offline import check_corpus
+
+    text = check_corpus(config)
+    say(f"run      {config.shared.run}, {config.shared.rounds} rounds")
+    say(f"shared   {config.shared.digest()}  (equal on every peer of the run)")
+    say(text)
+    for note in notes(config):
+        say(f"note     {note}")
+    say(f"ok       next: ray start --head && elastic join {run_file}")
 
 
 @app.command()
@@ -121,7 +203,11 @@ def bootstrap(
     announce: Annotated[list[str] | None, typer.Option(help="address to tell others, e.g. /dns4/host/tcp/4001")] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Start an entry point to the DHT and print the address to hand out."""
+    """Start an entry point to the DHT and print its address.
+
+    It knows no run and trains nothing: any machine that others can reach will do, for any number of runs. Ctrl-C ends
+    it; peers that have met go on without it.
+    """
     from elastic.exchange.bootstrap import run_bootstrap
 
     def ready(addresses: list[str]) -> None:
@@ -141,73 +227,64 @@ def bootstrap(
 
 
 @app.command()
-def check(run_file: RunFile) -> None:
-    """Validate a run file without a network: keys, values, plug-ins and their settings, the text."""
+def join(run_file: RunFile) -> None:
+    """Join a run from this machine's Ray cluster.
+
+    `ray start --head` first. The same command after a stop or a crash goes on from the state on disk. Ctrl-C leaves.
+    """
     config = load_config(run_file)
     validate(config)
+    from elastic.actors.environment import attach
     from elastic.actors.offline import check_corpus
 
-    say(f"run      {config.shared.run}, {config.shared.rounds} rounds")
-    say(f"shared   {config.shared.digest()}  (equal on every peer of the run)")
-    say(check_corpus(config))
-    if not config.local.network.bootstrap and config.local.exchange.name == "hivemind":
-        say("note     local.network.bootstrap is empty: this peer waits to be found, as the run's first peer")
-    say("ok")
+    check_corpus(config)
+    require_bootstrap(config)
+    attach()
+    from elastic.actors.follow import follow
+    from elastic.actors.launch import connect, start_peer
+
+    connect(config.local.ray)
+    handle = start_peer(config)
+    say(f"joining run {config.shared.run} (log: {config.local.state_dir / 'peer.log'}); Ctrl-C leaves")
+    say(follow(handle, say))
 
 
 @app.command()
 def status(
     where: Annotated[
-        Path, typer.Argument(help="a run file, a peer's state directory, or a quickstart's folder")
+        Path, typer.Argument(help="a run file, a peer's state directory, or a folder of runs or of a quickstart")
     ] = Path("runs"),
 ) -> None:
-    """Show the peers of a folder: what they do, where they are in the run."""
+    """Show this machine's peers: what they do, how far they are.
+
+    Without an argument: the run that was last active under runs/.
+    """
+    from elastic.actors.journal import newest_statuses
     from elastic.view import alive, status_table
 
-    folder = load_config(where).local.state_dir if where.is_file() else where
-    files = sorted(folder.glob("**/status.json"), key=lambda file: file.stat().st_mtime)
-    if not files:
-        raise ConfigError(f"{folder}: no peer has run here; `elastic join` starts one")
-    newest = files[-1].parent.parent
-    statuses = [PeerStatus.from_bytes(file.read_bytes()) for file in files if file.parent.parent == newest]
+    folder = load_config(where).local.state_dir if where.is_file() or where.suffix == ".toml" else where
+    statuses = newest_statuses(folder)
     say(status_table(statuses, shutil.get_terminal_size().columns))
     if not any(alive(each) for each in statuses):
-        say(f"none of them is running (folder {newest})")
-
-
-@app.command()
-def init(
-    run_file: Annotated[Path, typer.Argument(help="where to write it")] = Path("run.toml"),
-    name: Annotated[str, typer.Option(help="name of the run")] = "my-run",
-) -> None:
-    """Write a commented run file, with this machine as the run's validator."""
-    from elastic.actors.offline import write_run_file
-
-    peer = write_run_file(run_file, name)
-    say(f"wrote {run_file} (validator: this machine, {peer})")
-    say("next: elastic bootstrap           # in a second terminal; put the address it prints into the run file")
-    say(f"      elastic check {run_file}")
-    say(f"      ray start --head && elastic join {run_file}")
+        say(f"none of them is running (folder {folder})")
 
 
 def validate(config: RunConfig) -> None:
-    """Resolve every plug-in of a run file and validate its settings.
+    """All that can be said of a run file without a network, but for its text.
 
     Raises:
-        ConfigError: see `elastic.registry.resolve`.
+        ConfigError: see `elastic.check`.
     """
-    from elastic.registry import resolve
-
-    slots: dict[str, Any] = {
-        "model": config.shared.model, "reducer": config.shared.reducer, "incentive": config.shared.incentive,
-        "exchange": config.local.exchange,
-    }  # fmt: skip
-    for slot, choice in slots.items():
-        resolve(slot, choice)
+    check_values(config)
+    check_plugins(config)
 
 
-def _require_bootstrap(config: RunConfig) -> None:
-    """A peer that knows nobody can only be the first: its validator."""
+def require_bootstrap(config: RunConfig) -> None:
+    """A peer that knows nobody can only be the first: its validator.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if config.local.network.bootstrap:
         return
     from elastic.wire.signing import Identity

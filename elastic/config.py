@@ -4,24 +4,31 @@
 another run. `[local]` is this machine. No environment variable overrides a value.
 """
 
-import difflib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from elastic.errors import ConfigError
+from elastic.explain import explain
 from elastic.messages import Digest, HexDigest, PeerIdField, RunName, digest_of
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=2**40)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
+TomlPath = Annotated[Path, Field(strict=False)]
+"""Written as a string."""
+Addresses = Annotated[tuple[str, ...], Field(strict=False)]
+"""Written as a list of strings."""
 
 
 class Section(BaseModel):
-    """A table of the run file: frozen, no unknown keys."""
+    """A table of the run file: frozen, no unknown keys, and no value of another type than the key's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class PluginChoice(BaseModel):
@@ -36,6 +43,14 @@ class PluginChoice(BaseModel):
     def settings(self) -> dict[str, Any]:
         """What belongs to the chosen class's own `Config`."""
         return dict(self.__pydantic_extra__ or {})
+
+    @model_validator(mode="after")
+    def _can_be_hashed(self) -> "PluginChoice":
+        try:
+            orjson.dumps(self.settings)
+        except TypeError as error:
+            raise ValueError(f"a setting cannot be part of the run's digest: {error}") from error
+        return self
 
 
 class DataConfig(Section):
@@ -68,17 +83,20 @@ class InnerConfig(Section):
     """H, inner steps per round; a slower peer may do fewer."""
     batch_size: Positive = 8
     """Sequences per inner step and peer, whatever the number of workers."""
-    sequence_length: Annotated[int, Field(ge=8)] = 128
+    sequence_length: Annotated[int, Field(ge=8, le=2**24)] = 128
     """Tokens per sequence."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate of AdamW."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    warmup_steps: Annotated[int, Field(ge=0, le=2**40)] = 20
     """Inner steps, counted over the run, to reach the peak."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Learning rate after the last round, as a fraction of the peak (cosine)."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's decay of the mean of the gradients."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """AdamW's decay of the mean of their squares."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Part of a parameter that decays per step, times the learning rate."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this L2 norm."""
 
@@ -87,7 +105,7 @@ class OuterConfig(Section):
     """[shared.outer]: the outer step, θ ← θ − α · update."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
-    """α."""
+    """α: how far the anchor follows the round's update."""
     nesterov: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Nesterov momentum; 0 (plain SGD) for sparseloco, whose residual plays that part; 0.9 is usual for average."""
 
@@ -110,7 +128,7 @@ class RoundConfig(Section):
 class AgreementConfig(Section):
     """[shared.agreement]: who decides what counts."""
 
-    validators: Annotated[tuple[PeerIdField, ...], Field(min_length=1, max_length=1)]
+    validators: Annotated[tuple[PeerIdField, ...], Field(strict=False, min_length=1, max_length=1)]
     """Peer ids of the validators; one for now. `elastic init` puts this machine's there."""
 
 
@@ -119,23 +137,29 @@ class Shared(Section):
 
     run: RunName
     """Name of the run."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**53)] = 0
     """Seed of the first anchor and of who gets which tokens."""
-    rounds: Annotated[int, Field(ge=1)] = 1000
+    rounds: Positive = 1000
     """The run ends after this many rounds."""
     model: PluginChoice = PluginChoice(name="llama", preset="nano")  # type: ignore[call-arg]
+    """What is trained."""
     reducer: PluginChoice = PluginChoice(name="sparseloco")
+    """What makes a round's update small."""
     incentive: PluginChoice = PluginChoice(name="uniform")
+    """Who may contribute, and whose work counts how much."""
     data: DataConfig = DataConfig()
+    """The text."""
     inner: InnerConfig = InnerConfig()
+    """The inner optimizer."""
     outer: OuterConfig = OuterConfig()
+    """The outer step."""
     round: RoundConfig = RoundConfig()
+    """Bounds of a round."""
     agreement: AgreementConfig
+    """Who decides what counts."""
 
     def digest(self) -> Digest:
-        """SHA-256 over the canonical JSON of all values, defaults included."""
-        import orjson
-
+        """SHA-256 over the canonical JSON of all values, defaults included (a plug-in's settings: as written)."""
         return digest_of(orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS))
 
 
@@ -150,20 +174,20 @@ class RayConfig(Section):
     """One GPU per worker (NCCL); false: CPU (gloo)."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that Ray sets aside for each worker."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=4096)] = 0
     """Torch threads per worker; 0: the machine's cores divided by the workers."""
 
 
 class NetworkConfig(Section):
     """[local.network]: this peer's place in the DHT."""
 
-    bootstrap: tuple[str, ...] = ()
+    bootstrap: Addresses = ()
     """Addresses of entry points, "/ip4/…/tcp/…/p2p/12D3Koo…", as `elastic bootstrap` prints them."""
     host: str = "0.0.0.0"
     """Address to listen on; "127.0.0.1" keeps a trial on this machine."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """TCP port to listen on; 0: any free one. Fix it if you forward a port."""
-    announce: tuple[str, ...] = ()
+    announce: Addresses = ()
     """Addresses to tell others instead of the ones found, e.g. "/dns4/peer.example.org/tcp/4001"."""
     bootstrap_seconds: PositiveSeconds = 60.0
     """Give up when no entry point answered for this long."""
@@ -187,17 +211,21 @@ class Local(Section):
 
     name: Annotated[str, Field(max_length=64)] = ""
     """A name for people; the peer id is the identity."""
-    state_dir: Path = Path("runs/peer")
+    state_dir: TomlPath = Path("runs/peer")
     """Where anchor, residual, manifests, payloads, log and traces lie. Relative paths: from the run file's folder."""
-    key: Path | None = None
+    key: TomlPath | None = None
     """The peer's private key; default: `peer.key` in the state directory, made at the first start."""
-    corpus: Path | None = None
+    corpus: TomlPath | None = None
     """Path of the text, if `shared.data.corpus` is not one that ships with the project."""
     exchange: PluginChoice = PluginChoice(name="hivemind")
+    """How records and bytes travel between peers."""
     ray: RayConfig = RayConfig()
+    """The Ray cluster."""
     network: NetworkConfig = NetworkConfig()
+    """The place in the DHT."""
     trace: TraceConfig = TraceConfig()
-    report: Path | None = None
+    """Where spans go."""
+    report: TomlPath | None = None
     """Append one JSON object per round to this file."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """How much goes to `peer.log` in the state directory."""
@@ -207,7 +235,9 @@ class RunConfig(Section):
     """The whole run file."""
 
     shared: Shared
+    """The run: equal on every peer."""
     local: Local = Local()
+    """This machine."""
 
     @property
     def key_path(self) -> Path:
@@ -222,11 +252,13 @@ def load_config(path: Path) -> RunConfig:
         ConfigError: unreadable, not TOML, or wrong values; one line, with the nearest key if one is misspelt.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such run file; `elastic init {path}` writes one") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     return parse_config(tree, base=path.resolve().parent, source=str(path))
@@ -243,33 +275,9 @@ def parse_config(tree: dict[str, Any], *, base: Path, source: str = "run file") 
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error, RunConfig)}") from error
     local = config.local
-    resolved = {"state_dir": base / local.state_dir.expanduser()}
-    for field in ("key", "corpus", "report"):
-        value = getattr(local, field)
-        if value is not None:
-            resolved[field] = base / value.expanduser()
+    fields = {field: getattr(local, field) for field in ("state_dir", "key", "corpus", "report")}
+    try:
+        resolved = {field: base / value.expanduser() for field, value in fields.items() if value is not None}
+    except RuntimeError as error:
+        raise ConfigError(f"{source}: a path in [local] begins with ~ of a user that is not here: {error}") from error
     return config.model_copy(update={"local": local.model_copy(update=resolved)})
-
-
-def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """The first validation error in one line: where, what, and the nearest key if a key is unknown."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    where = ".".join(location)
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg'].removeprefix('Value error, ')} (got {first.get('input')!r:.80})"
-    known = list(_section_at(root, location[:-1]).model_fields)
-    near = difflib.get_close_matches(location[-1], known, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(known)}"
-    return f'unknown key "{where}"; {hint}'
-
-
-def _section_at(section: type[BaseModel], location: list[str]) -> type[BaseModel]:
-    for part in location:
-        inner = section.model_fields[part].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return section
-        section = inner
-    return section

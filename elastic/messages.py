@@ -95,7 +95,7 @@ class PeerCard(Message):
 
     peer: PeerIdField
     run: RunName
-    protocol: int = PROTOCOL_VERSION
+    protocol: NonNegative = PROTOCOL_VERSION
     shared: HexDigest
     """Digest of the [shared] configuration; another digest means another run."""
     name: Annotated[str, Field(max_length=64)] = ""
@@ -116,7 +116,7 @@ class RoundPlan(Message):
     peer: PeerIdField
     roster: tuple[PeerIdField, ...]
     """Who may contribute in this round, sorted by PeerId."""
-    slot: int | None
+    slot: NonNegative | None
     """Our place in the roster, which decides our tokens; None: not in this round."""
     inner_steps: NonNegative
     seed: NonNegative
@@ -302,7 +302,7 @@ class PeerStatus(Message):
     error: str | None = None
     updated: float
     """Unix time at which it was written."""
-    pid: int
+    pid: NonNegative
 
 
 class PendingMeta(Message):

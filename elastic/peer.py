@@ -6,7 +6,7 @@ from typing import Any
 
 from elastic.config import Shared
 from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer, TrainerState
-from elastic.messages import Digest, Manifest, PeerId, RoundIndex, RoundPlan, Seconds
+from elastic.messages import Manifest, PeerId, RoundIndex, RoundPlan, Seconds
 from elastic.schedule.plan import plan_round
 from elastic.state.chain import Chain
 from elastic.wire.signing import Identity
@@ -57,13 +57,12 @@ class Peer:
         """The round whose anchor we hold."""
         return self.state.round
 
-    def holders(self, first: PeerId | None = None) -> list[PeerId]:
-        """Whom to ask for bytes, the likeliest first."""
-        head = self.chain.head()
-        others = [peer for peer in (head.roster if head else ()) if peer not in (self.id, first)]
-        return [first, *others] if first else others
-
     async def refresh(self) -> None:
-        """Learn what the trainer holds now, and serve that anchor to joiners."""
+        """Learn what the trainer holds now, and serve it: its anchor, and a contribution that is still to be settled.
+
+        After a restart nobody else may have that payload, and a round that counts it cannot be applied without it.
+        """
         self.state = await self.trainer.state()
-        await self.exchange.provide_file(Digest(self.state.anchor), self.state.state_path)
+        await self.exchange.provide_file(self.state.anchor, self.state.state_path)
+        if self.state.pending is not None:
+            await self.exchange.provide(self.state.pending.payload)

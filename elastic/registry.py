@@ -6,12 +6,14 @@ frozen pydantic `Config`, which validates the settings written beside the name.
 
 import difflib
 import importlib
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from elastic.config import PluginChoice, explain
+from elastic.config import PluginChoice
 from elastic.errors import ConfigError, MissingExtraError
+from elastic.explain import explain
 
 KNOWN: dict[str, dict[str, str]] = {
     "model": {"llama": "model_zoo.llama:Llama"},
@@ -40,9 +42,30 @@ EXTRAS = {
     "numpy": "train",
     "ray": "ray",
     "hivemind": "hivemind",
+    "msgpack": "hivemind",
     "opentelemetry": "otel",
     "bittensor": "bittensor",
 }
+"""Library → the extra of ours that installs it."""
+
+TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+"""What "package.module:Class" looks like."""
+
+
+def target_of(slot: str, name: str) -> str:
+    """The "module:Class" behind a name, which is not imported.
+
+    Raises:
+        ConfigError: no such name.
+    """
+    target = name if ":" in name else KNOWN[slot].get(name)
+    if target is None:
+        near = difflib.get_close_matches(name, KNOWN[slot], n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(KNOWN[slot])}."
+        raise ConfigError(
+            f'{slot}: no implementation is called "{name}"; {hint} Your own is named "package.module:Class"'
+        )
+    return target
 
 
 def resolve(slot: str, choice: PluginChoice) -> tuple[type[Any], BaseModel]:
@@ -52,14 +75,10 @@ def resolve(slot: str, choice: PluginChoice) -> tuple[type[Any], BaseModel]:
         ConfigError: no such name, no such class, or settings that its `Config` refuses.
         MissingExtraError: the class needs a library that is not installed.
     """
-    target = choice.name if ":" in choice.name else KNOWN[slot].get(choice.name)
-    if target is None:
-        near = difflib.get_close_matches(choice.name, KNOWN[slot], n=1)
-        hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(KNOWN[slot])}"
-        raise ConfigError(
-            f'{slot}: no implementation is called "{choice.name}"; {hint} Or write "package.module:Class"'
-        )
+    target = target_of(slot, choice.name)
     cls = load(target)
+    if not _has_config(cls):
+        raise ConfigError(f'{slot}: "{target}" has no nested pydantic class `Config` for its settings; give it one')
     try:
         return cls, cls.Config.model_validate(choice.settings)
     except ValidationError as error:
@@ -79,13 +98,31 @@ def load(target: str) -> Any:
         ConfigError: it is not there.
         MissingExtraError: a library it needs is not installed.
     """
+    if TARGET.fullmatch(target) is None:
+        raise ConfigError(f'"{target}" does not name a class; write "package.module:Class"')
     module_name, _, name = target.partition(":")
+    module = _module(module_name, target)
     try:
-        return getattr(importlib.import_module(module_name), name)
+        return getattr(module, name)
+    except AttributeError as error:
+        near = difflib.get_close_matches(name, vars(module), n=1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise ConfigError(f'"{target}": module {module_name} has no {name}{hint}') from error
+
+
+def _module(name: str, target: str) -> Any:
+    try:
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in EXTRAS:
             raise MissingExtraError(f"{target} needs {missing}: pip install 'elastic[{EXTRAS[missing]}]'") from error
+        hint = " (is it installed, or its folder on PYTHONPATH?)" if missing == name.partition(".")[0] else ""
+        raise ConfigError(f'"{target}" cannot be imported: {error}{hint}') from error
+    except (ImportError, SyntaxError, AttributeError) as error:
         raise ConfigError(f'"{target}" cannot be imported: {error}') from error
-    except AttributeError as error:
-        raise ConfigError(f'"{target}": module {module_name} has no {name}') from error
+
+
+def _has_config(cls: Any) -> bool:
+    config = getattr(cls, "Config", None)
+    return isinstance(config, type) and issubclass(config, BaseModel)

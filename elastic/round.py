@@ -35,7 +35,7 @@ from elastic.messages import (
 from elastic.peer import Peer
 from elastic.schedule.decide import Commit, Skip, decide_commit
 from elastic.schedule.phases import Phases
-from elastic.schedule.plan import candidates
+from elastic.schedule.plan import TRAIN_PART, candidates
 from elastic.verify.checks import check_header, check_payload, mark_copies, mark_diverged
 
 MANIFEST_POLL = Seconds(0.1)
@@ -63,7 +63,7 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
         decision = await conclude(peer, plan, manifest, arrivals, phases)
     if manifest is not None and manifest.proposer == peer.id:
         trace.root_span(plan.run, plan.round, began, time.time_ns(), counted=len(manifest.counted))
-    remember(peer, plan, arrivals, verdicts, phases)
+    remember(peer, plan, arrivals, verdicts, decision, phases)
     return await report(peer, plan, offer, (arrivals, verdicts, decision), before, phases)
 
 
@@ -92,16 +92,21 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> dict[PeerId, A
         return await peer.agreement.decided(plan.round) is not None
 
     async def check(header: ContributionHeader, payload: bytes) -> Verdict:
-        return await asyncio.to_thread(
+        verdict = await asyncio.to_thread(
             check_payload, header, payload, lambda data: peer.reducer.decode(data, peer.like)
         )
+        if verdict.accepted:
+            await peer.exchange.provide(payload)  # its author may be slow, or die once it counts
+        return verdict
 
     def check_first(sender: PeerId, header: ContributionHeader) -> Verdict:
         return check_header(
             header, sender=sender, plan=plan, max_bytes=peer.max_payload_bytes, max_tokens=peer.max_tokens
         )
 
-    deadline = Seconds(phases.start + plan.gather_seconds)
+    # Who is late itself, and decides, must not find everyone missing: what is left after the inner steps is its least.
+    least = plan.gather_seconds * (1 - TRAIN_PART)
+    deadline = Seconds(max(phases.start + plan.gather_seconds, peer.clock.now() + least))
     with phases("gather"):
         return await gather(
             peer.exchange,
@@ -176,10 +181,13 @@ def remember(
     plan: RoundPlan,
     arrivals: dict[PeerId, Arrival],
     verdicts: dict[PeerId, Verdict],
+    decision: Commit | Skip,
     phases: Phases,
 ) -> None:
     """What later rounds learn from this one: how long it takes when all is well, and who did what."""
-    if len(arrivals) == len(plan.roster):
+    counted = decision.manifest.counted if isinstance(decision, Commit) else ()
+    # Everyone arrived here, or at the validator. Who had no part and saw nobody came when the round was over.
+    if (arrivals or plan.slot is not None) and len(plan.roster) in (len(arrivals), len(counted)):
         peer.history.append(phases.elapsed())
     tokens = {sender: arrival.header.tokens for sender, arrival in arrivals.items()}
     evidence = [Evidence(verdict=verdict, tokens=tokens.get(sender, 0)) for sender, verdict in verdicts.items()]
@@ -216,8 +224,8 @@ async def report(
 
 
 async def _trained(peer: Peer, plan: RoundPlan, phases: Phases) -> tuple[InnerReport, bytes]:
-    """This round's work; work that a crash interrupted after its commitment is offered again, never redone."""
-    pending = peer.state.pending
+    """This round's work, made once: after a crash, or a round that found no manifest, the same is offered again."""
+    pending = (await peer.trainer.state()).pending
     if pending is not None and pending.round == plan.round:
         return pending.inner, pending.payload
     with phases("inner"):
@@ -249,11 +257,11 @@ def _header(peer: Peer, plan: RoundPlan, inner: InnerReport, payload: bytes) -> 
 
 async def _await_manifest(peer: Peer, plan: RoundPlan, phases: Phases) -> Manifest | None:
     """Until the validator has spoken, or twice the deadline has passed without a word."""
-    while phases.elapsed() < 2 * plan.gather_seconds:
-        if manifest := await peer.agreement.decided(plan.round):
+    while True:
+        manifest = await peer.agreement.decided(plan.round)
+        if manifest is not None or phases.elapsed() >= 2 * plan.gather_seconds:
             return manifest
         await peer.clock.sleep(MANIFEST_POLL)
-    return None
 
 
 async def _next_roster(peer: Peer, plan: RoundPlan, arrived: set[PeerId]) -> list[PeerId]:
@@ -271,5 +279,6 @@ def _why_skipped(peer: Peer, offer: Offer, verdicts: dict[PeerId, Verdict], deci
         return "void: nobody's contribution counted"
     if offer.payload is None or decision.manifest.counts(peer.id):
         return None
-    verdict = verdicts.get(peer.id)
-    return verdict.rejected if verdict and verdict.rejected else "arrived after the round was decided"
+    verdict = verdicts[peer.id]
+    late = verdict.accepted or verdict.rejected is RejectReason.MISSING
+    return "arrived after the round was decided" if late else verdict.rejected

@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +20,7 @@ from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)
 
+CONNECT_SECONDS = 5.0
 LEAVE_SECONDS = 25.0
 """A polite farewell takes a second or two; after this long the actors are killed."""
 RESTARTS = 10
@@ -30,19 +33,45 @@ def connect(config: RayConfig) -> None:
     Raises:
         RayUnavailableError: there is none, or it has too little for the trainer; the message says what to do.
     """
-    address = None if config.address == "auto" else config.address
+    address = _reachable(config.address)
     silence_ray()
     try:
         with quiet():
-            ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError as error:
         raise RayUnavailableError(
             "the Ray cluster wants another token: set RAY_AUTH_TOKEN_PATH to the file it was started with"
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = "on this machine" if address is None else f"at {address}"
-        raise RayUnavailableError(f"no Ray cluster {where}: start one with `ray start --head` and try again") from error
+        raise RayUnavailableError(
+            f"the Ray cluster at {address} does not let us in: {error}".splitlines()[0]
+        ) from error
     _require_resources(config)
+
+
+def _reachable(address: str) -> str:
+    """The cluster's address, after a look whether anybody listens there: Ray itself would try for minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "") or _started_here()
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise RayUnavailableError(f'local.ray.address = "{address}": expected "host:port", as `ray start` prints it')
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise RayUnavailableError(
+            f"no Ray cluster at {address} ({error.strerror or error}): start one with `ray start --head`"
+        ) from error
+    return address
+
+
+def _started_here() -> str:
+    """Address of the cluster that `ray start` made last on this machine, which it notes in a file."""
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        return note.read_text().strip()
+    except OSError:
+        raise RayUnavailableError("no Ray cluster on this machine: start one with `ray start --head`") from None
 
 
 def _require_resources(config: RayConfig) -> None:

@@ -15,6 +15,8 @@ def log_to_file(config: RunConfig) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in ("elastic", "incentives", "model_zoo", "hivemind"):
         logger = logging.getLogger(name)
+        for before in logger.handlers:
+            before.close()
         logger.handlers[:] = [handler]
         logger.propagate = False
         logger.setLevel(config.local.log_level if name != "hivemind" else "WARNING")

@@ -100,8 +100,9 @@ class Mailbox:
         self._complete.set()
 
     def close(self) -> None:
-        """Tell the workers to return from the train function."""
+        """Tell the workers to return from the train function; what they still owe will not come."""
         self._closed = True
+        self._lose(TrainerLostError("the trainer is closed"))
         self._dismiss()
 
     # --- the workers' side ---

@@ -5,8 +5,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from elastic.actors.job import load_corpus
-from elastic.config import RunConfig, Shared, explain
+from elastic.config import RunConfig, Shared
 from elastic.errors import ConfigError, MissingCorpusError
+from elastic.explain import explain
 from elastic.messages import PeerId, digest_of
 from elastic.registry import READ_CORPUS, load
 from elastic.schedule.assignment import max_sequences_per_slot, num_train_sequences
@@ -125,7 +126,8 @@ def check_corpus(config: RunConfig) -> str:
     wanted, slots = shared.inner.steps * shared.inner.batch_size, shared.round.min_peers
     if wanted > max_sequences_per_slot(total, slots):
         raise ConfigError(
-            f"the text has {total} sequences of {shared.inner.sequence_length} tokens; {slots} peers taking {wanted} "
-            "each in one round would share some: lower inner.steps, inner.batch_size or round.min_peers"
+            f"the text has {total:,} sequences of {shared.inner.sequence_length} tokens and a round takes {wanted:,} "
+            f"for each peer, with min_peers = {slots}: lower shared.inner.steps, shared.inner.batch_size or "
+            "shared.round.min_peers"
         )
     return f"text     {shared.data.corpus}, {len(corpus.tokens):,} tokens, sha256 {corpus.sha256[:12]}…"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from elastic import trace
+from elastic.actors.desk import TrainerDesk
 from elastic.actors.job import Job
 from elastic.actors.journal import Journal
 from elastic.actors.logs import log_to_file
-from elastic.actors.mailbox import Command, Mailbox, Reply
 from elastic.actors.swarm import RemoteExchange
 from elastic.agreement.validator import NamedValidator, genesis
 from elastic.apply import catch_up
@@ -38,24 +38,33 @@ HELD_OUT_SEQUENCES = 128
 """Sequences of held-out text in the final evaluation."""
 POLL_SECONDS = 0.3
 """Between two looks while there is nothing to do yet."""
+HEARTBEAT_SECONDS = 5.0
+"""At least so often a peer shows that it lives."""
+RETRY_SECONDS = 1.0
+"""Before another try when the network failed."""
+JOINING = "joining the DHT, starting Ray Train"
+"""The first phase of a peer."""
 FAREWELL_SECONDS = 10.0
 """How long a peer that finished the run stays to serve those who have not."""
 
 
-class PeerActor:
+class PeerActor(TrainerDesk):
     """One peer. Driven by `run`; everything else is called from outside while it runs."""
 
     def __init__(self, config: RunConfig, actor: str, namespace: str) -> None:
+        super().__init__()
         log_to_file(config)
         self._config, self._stay = config, False
         self._job = Job(Identity.load(config.key_path).peer, actor, namespace, config)
-        self._mailbox = Mailbox()
         self._exchange = RemoteExchange(ray.get_actor("swarm", namespace=namespace))
         self._journal = Journal(config, self._job.peer)
         self._stage, self._leaving, self._done = PeerStage.STARTING, False, asyncio.Event()
         self._peer: Peer | None = None
         self._trainer: RayTrainer | None = None
         self._living: asyncio.Task[str] | None = None
+        self._addresses: tuple[str, ...] = ()
+        self._stale = False
+        """Whether the trainer was restarted and may hold something else than we think."""
         self._unsure = True
         """Whether the swarm may be ahead of what we know."""
 
@@ -114,20 +123,6 @@ class PeerActor:
         assert self._trainer is not None
         return await self._trainer.generate(prompt, num_tokens)
 
-    # --- from the Ray Train workers ------------------------------------------------------------------------------
-
-    async def worker_hello(self, rank: int, world_size: int, incarnation: str) -> None:
-        self._mailbox.hello(rank, world_size, incarnation)
-
-    async def next_command(self, rank: int, incarnation: str) -> Command | None:
-        return await self._mailbox.next_command(rank, incarnation)
-
-    async def worker_reply(self, rank: int, incarnation: str, reply: Reply) -> None:
-        self._mailbox.reply(rank, incarnation, reply)
-
-    async def worker_failed(self, error: ElasticError) -> None:
-        self._mailbox.fail(error)
-
     async def progress(self, step: int, loss: float) -> None:
         self._journal.progress(step, loss)
 
@@ -141,16 +136,22 @@ class PeerActor:
                 try:
                     if (reason := await self._next(peer)) is not None:
                         return reason
+                except NetworkError as error:
+                    logger.warning("%s; trying again", error)
+                    self._journal.note(phase=f"network: {error}"[:200])
+                    self._unsure = True
+                    await asyncio.sleep(RETRY_SECONDS)
                 except TrainerLostError as error:
                     logger.warning("%s; going on from the state on disk", error)
-                    await self._mailbox.ready()
-                    await peer.refresh()
-                    self._unsure = True
+                    self._stale = self._unsure = True
         finally:
             heartbeat.cancel()
 
     async def _next(self, peer: Peer) -> str | None:
         """Decide and do one thing; returns why life is over, if it is."""
+        if self._stale:
+            await peer.refresh()
+            self._stale = False
         head = await self._head(peer)
         validator = peer.agreement.validates(peer.id)
         match decide_next(
@@ -234,12 +235,12 @@ class PeerActor:
             name=name,
             state_dir=config.local.state_dir,
         )
-        self._journal.note(stage="starting", phase="joining the DHT, starting Ray Train")
+        self._journal.note(stage="starting", phase=JOINING)
         self._trainer = RayTrainer(self._mailbox, self._job, config.local.ray, config.local.state_dir / "ray")
         loop = asyncio.get_running_loop()
         self._trainer.start(lambda error: _tell(loop, self._trainer_ended, error))
-        addresses = await self._exchange.start()
-        logger.info("reachable at %s", ", ".join(addresses))
+        self._addresses = tuple(await self._exchange.start())
+        logger.info("reachable at %s", ", ".join(self._addresses))
         await self._refuse_other_runs()
         await self._announce()
         self._journal.note(phase="starting Ray Train")
@@ -313,7 +314,7 @@ class PeerActor:
     async def _announce(self) -> None:
         card = PeerCard(
             peer=self._job.peer, run=self._config.shared.run, shared=self._config.shared.digest(),
-            name=self._config.local.name, stage=self._stage,
+            name=self._config.local.name, stage=self._stage, addresses=self._addresses,
             round=self._peer.holds() if self._peer else RoundIndex(0),
         )  # fmt: skip
         await self._exchange.announce(card)
@@ -330,7 +331,7 @@ class PeerActor:
                 )  # fmt: skip
             except NetworkError as error:
                 logger.warning("heartbeat: %s", error)
-            await asyncio.sleep(self._config.local.network.card_seconds / 4)
+            await asyncio.sleep(min(self._config.local.network.card_seconds / 4, HEARTBEAT_SECONDS))
 
 
 def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[ElasticError], None], error: ElasticError) -> None:

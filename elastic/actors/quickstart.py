@@ -4,6 +4,7 @@ A bootstrap process, one Ray cluster bound to loopback, and peers in namespaces 
 other but the bootstrap's address. Every part is the real one; only the machine is shared.
 """
 
+import json
 import subprocess
 import sys
 import time
@@ -17,16 +18,20 @@ from rich.console import Console
 
 from elastic.actors import summary
 from elastic.actors.follow import Interrupted, Interruption, Say
+from elastic.actors.footprint import tree_bytes
 from elastic.actors.launch import PeerHandle, quiet, silence_ray, start_peer
 from elastic.actors.live import LiveView
 from elastic.actors.offline import corpus_digest
+from elastic.actors.peer import JOINING
 from elastic.config import RunConfig, load_config
 from elastic.errors import BootstrapError, ElasticError
-from elastic.messages import PeerId, RoundReport
+from elastic.messages import PeerId, PeerStatus, RoundReport
 from elastic.wire.signing import Identity
 
 BOOTSTRAP_SECONDS = 60.0
 CARD_SECONDS = 20
+MEMORY_SECONDS = 3.0
+"""Between two looks at memory, which cost some milliseconds per process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +39,8 @@ class Settings:
     """The flags of the command."""
 
     peers: int = 3
-    rounds: int = 12
-    inner_steps: int = 15
+    rounds: int = 20
+    inner_steps: int = 10
     reducer: str = "sparseloco"
     incentive: str = "uniform"
     workers: tuple[int, ...] = (1, 1, 1)
@@ -53,7 +58,9 @@ class Result:
     configs: list[RunConfig]
     reports: list[RoundReport] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
-    """Seconds since the command began: `ray`, `peers`, `first round`, `end`."""
+    """Seconds since the command began at which these were done: `ray`, `network`, `trainers`, `start`, `end`."""
+    peak_bytes: int = 0
+    """Largest memory seen of all processes together."""
     held_out: tuple[float, float] | None = None
     """Loss on held-out text: unigram model, ours (nats per token)."""
     sample: str = ""
@@ -67,12 +74,12 @@ def run_quickstart(settings: Settings, say: Say) -> int:
     handles: list[PeerHandle] = []
     try:
         with Interruption() as interruption, ExitStack() as stack:
-            entry = stack.enter_context(_bootstrap(folder))
-            stack.enter_context(_cluster(settings))
-            stack.callback(_free, handles)
+            entry = stack.enter_context(entry_point(folder))
+            stack.enter_context(local_cluster(num_cpus=sum(settings.workers) + 1))
+            stack.callback(free, handles)
             result.times["ray"] = time.monotonic() - begin
             interruption.check()
-            result.configs = _run_files(folder, settings, entry())
+            result.configs = run_files(folder, settings, entry(), min_peers=settings.peers)
             handles += [start_peer(config, stay=True) for config in result.configs]
             for _ in _watch(handles, settings, result, begin, say):
                 interruption.check()
@@ -87,14 +94,17 @@ def run_quickstart(settings: Settings, say: Say) -> int:
 
 def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin: float, say: Say) -> Iterator[None]:
     """Until every peer has finished the run; raises what ended a peer too early. Yields between two looks."""
+    look = 0.0
     with LiveView(settings.plain, settings.rounds, say) as view:
         while True:
             statuses = [handle.ask(handle.peer.status.remote()) for handle in handles]
             for index, handle in enumerate(handles):
                 seen = sum(report.peer == statuses[index].peer for report in result.reports)
                 result.reports += handle.ask(handle.peer.reports.remote(seen))
-            if result.reports and "first round" not in result.times:
-                result.times["first round"] = time.monotonic() - begin - result.reports[0].seconds["total"]
+            _note_start(statuses, result, begin)
+            if time.monotonic() > look:
+                result.peak_bytes = max(result.peak_bytes, tree_bytes())
+                look = time.monotonic() + MEMORY_SECONDS
             view.update(statuses, result.reports)
             if all(status.stage == "finished" for status in statuses):
                 return
@@ -105,15 +115,29 @@ def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin:
             time.sleep(0.4)
 
 
+def _note_start(statuses: list[PeerStatus], result: Result, begin: float) -> None:
+    """When the slowest peer had its network, its trainer, and its first round."""
+    seen = {
+        "network": all(status.phase != JOINING for status in statuses),
+        "trainers": all(status.stage != "starting" for status in statuses),
+        "start": all(status.round >= 1 for status in statuses),
+    }
+    for what, done in seen.items():
+        if done and what not in result.times:
+            result.times[what] = time.monotonic() - begin
+
+
 @contextmanager
-def _bootstrap(folder: Path) -> Iterator[Callable[[], str]]:
+def entry_point(folder: Path) -> Iterator[Callable[[], str]]:
     """`elastic bootstrap` in a process that ends with ours; gives a function that waits for its address."""
     command = [
         sys.executable, "-m", "elastic", "bootstrap", "--host", "127.0.0.1", "--key", str(folder / "bootstrap.key"),
         "--until-stdin-closes",
     ]  # fmt: skip
     with (folder / "bootstrap.log").open("w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        process = subprocess.Popen(  # in a session of its own: Ctrl-C is for us to handle
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
 
     def address() -> str:
         assert process.stdout is not None
@@ -137,12 +161,12 @@ def _bootstrap(folder: Path) -> Iterator[Callable[[], str]]:
 
 
 @contextmanager
-def _cluster(settings: Settings) -> Iterator[None]:
+def local_cluster(num_cpus: int) -> Iterator[None]:
     """A Ray cluster of our own (see `environment.own_cluster`), gone with this process."""
     silence_ray()
     with quiet():
         ray.init(
-            address="local", num_cpus=sum(settings.workers) + 1, include_dashboard=False, log_to_driver=False,
+            address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
             logging_level="ERROR", configure_logging=True,
         )  # fmt: skip
     try:
@@ -152,11 +176,11 @@ def _cluster(settings: Settings) -> Iterator[None]:
             ray.shutdown()
 
 
-def _run_files(folder: Path, settings: Settings, entry: str) -> list[RunConfig]:
+def run_files(folder: Path, settings: Settings, entry: str, min_peers: int) -> list[RunConfig]:
     """A run file and a key per peer; the first peer is the run's validator."""
     names = [f"peer-{number + 1}" for number in range(settings.peers)]
     keys = [Identity.load_or_create(folder / name / "peer.key") for name in names]
-    shared = _shared(settings, keys[0].peer)
+    shared = _shared(settings, keys[0].peer, min_peers)
     configs = []
     for name, workers in zip(names, settings.workers, strict=True):
         path = folder / name / "run.toml"
@@ -165,7 +189,7 @@ def _run_files(folder: Path, settings: Settings, entry: str) -> list[RunConfig]:
     return configs
 
 
-def _shared(settings: Settings, validator: PeerId) -> str:
+def _shared(settings: Settings, validator: PeerId, min_peers: int) -> str:
     average = settings.reducer == "average"
     return f"""\
 # Written by `elastic quickstart`; `elastic init` writes one with every value explained.
@@ -183,6 +207,7 @@ sha256 = "{corpus_digest()}"
 
 [shared.inner]
 steps = {settings.inner_steps}
+learning_rate = {3e-3 if average else 6e-3}
 
 [shared.reducer]
 name = "{settings.reducer}"
@@ -194,7 +219,7 @@ nesterov = {0.6 if average else 0.0}
 [shared.round]
 train_seconds = 120.0
 gather_seconds = 60.0
-min_peers = {settings.peers}
+min_peers = {min_peers}
 
 [shared.agreement]
 validators = ["{validator}"]
@@ -205,7 +230,7 @@ name = "{settings.incentive}"
 
 
 def _local(name: str, workers: int, entry: str, settings: Settings) -> str:
-    report = f'report = "{settings.report.resolve()}"\n' if settings.report else ""
+    report = f"report = {json.dumps(str(settings.report.resolve()))}\n" if settings.report else ""
     return f"""
 [local]
 name = "{name}"
@@ -222,7 +247,7 @@ threads = 1
 """
 
 
-def _free(handles: list[PeerHandle]) -> None:
+def free(handles: list[PeerHandle]) -> None:
     """Let every peer say goodbye, all at once."""
     farewells = [handle.peer.leave.remote() for handle in handles]
     if farewells:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from elastic.actors.follow import Say
 from elastic.actors.job import load_corpus
@@ -55,9 +55,11 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
     assert result.held_out is not None
     unigram, held_out = result.held_out
     say("")
-    total, start = result.times["end"], result.times["first round"]
-    say(f"trained    {tokens:,} tokens in {len(rounds)} rounds on {settings.peers} peers; {total:.0f} s in all, "
-        f"{start:.0f} s of them to the first round")  # fmt: skip
+    times = result.times
+    say(f"trained    {tokens:,} tokens in {len(rounds)} rounds on {settings.peers} peers, all in {times['end']:.0f} s")
+    say(f"start-up   {times['start']:.0f} s: Ray {times['ray']:.0f}, then the peers' networks until "
+        f"{times['network']:.0f}, Ray Train until {times['trainers']:.0f}; "
+        f"peak memory of all processes {size(result.peak_bytes)}")  # fmt: skip
     say(f"loss       {first:.3f} -> {last:.3f} nats per token in training")
     say(f"held out   {held_out:.3f} nats per token; a unigram model of the same text has {unigram:.3f}")
     same = identical(result)
@@ -84,7 +86,7 @@ def _traffic(result: "Result", settings: "Settings") -> Table:
         payload = max((report.payload_bytes for report in reports), default=0)
         ratio = f"{fp32_bytes(config) / payload:.0f}x smaller" if payload else "-"
         out.add_row(
-            escape(config.local.name), f"{sum(r.counted for r in reports)}/{len(reports)}",
+            Text(config.local.name), f"{sum(r.counted for r in reports)}/{len(reports)}",
             size(sum(r.bytes_out for r in reports)), size(sum(r.bytes_in for r in reports)), size(payload), ratio,
             f"{last.count(config.local.name)} times",
         )  # fmt: skip

@@ -35,6 +35,7 @@ RECORD_SECONDS = 1800.0
 _MAX_CARD_BYTES = 8 * 1024
 _FETCH_THREADS = 32
 _OWN_RECORDS = 256
+_TICK_SECONDS = 0.01
 _FP16_BYTES = 2
 
 
@@ -49,6 +50,8 @@ class HivemindExchange:
     def __init__(self, node: Node, identity: Identity, run: str, card_seconds: float, store: BlobStore) -> None:
         self.peer: PeerId = identity.peer
         self._node = node
+        self._announcing = asyncio.Lock()
+        self._card_expiry = 0.0
         self._subkey = node.p2p.peer_id.to_bytes()
         self._run = run
         self._card_seconds = card_seconds
@@ -101,7 +104,9 @@ class HivemindExchange:
         return list(self._node.addresses)
 
     async def announce(self, card: PeerCard) -> None:
-        await self._write(f"{self._run}/peers", card.canonical(), self._card_seconds, "announcing this peer")
+        async with self._announcing:  # of two cards the DHT keeps the one that expires later: it must be the newer
+            self._card_expiry = max(time.time() + self._card_seconds, self._card_expiry + _TICK_SECONDS)
+            await self._write(f"{self._run}/peers", card.canonical(), self._card_expiry, "announcing this peer")
 
     async def cards(self) -> Sequence[PeerCard]:
         found = await self._read(f"{self._run}/peers", "reading peer cards")
@@ -115,7 +120,9 @@ class HivemindExchange:
         self._own[kind, round_] = body
         if len(self._own) > _OWN_RECORDS:
             self._own.popitem(last=False)
-        await self._write(self._key(kind, round_), body, RECORD_SECONDS, f"posting {kind} of round {round_}")
+        await self._write(
+            self._key(kind, round_), body, time.time() + RECORD_SECONDS, f"posting {kind} of round {round_}"
+        )
 
     async def records(self, kind: str, round_: RoundIndex) -> Mapping[PeerId, bytes]:
         found = await self._read(self._key(kind, round_), f"reading {kind} of round {round_}")
@@ -180,7 +187,7 @@ class HivemindExchange:
     def _key(self, kind: str, round_: RoundIndex) -> str:
         return f"{self._run}/{kind}/{round_}"
 
-    async def _write(self, key: str, body: bytes, seconds: float, what: str) -> None:
+    async def _write(self, key: str, body: bytes, expiry: float, what: str) -> None:
         """Store a record of ours; the DHT's validator signs it.
 
         Raises:
@@ -188,9 +195,7 @@ class HivemindExchange:
         """
         self._check_open()
         await self._node.call(self._node.rejoin(), what)
-        stored = await self._node.call(
-            self._node.dht.store(key, body, time.time() + seconds, subkey=self._subkey), what
-        )
+        stored = await self._node.call(self._node.dht.store(key, body, expiry, subkey=self._subkey), what)
         if not stored:
             raise NetworkError(f"{what}: no node of the DHT took the record")
         self._traffic.add(out=len(body))

@@ -192,8 +192,9 @@ class MemoryExchange:
         if len(meeting.inputs) == num_peers:
             _conclude(meeting, key)
         timer = asyncio.create_task(self._network.sleep(timeout))
+        either: tuple[asyncio.Future[Any], ...] = (meeting.result, timer)
         try:
-            await asyncio.wait({meeting.result, timer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not meeting.result.done():
                 missing = num_peers - len(meeting.inputs)
                 raise AveragingError(f"averaging {key}: {missing} of {num_peers} peers did not come")

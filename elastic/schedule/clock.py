@@ -45,6 +45,6 @@ class ManualClock:
             for _ in range(50):  # let every runnable task reach its next wait before time moves
                 await asyncio.sleep(0)
             when, _, future = heapq.heappop(self._sleepers)
-            self._now = max(self._now, when)
-            if not future.done():
+            if not future.done():  # nobody waits for a cancelled sleeper, so time does not either
+                self._now = max(self._now, when)
                 future.set_result(None)

@@ -53,9 +53,11 @@ def decide_next(*, holds: RoundIndex, head: Manifest | None, rounds: int, valida
     """
     if leaving:
         return Leave("asked to leave")
+    if holds > (head.round + 1 if head else 0):
+        return Wait(f"we hold the anchor of round {holds}, but nobody knows the manifest that led to it")
     if head is None:
         return Found() if validator else Wait("the run has not started: no manifest from its validator yet")
-    if holds != head.round + 1:
+    if holds <= head.round:
         return CatchUp(head)
     if head.round >= rounds:
         return Leave(f"the run is complete after {rounds} rounds")

@@ -36,10 +36,15 @@ def make_optimizer(model: nn.Module, config: InnerConfig) -> torch.optim.Optimiz
 def learning_rate(step: int, total_steps: int, config: InnerConfig) -> float:
     """Linear warm-up, then cosine down to `final_fraction` of the peak; `step` counts inner steps over the run."""
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return warm_up(step, config)
     done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
+
+
+def warm_up(step: int, config: InnerConfig) -> float:
+    """The largest learning rate that moments which are `step` steps old can be trusted with."""
+    return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
 
 
 def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, nothing more
@@ -60,7 +65,7 @@ def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, not
         learning_rates: index of the step in this round → learning rate.
 
     Raises:
-        DivergedError: a loss is NaN or infinite.
+        DivergedError: a loss or a parameter is NaN or infinite, here or on another worker of this peer.
 
     Returns:
         The report of this worker alone: tokens and mean losses of its own batches.
@@ -81,8 +86,9 @@ def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, not
         if stop.agree(time.perf_counter() - start > stop.after_seconds):
             break
     values = torch.stack(losses).tolist()  # one wait for the device, at the end
-    if not all(map(math.isfinite, values)):
-        raise DivergedError("the inner steps diverged (the loss is not finite): lower shared.inner.learning_rate")
+    finite = all(map(math.isfinite, values)) and all(bool(torch.isfinite(param).all()) for param in params)
+    if stop.agree(not finite):
+        raise DivergedError("the inner steps diverged (not finite any more): lower shared.inner.learning_rate")
     return InnerReport(
         steps=len(values), tokens=tokens, first_loss=values[0], last_loss=values[-1],
         mean_loss=sum(values) / len(values), seconds=time.perf_counter() - start,

@@ -7,7 +7,8 @@ contribution if one is still to be settled.
 """
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from elastic.config import Shared
 from elastic.contracts import Pending, Reducer, StateStore, TrainerState
-from elastic.errors import DivergedError, StateError
+from elastic.errors import DivergedError, MalformedError, StateError
 from elastic.messages import (
     Digest,
     InnerReport,
@@ -30,7 +31,7 @@ from elastic.messages import (
     StateMeta,
     digest_of,
 )
-from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps
+from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps, warm_up
 from elastic.train.outer import initial_anchor, outer_step
 from elastic.train.tokens import Batches, held_out_batches
 from elastic.wire.codec import decode_state, encode_state
@@ -90,7 +91,7 @@ class Session:
         model.initialize(shared.seed)
         self.model.to(worker.device)
         self.params = dict(model.named_parameters())
-        self.optimizer = make_optimizer(model, shared.inner)
+        self._reset_optimizer()
         loss: nn.Module = _Loss(model)
         self.loss = nn.parallel.DistributedDataParallel(loss) if worker.world_size > 1 else loss
         self.like = {name: torch.empty(param.shape, device="meta") for name, param in self.params.items()}
@@ -116,19 +117,26 @@ class Session:
             self._commit_anchor(RoundIndex(0))
             return
         self.meta, self._residual_file = meta, meta.residual_file
-        self._take_anchor(self.store.read_file(meta.anchor_file), meta.anchor)
-        if meta.residual_file:
-            self.residual = decode_state(self.store.read_file(meta.residual_file), self.residual)
-        if meta.pending:
-            payload = self.store.read_file(meta.pending.payload_file)
-            self.pending = Pending(meta.pending.round, meta.pending.inner, payload)
+        try:
+            self._take_anchor(self.store.read_file(meta.anchor_file), meta.anchor)
+            if meta.residual_file:
+                self.residual = decode_state(self.store.read_file(meta.residual_file), self.residual)
+            self.pending = self._read_pending(meta.pending) if meta.pending else None
+        except MalformedError as error:
+            raise StateError(f"the state on disk is damaged, or of another model ({error}): remove the state "
+                             "directory to fetch it from the swarm again") from error  # fmt: skip
 
     def _take_anchor(self, data: bytes, expected: Digest) -> None:
         if digest_of(data) != expected:
-            raise StateError(f"the anchor on disk is damaged (expected digest {expected[:12]}…): remove the state "
-                             "directory to fetch it from the swarm again")  # fmt: skip
+            raise MalformedError(f"anchor: expected digest {expected[:12]}…")
         self.size_bytes = len(data)
         self.anchor = decode_state(data, self.anchor)
+
+    def _read_pending(self, meta: PendingMeta) -> Pending:
+        pending = Pending(meta.round, meta.inner, self.store.read_file(meta.payload_file))
+        if meta.payload_file != _payload_file(pending):
+            raise MalformedError(f"payload of round {meta.round}: another digest than its name says")
+        return pending
 
     # --- the verbs of the story ----------------------------------------------------------------------------------
 
@@ -140,12 +148,15 @@ class Session:
         try:
             report = run_inner_steps(
                 self.loss, self.optimizer, self._batches(plan),
-                learning_rates=lambda step: learning_rate(offset + step, total, inner),
+                learning_rates=lambda step: min(
+                    learning_rate(offset + step, total, inner), warm_up(self._optimizer_steps + step, inner)
+                ),
                 clip_norm=inner.clip_norm, stop=Stop(plan.train_seconds, self._any_worker), on_step=self.on_step,
             )  # fmt: skip
         except DivergedError:
-            self.optimizer = make_optimizer(self.model, inner)  # its moments are poisoned
+            self._reset_optimizer()  # its moments are poisoned
             raise
+        self._optimizer_steps += report.steps
         return self._all_workers(report)
 
     def compress(self, plan: RoundPlan, inner: InnerReport) -> bytes:
@@ -153,6 +164,7 @@ class Session:
 
         From here on the residual is what is left once the payload counts; if it does not, the payload goes back in.
         """
+        assert self.pending is None, "a contribution is settled before the next is made"
         pseudo_gradient = {
             name: self.anchor[name] - param.detach().cpu().float() for name, param in self.params.items()
         }
@@ -186,9 +198,8 @@ class Session:
     def evaluate(self, max_sequences: int) -> float:
         """Mean held-out loss of the anchor, in nats per token."""
         data, inner = self.shared.data, self.shared.inner
-        self._params_from_anchor()
         losses = []
-        with torch.no_grad():
+        with self._anchor_in_model(), torch.no_grad():
             for batch in held_out_batches(
                 self.corpus.tokens, data.held_out, inner.sequence_length, inner.batch_size, max_sequences
             ):
@@ -197,14 +208,17 @@ class Session:
 
     def generate(self, prompt: str, num_tokens: int) -> str:
         """Text continued by the anchor's model."""
-        self._params_from_anchor()
         tokens = torch.as_tensor(np.asarray(self.corpus.tokenizer.encode(prompt), dtype=np.int64))[None]
         generator = torch.Generator().manual_seed(self.shared.seed)
-        out = self.model.generate(tokens.to(self.worker.device), num_tokens, temperature=0.7, generator=generator)
+        with self._anchor_in_model():
+            out = self.model.generate(tokens.to(self.worker.device), num_tokens, temperature=0.7, generator=generator)
         text: str = self.corpus.tokenizer.decode(out[0].tolist())
         return text
 
     # --- details -------------------------------------------------------------------------------------------------
+
+    def _reset_optimizer(self) -> None:
+        self.optimizer, self._optimizer_steps = make_optimizer(self.model, self.shared.inner), 0
 
     def _batches(self, plan: RoundPlan) -> Any:
         inner, worker = self.shared.inner, self.worker
@@ -223,6 +237,18 @@ class Session:
     def _params_from_anchor(self) -> None:
         for name, param in self.params.items():
             param.copy_(self.anchor[name])
+
+    @contextmanager
+    def _anchor_in_model(self) -> Iterator[None]:
+        """For a look at the anchor, at any time: params trained and not yet compressed come back afterwards."""
+        trained = {name: param.detach().clone() for name, param in self.params.items()}
+        self._params_from_anchor()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, param in self.params.items():
+                    param.copy_(trained[name])
 
     def _any_worker(self, flag: bool) -> bool:
         """True on all workers as soon as it is true on one, so that they leave the loop after the same step."""
@@ -265,7 +291,7 @@ class Session:
         self.pending = None
 
     def _commit_residual(self, pending: Pending) -> None:
-        payload_file = f"payload-{pending.round:08d}-{digest_of(pending.payload)[:12]}.bin"
+        payload_file = _payload_file(pending)
         self.store.write_file(payload_file, pending.payload)
         self._write_residual(pending.round)
         meta = PendingMeta(round=pending.round, inner=pending.inner, payload_file=payload_file)
@@ -288,3 +314,7 @@ class Session:
     def _commit(self, meta: StateMeta) -> None:
         self.store.commit(meta)
         self.meta = meta
+
+
+def _payload_file(pending: Pending) -> str:
+    return f"payload-{pending.round:08d}-{digest_of(pending.payload)[:12]}.bin"

@@ -74,8 +74,8 @@ class Block(NamedTuple):
     def grid(self, flat: Array) -> Array:
         """A view of the flat tensor as (down, across, height, width)."""
         bottom, right = self.row + self.down * self.height, self.col + self.across * self.width
-        window = flat.reshape(-1, self.stride)[self.row : bottom, self.col : right]
-        return window.reshape(self.down, self.height, self.across, self.width).transpose(0, 2, 1, 3)
+        tile = flat.reshape(-1, self.stride)[self.row : bottom, self.col : right]
+        return tile.reshape(self.down, self.height, self.across, self.width).transpose(0, 2, 1, 3)
 
     def positions(self, indices_CK: Array) -> Array:
         """Places in the flat tensor (C, K), int64, of entries given by their places in each chunk."""

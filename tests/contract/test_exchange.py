@@ -1,6 +1,7 @@
 """What every Exchange promises, checked on the one in memory and on the real one over loopback."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class HivemindSwarm(Swarm):
         return exchange
 
     async def plant_card(self, exchange: HivemindExchange, body: bytes) -> None:
-        await exchange._write(f"{RUN}/peers", body, CARD_SECONDS, "planting")
+        await exchange._write(f"{RUN}/peers", body, time.time() + CARD_SECONDS, "planting")
 
 
 @pytest.fixture(params=["memory", "hivemind"])
@@ -136,6 +137,17 @@ async def test_a_card_that_is_not_renewed_is_gone(swarm: Swarm) -> None:
         return await peers_seen(a) == set()
 
     assert await eventually(gone)
+
+
+async def test_of_many_cards_at_once_the_last_is_kept(swarm: Swarm) -> None:
+    # given two peers
+    first, second = await swarm.join(), await swarm.join()
+    # when one announces itself many times without waiting
+    cards = [card_of(first).model_copy(update={"round": RoundIndex(index)}) for index in range(8)]
+    await asyncio.gather(*(first.announce(card) for card in cards))
+    # then nobody failed, and the other sees the newest
+    seen = {card.peer: card.round for card in await second.cards()}
+    assert seen[first.peer] == 7
 
 
 async def test_garbage_and_foreign_cards_are_left_out(swarm: Swarm) -> None:

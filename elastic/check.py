@@ -1,0 +1,175 @@
+"""What `elastic check` and `elastic join` look at beyond single values: how the parts of a run file go together.
+
+No network, no Ray, and nothing heavier than what the run file chooses. Every mistake is a ConfigError of one line
+that says what to write instead.
+"""
+
+import difflib
+import ipaddress
+import re
+from typing import Any
+
+from elastic.config import RunConfig
+from elastic.errors import ConfigError, SignatureInvalidError
+from elastic.messages import PeerId
+from elastic.registry import resolve
+from elastic.wire.signing import public_key_of
+
+ENTRY_PROTOCOLS = ("ip4", "dns4", "dns")
+"""How an entry point may be named; libp2p's daemon listens on IPv4."""
+ANNOUNCED_PROTOCOLS = (*ENTRY_PROTOCOLS, "ip6", "dns6")
+ENTRY_FORM = "/ip4/203.0.113.5/tcp/4001/p2p/12D3Koo…"
+ANNOUNCED_FORM = "/dns4/peer.example.org/tcp/4001"
+
+
+def check_values(config: RunConfig) -> None:
+    """Everything that needs nothing but the run file itself.
+
+    Raises:
+        ConfigError: the first mistake.
+    """
+    shared, local = config.shared, config.local
+    for peer in shared.agreement.validators:
+        _check_peer(peer, "shared.agreement.validators")
+    for address in local.network.bootstrap:
+        check_entry(address)
+    for address in local.network.announce:
+        _check_transport(
+            address.split("/"), ANNOUNCED_PROTOCOLS, f'local.network.announce: "{address}"', ANNOUNCED_FORM
+        )
+    _check_host(local.network.host)
+    if shared.inner.batch_size % local.ray.workers:
+        raise ConfigError(
+            f"shared.inner.batch_size = {shared.inner.batch_size} cannot be divided among local.ray.workers = "
+            f"{local.ray.workers}; choose {_divisors(shared.inner.batch_size)} workers"
+        )
+    if shared.round.min_peers > shared.round.max_peers:
+        raise ConfigError(
+            f"shared.round.min_peers = {shared.round.min_peers} is more than max_peers = {shared.round.max_peers}; "
+            "raise max_peers"
+        )
+    _check_paths(config)
+
+
+def check_plugins(config: RunConfig) -> None:
+    """Every plug-in can be imported, takes its settings, and fits the rest of the run file.
+
+    Raises:
+        ConfigError: see `elastic.registry.resolve`, or two parts that do not fit.
+    """
+    shared = config.shared
+    exchange, _ = resolve("exchange", config.local.exchange)
+    if not hasattr(exchange, "start"):
+        raise ConfigError(
+            f'local.exchange.name = "{config.local.exchange.name}" works inside one process only; write "hivemind"'
+        )
+    resolve("incentive", shared.incentive)
+    resolve("reducer", shared.reducer)
+    _, model = resolve("model", shared.model)
+    _check_model(config, getattr(model, "shape", model))
+
+
+def notes(config: RunConfig) -> list[str]:
+    """What is allowed and still worth a second look."""
+    found, shared = [], config.shared
+    if shared.reducer.name == "sparseloco" and shared.outer.nesterov:
+        found.append(
+            f"shared.outer.nesterov = {shared.outer.nesterov:g} comes on top of sparseloco's residual, which already "
+            "acts as momentum; 0.0 is usual"
+        )
+    if shared.reducer.name == "average" and not shared.outer.nesterov:
+        found.append("shared.outer.nesterov is 0: the average reducer is usually given momentum, 0.6 to 0.9")
+    if not config.local.network.bootstrap:
+        found.append(
+            "local.network.bootstrap is empty: right for the run's first peer (its validator); every other peer needs "
+            "an address that `elastic bootstrap` printed"
+        )
+    return found
+
+
+def check_entry(address: str) -> None:
+    """An address of an entry point: /ip4/…/tcp/…/p2p/12D3Koo…
+
+    Raises:
+        ConfigError: it has another form; the message names the part.
+    """
+    where = f'local.network.bootstrap: "{address:.120}"'
+    parts = address.split("/")
+    _check_transport(parts[:5], ENTRY_PROTOCOLS, where, ENTRY_FORM)
+    if len(parts) != 7 or parts[5] != "p2p":
+        raise ConfigError(f'{where} does not end in the entry point\'s "/p2p/12D3Koo…"; expected {ENTRY_FORM}')
+    _check_peer(PeerId(parts[6]), where)
+
+
+def _check_transport(parts: list[str], protocols: tuple[str, ...], where: str, form: str) -> None:
+    """/protocol/host/tcp/port, split at the slashes."""
+    if len(parts) != 5 or parts[0] or not parts[2]:
+        raise ConfigError(f"{where} is not an address; expected {form}")
+    if parts[1] not in protocols:
+        near = difflib.get_close_matches(parts[1], protocols, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(protocols)}."
+        raise ConfigError(f'{where}: "{parts[1]}" cannot begin it; {hint} Expected {form}')
+    if parts[1] in ("ip4", "ip6"):
+        kind = ipaddress.IPv4Address if parts[1] == "ip4" else ipaddress.IPv6Address
+        try:
+            kind(parts[2])
+        except ValueError as error:
+            name = "4" if parts[1] == "ip4" else "6"
+            raise ConfigError(
+                f'{where}: "{parts[2]}" is not an IPv{name} address (a name goes after /dns4/); expected {form}'
+            ) from error
+    if parts[3] != "tcp" or re.fullmatch("[0-9]{1,5}", parts[4]) is None or not 1 <= int(parts[4]) <= 65535:
+        raise ConfigError(f'{where}: expected "/tcp/" and a port after the host, as in {form}')
+
+
+def _check_peer(peer: PeerId, where: str) -> None:
+    try:
+        public_key_of(peer)
+    except (SignatureInvalidError, ValueError) as error:
+        raise ConfigError(
+            f'{where}: "{peer:.64}" is not a peer id; it is 52 letters and digits, "12D3KooW…", as `elastic init` and '
+            "`elastic bootstrap` print it"
+        ) from error
+
+
+def _check_host(host: str) -> None:
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError as error:
+        raise ConfigError(
+            f'local.network.host = "{host}" is not an IPv4 address of this machine; write "0.0.0.0" for all of them'
+        ) from error
+
+
+def _check_paths(config: RunConfig) -> None:
+    local = config.local
+    if local.corpus is not None and not local.corpus.is_file():
+        raise ConfigError(
+            f"local.corpus: there is no file {local.corpus}; write the path of the text, from the run file's folder"
+        )
+    for field, path in (("state_dir", local.state_dir), ("key", config.key_path.parent)):
+        blocking = next((each for each in (path, *path.parents) if each.exists()), path)
+        if not blocking.is_dir():
+            raise ConfigError(f"local.{field}: {blocking} is a file and cannot be a folder; choose another place")
+
+
+def _check_model(config: RunConfig, sizes: Any) -> None:
+    """`sizes` has what the model's `Config` says of itself; a model that does not say cannot be checked."""
+    data, inner = config.shared.data, config.shared.inner
+    vocab_size, longest = getattr(sizes, "vocab_size", None), getattr(sizes, "max_sequence_length", None)
+    if isinstance(vocab_size, int) and vocab_size < data.vocab_size:
+        raise ConfigError(
+            f"shared.model has vocab_size = {vocab_size} and shared.data {data.vocab_size}: the text would have tokens "
+            f"the model does not know; write vocab_size = {data.vocab_size} in [shared.model]"
+        )
+    if isinstance(longest, int) and longest < inner.sequence_length:
+        raise ConfigError(
+            f"shared.inner.sequence_length = {inner.sequence_length} is more than the model takes ({longest}); "
+            "lower it, or raise max_sequence_length in [shared.model]"
+        )
+
+
+def _divisors(number: int) -> str:
+    """The largest few divisors, for a sentence: "1, 2, 4 or 8"."""
+    found = [str(each) for each in range(1, min(number, 64) + 1) if number % each == 0][:8]
+    return " or ".join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else found[0]

@@ -1,0 +1,79 @@
+"""The quickstart, small: everything real, two workers in one peer, and nothing left behind."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.actors.conftest import Program, processes, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+KEYS = {"round", "peer", "loss", "tokens", "bytes_out", "bytes_in", "digest", "verdicts", "seconds"}
+
+
+@pytest.mark.parametrize(("reducer", "workers"), [("sparseloco", "2,1,1"), ("average", "1")])
+def test_a_quickstart_ends_with_equal_anchors_and_leaves_nothing(tmp_path: Path, reducer: str, workers: str) -> None:
+    # given nothing but the command
+    peers, rounds = len(workers.split(",")) if "," in workers else 2, 3
+    program = Program(
+        ["quickstart", "--peers", str(peers), "--rounds", str(rounds), "--inner-steps", "3", "--reducer", reducer,
+         "--workers", workers, "--report", "report.jsonl", "--plain"],
+        tmp_path,
+    )  # fmt: skip
+    try:
+        # when it runs
+        code = program.ends()
+    finally:
+        program.kill()
+    output = program.output()
+    # then it succeeds, without a word from the libraries below
+    assert code == 0, output
+    assert not re.search(r"Traceback|raylet|core_worker|Warning|WARN", output), output
+    assert "bit-identical on all peers after every round" in output
+    # and reports one object per peer and round, with equal digests in each round
+    lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
+    assert len(lines) == peers * rounds
+    assert all(set(line) >= KEYS for line in lines)
+    for index in range(1, rounds + 1):
+        mine = [line for line in lines if line["round"] == index]
+        assert len({line["digest"] for line in mine}) == 1
+        assert all(line["counted"] and set(line["verdicts"].values()) == {"accepted"} for line in mine)
+    # and the trace of each round is one trace, with one root
+    spans = _spans(tmp_path)
+    roots = [span for span in spans if span["name"] == "swarm.round"]
+    assert len(roots) == rounds
+    for root in roots:
+        members = [s for s in spans if s["name"] == "round" and s["traceId"] == root["traceId"]]
+        assert len(members) == peers and all(member["parentSpanId"] == root["spanId"] for member in members)
+    # and nothing runs on
+    until(lambda: not processes(re.escape(str(tmp_path))), f"an end of {processes(re.escape(str(tmp_path)))}")
+
+
+def _spans(folder: Path) -> list[dict]:
+    return [
+        span
+        for file in folder.glob("runs/*/*/traces.jsonl")
+        for line in file.read_text().splitlines()
+        for resource in json.loads(line)["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+
+
+def test_ctrl_c_stops_a_quickstart_and_leaves_nothing(tmp_path: Path) -> None:
+    # given a quickstart in its first rounds
+    program = Program(["quickstart", "--peers", "2", "--rounds", "500", "--inner-steps", "2", "--plain"], tmp_path)
+    try:
+        program.prints(r"round +2/")
+        # when it is interrupted
+        import signal
+
+        program.process.send_signal(signal.SIGINT)
+        # then it says so, and nothing runs on
+        assert program.ends() == 130
+        assert "nothing is left running" in program.output()
+        until(lambda: not processes(re.escape(str(tmp_path))), f"an end of {processes(re.escape(str(tmp_path)))}")
+    finally:
+        program.kill()

@@ -1,0 +1,103 @@
+"""Who imports whom: the contracts of pyproject.toml, and what a slim import does not load."""
+
+import importlib
+import importlib.util
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from pydantic import BaseModel
+
+import elastic
+from elastic import registry
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "numpy", "tokenizers", "ray", "hivemind", "bittensor", "opentelemetry.sdk", "incentives", "model_zoo")
+PUBLIC: set[str] = set()
+"""What `import elastic` offers beside its modules and its version."""
+
+
+def python(code: str) -> str:
+    """Run in a fresh interpreter; gives its stdout."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_import_contracts_are_kept() -> None:
+    out = python("from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))")
+    assert "0 broken" in out
+
+
+@pytest.mark.parametrize(
+    "imported",
+    [
+        "elastic",
+        "elastic.contracts, elastic.config, elastic.messages, elastic.errors, elastic.registry, elastic.trace",
+        "elastic.cli, elastic.check, elastic.view",
+        "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox",
+        "incentives.uniform, incentives.reputation",
+    ],
+)
+def test_a_slim_import_loads_nothing_heavy(imported: str) -> None:
+    loaded = python(f"import sys, {imported}; print(*sys.modules)").split()
+    heavy = [name for name in HEAVY if name in loaded and not imported.startswith(name)]
+    assert heavy == []
+
+
+def test_importing_starts_nothing() -> None:
+    code = """
+import logging, os, threading
+before = dict(os.environ)
+import elastic.cli, elastic.actors.environment, elastic.trace
+assert dict(os.environ) == before, "the environment was changed"
+assert threading.active_count() == 1, threading.enumerate()
+assert not logging.getLogger().handlers and not logging.getLogger("elastic").handlers, "logging was set up"
+"""
+    python(code)
+
+
+def test_the_public_names_of_elastic() -> None:
+    names = {
+        name for name, value in vars(elastic).items() if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert names == PUBLIC
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert elastic.__version__ == project["version"]
+
+
+@pytest.mark.parametrize(
+    ("slot", "name"), [(slot, name) for slot, names in registry.KNOWN.items() for name in names], ids=str
+)
+def test_every_registered_name_is_a_class_with_settings_of_its_own(slot: str, name: str) -> None:
+    cls = registry.load(registry.KNOWN[slot][name])
+    assert inspect.isclass(cls)
+    assert issubclass(cls.Config, BaseModel)
+    assert cls.Config.__qualname__ == f"{cls.__name__}.Config"
+    assert cls.__doc__
+
+
+@pytest.mark.parametrize("target", [registry.CORPUS, registry.READ_CORPUS])
+def test_every_other_registered_target_is_there(target: str) -> None:
+    assert callable(registry.load(target))
+
+
+def test_every_module_can_be_imported_and_says_what_it_is_for() -> None:
+    for package in ("elastic", "incentives", "model_zoo"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if path.name == "__main__.py" or _needs_what_is_not_installed(path):
+                continue
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            module = importlib.import_module(".".join(parts).removesuffix(".__init__"))
+            assert (module.__doc__ or "").strip(), path
+
+
+def _needs_what_is_not_installed(path: Path) -> bool:
+    """The chain's library is an extra that the test machine need not have."""
+    if "import bittensor" not in path.read_text(encoding="utf-8"):
+        return False
+    return importlib.util.find_spec("bittensor") is None

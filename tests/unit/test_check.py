@@ -1,0 +1,209 @@
+"""How the parts of a run file go together: every mistake is one line that says what to write instead."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic.check import check_entry, check_plugins, check_values, notes
+from elastic.config import RunConfig, parse_config
+from elastic.errors import ConfigError
+from elastic.wire.signing import Identity
+
+PEER = "12D3KooWCxamcUjgj3tcJJ6jRiqrBbWRjyrimfzpsyvqCduZLuSo"
+ENTRY = f"/ip4/203.0.113.5/tcp/4001/p2p/{PEER}"
+BPE = {"shared.data.tokenizer": "bpe", "shared.data.vocab_size": 1000}
+
+
+def config(base: Path = Path("/base"), **changes: Any) -> RunConfig:
+    tree: dict[str, Any] = copy.deepcopy({"shared": {"run": "demo", "agreement": {"validators": [PEER]}}})
+    for dotted, value in changes.items():
+        section, keys = tree, dotted.split(".")
+        for key in keys[:-1]:
+            section = section.setdefault(key, {})
+        section[keys[-1]] = value
+    return parse_config(tree, base=base)
+
+
+def refused(**changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_values(config(**changes))
+        check_plugins(config(**changes))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_defaults_go_together() -> None:
+    check_values(config(**{"local.network.bootstrap": [ENTRY]}))
+    check_plugins(config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"shared.inner.batch_size": 6, "local.ray.workers": 4},
+            "shared.inner.batch_size = 6 cannot be divided among local.ray.workers = 4; choose 1, 2, 3 or 6 workers",
+        ),
+        (
+            {"shared.inner.batch_size": 1, "local.ray.workers": 2},
+            "shared.inner.batch_size = 1 cannot be divided among local.ray.workers = 2; choose 1 workers",
+        ),
+        (
+            {"shared.round.min_peers": 9, "shared.round.max_peers": 8},
+            "shared.round.min_peers = 9 is more than max_peers = 8; raise max_peers",
+        ),
+        (
+            BPE,
+            "shared.model has vocab_size = 256 and shared.data 1000: the text would have tokens the model does not "
+            "know; write vocab_size = 1000 in [shared.model]",
+        ),
+        (
+            {"shared.inner.sequence_length": 513},
+            "shared.inner.sequence_length = 513 is more than the model takes (512); lower it, or raise "
+            "max_sequence_length in [shared.model]",
+        ),
+        (
+            {"local.exchange": {"name": "memory"}},
+            'local.exchange.name = "memory" works inside one process only; write "hivemind"',
+        ),
+        (
+            {"local.network.host": "::1"},
+            'local.network.host = "::1" is not an IPv4 address of this machine; write "0.0.0.0" for all of them',
+        ),
+        (
+            {"local.corpus": "nowhere.txt"},
+            "local.corpus: there is no file /base/nowhere.txt; write the path of the text, from the run file's folder",
+        ),
+        (
+            {"local.exchange": {"name": "hivemind", "speed": 3}},
+            'exchange hivemind: unknown key "speed"; known keys: none',
+        ),
+        ({"shared.incentive": {"name": "reputation", "decai": 0}}, 'unknown key "decai"; did you mean "decay"?'),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_go_together(changes: dict[str, Any], says: str) -> None:
+    assert says in refused(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**BPE, "shared.model": {"name": "llama", "vocab_size": 1000}},
+        {**BPE, "shared.model": {"name": "llama", "preset": "150m"}},
+        {"shared.inner.sequence_length": 1024, "shared.model": {"name": "llama", "preset": "micro"}},
+        {"shared.inner.batch_size": 8, "local.ray.workers": 4},
+    ],
+)  # fmt: skip
+def test_parts_that_do(changes: dict[str, Any]) -> None:
+    check_values(config(**changes))
+    check_plugins(config(**changes))
+
+
+def test_a_model_that_says_nothing_of_its_sizes_is_not_judged_by_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "silent_model.py").write_text(
+        "from pydantic import BaseModel\nclass Silent:\n    class Config(BaseModel): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    check_plugins(config(**{"shared.model": {"name": "silent_model:Silent"}, "shared.inner.sequence_length": 9999}))
+
+
+@pytest.mark.parametrize("peer", [PEER[:-1], "1" * 46, "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"])
+def test_what_is_no_peer_id_cannot_be_the_validator(peer: str) -> None:
+    message = refused(**{"shared.agreement.validators": [peer]})
+    assert message.startswith(f'shared.agreement.validators: "{peer}" is not a peer id')
+    assert "`elastic init`" in message
+
+
+GOOD = [
+    ENTRY,
+    f"/dns4/peer.example.org/tcp/1/p2p/{PEER}",
+    f"/dns/peer.example.org/tcp/65535/p2p/{PEER}",
+]
+BAD = {
+    "": "is not an address",
+    "203.0.113.5:4001": "is not an address; expected /ip4/203.0.113.5/tcp/4001/p2p/12D3Koo…",
+    f"{ENTRY}/": 'does not end in the entry point\'s "/p2p/12D3Koo…"',
+    f"ip4/203.0.113.5/tcp/4001/p2p/{PEER}": "is not an address",
+    f"/ipv4/203.0.113.5/tcp/4001/p2p/{PEER}": '"ipv4" cannot begin it; did you mean "ip4"?',
+    f"/ip6/::1/tcp/4001/p2p/{PEER}": '"ip6" cannot begin it; did you mean "ip4"?',
+    f"/onion/x/tcp/4001/p2p/{PEER}": '"onion" cannot begin it; known: ip4, dns4, dns.',
+    f"/ip4/peer.example.org/tcp/4001/p2p/{PEER}": "is not an IPv4 address (a name goes after /dns4/)",
+    f"/ip4/999.0.0.1/tcp/4001/p2p/{PEER}": "is not an IPv4 address",
+    f"/ip4/203.0.113.5/udp/4001/p2p/{PEER}": 'expected "/tcp/" and a port',
+    f"/ip4/203.0.113.5/tcp/x/p2p/{PEER}": 'expected "/tcp/" and a port',
+    f"/ip4/203.0.113.5/tcp/70000/p2p/{PEER}": 'expected "/tcp/" and a port',
+    f"/ip4/203.0.113.5/tcp/0/p2p/{PEER}": 'expected "/tcp/" and a port',
+    "/ip4/203.0.113.5/tcp/4001": 'does not end in the entry point\'s "/p2p/12D3Koo…"',
+    f"/ip4/203.0.113.5/tcp/4001/ipfs/{PEER}": 'does not end in the entry point\'s "/p2p/12D3Koo…"',
+    "/ip4/203.0.113.5/tcp/4001/p2p/12D3Koo…": "is not a peer id",
+    f"/ip4/203.0.113.5/tcp/4001/p2p/{PEER[:-1]}": "is not a peer id",
+}
+
+
+@pytest.mark.parametrize(("address", "says"), BAD.items())
+def test_a_malformed_bootstrap_address_is_told_what_is_wrong_with_it(address: str, says: str) -> None:
+    message = refused(**{"local.network.bootstrap": [ENTRY, address]})
+    assert message.startswith(f'local.network.bootstrap: "{address}"')
+    assert says in message
+
+
+@pytest.mark.parametrize("address", [*GOOD, *BAD])
+def test_what_passes_here_is_what_the_exchange_takes(address: str) -> None:
+    from elastic.exchange.bootstrap import Entry
+
+    try:
+        check_entry(address)
+    except ConfigError:
+        if "/tcp/0/" not in address and "999" not in address:  # what only a connection would show
+            with pytest.raises(ConfigError):
+                Entry.parse(address)
+    else:
+        Entry.parse(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "fine"),
+    [
+        ("/dns4/peer.example.org/tcp/4001", True),
+        ("/ip6/2001:db8::1/tcp/4001", True),
+        ("/ip4/203.0.113.5/tcp/4001", True),
+        ("/ip6/203.0.113.5/tcp/4001", False),
+        ("peer.example.org:4001", False),
+        (ENTRY, False),
+    ],
+)
+def test_announced_addresses_have_no_peer_id(address: str, fine: bool) -> None:
+    if fine:
+        check_values(config(**{"local.network.announce": [address]}))
+    else:
+        assert refused(**{"local.network.announce": [address]}).startswith(f'local.network.announce: "{address}"')
+
+
+def test_a_state_directory_cannot_be_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(ConfigError, match=r"local.state_dir: .*/runs is a file and cannot be a folder"):
+        check_values(config(tmp_path, **{"local.state_dir": "runs/a"}))
+
+
+def test_a_text_of_ones_own_is_found(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("words")
+    check_values(config(tmp_path, **{"local.corpus": "text.txt"}))
+
+
+def test_notes_on_what_is_allowed_and_unusual() -> None:
+    usual = {"local.network.bootstrap": [ENTRY]}
+    assert notes(config(**usual)) == []
+    (note,) = notes(config(**usual, **{"shared.outer.nesterov": 0.9}))
+    assert note.startswith("shared.outer.nesterov = 0.9 comes on top of sparseloco's residual")
+    (note,) = notes(config(**usual, **{"shared.reducer.name": "average"}))
+    assert "momentum" in note
+    (note,) = notes(config())
+    assert "`elastic bootstrap`" in note
+
+
+def test_a_new_identity_is_a_peer_id() -> None:
+    check_values(config(**{"shared.agreement.validators": [Identity.generate().peer]}))
