@@ -121,8 +121,8 @@ class RoundConfig(Section):
     """A straggler is waited for until this many times the usual duration of a round, within the bounds above."""
     min_peers: Positive = 1
     """The run starts when this many peers are there."""
-    max_peers: Annotated[int, Field(ge=1, le=1024)] = 64
-    """At most this many contribute in a round."""
+    max_peers: Annotated[int, Field(ge=1, le=48)] = 48
+    """At most this many contribute in a round; a manifest of more would not fit into a DHT record (16 KiB)."""
 
 
 class AgreementConfig(Section):
@@ -193,8 +193,6 @@ class NetworkConfig(Section):
     """Give up when no entry point answered for this long."""
     card_seconds: PositiveSeconds = 20.0
     """A peer that stopped renewing its card is gone after this long."""
-    max_payload_copies: Positive = 16
-    """Rounds whose payloads are kept to be served to others."""
 
 
 class TraceConfig(Section):

@@ -62,6 +62,7 @@ class RemoteExchange:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
         self._files: dict[Digest, str] = {}
+        self._counted = self._carried = (0, 0)
 
     async def start(self) -> list[str]:
         """Join the DHT; returns our addresses."""
@@ -99,8 +100,11 @@ class RemoteExchange:
         return mean
 
     async def traffic(self) -> tuple[int, int]:
-        traffic: tuple[int, int] = await self._call("traffic")
-        return traffic
+        now: tuple[int, int] = await self._call("traffic")
+        if now[0] < self._counted[0] or now[1] < self._counted[1]:  # the actor was restarted and counts from 0
+            self._carried = (self._carried[0] + self._counted[0], self._carried[1] + self._counted[1])
+        self._counted = now
+        return self._carried[0] + now[0], self._carried[1] + now[1]
 
     async def close(self) -> None:
         try:

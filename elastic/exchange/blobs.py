@@ -30,7 +30,7 @@ class BlobStore:
     """Digest → blob. Thread-safe: the event loop adds, serving threads read.
 
     Args:
-        directory: where added bytes are kept as files, emptied at the start; None: in memory.
+        directory: where added bytes are kept as files, also from one life to the next; None: in memory.
         max_bytes: the oldest added blobs are dropped beyond this.
     """
 
@@ -42,9 +42,7 @@ class BlobStore:
         self._lock = threading.Lock()
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
-            for path in directory.iterdir():
-                if _OURS.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+            self._find(directory)
 
     def add(self, data: bytes) -> Digest:
         """Serve these bytes until newer ones need the room.
@@ -89,6 +87,16 @@ class BlobStore:
             return None
         return data if digest_of(data) == digest else None
 
+    def _find(self, directory: Path) -> None:
+        """Serve what an earlier life left: whoever fetches a blob checks its digest, and so does `read`."""
+        found = [path for path in directory.iterdir() if _OURS.fullmatch(path.name)]
+        for path in sorted(found, key=lambda path: path.stat().st_mtime):
+            if path.suffix == ".tmp":
+                path.unlink(missing_ok=True)
+            else:
+                self._added[Digest(path.name)] = Blob(path, path.stat().st_size)
+        self._make_room()
+
     def _make_room(self) -> None:
         held = sum(blob.size for blob in self._added.values())
         while held > self._max_bytes and len(self._added) > 1:
@@ -101,7 +109,7 @@ class BlobStore:
 def _write(directory: Path, digest: Digest, data: bytes) -> Path:
     path = directory / digest
     if not path.exists():
-        # Not synced: after a crash of the machine the directory is emptied anyway.
+        # Not synced: a blob that a crash of the machine spoils has the wrong digest, and other holders.
         temporary = directory / f"{digest}.{secrets.token_hex(8)}.tmp"
         temporary.write_bytes(data)
         temporary.rename(path)

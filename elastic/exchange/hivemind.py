@@ -81,7 +81,7 @@ class HivemindExchange:
             identity_path: the file it was read from, for p2pd.
             run: name of the run, part of every key.
             network: where to listen, whom to ask first.
-            blob_dir: keep provided blobs as files there instead of in memory; emptied at the start.
+            blob_dir: keep provided blobs as files there instead of in memory, also for the next start.
 
         Raises:
             ConfigError, PortTakenError, BootstrapError, ClockSkewError, NetworkError: see `Node.start`.
