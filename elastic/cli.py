@@ -123,7 +123,7 @@ def options(
 @app.command()
 def quickstart(  # noqa: PLR0913 - one argument per flag
     peers: Annotated[int, typer.Option(min=1, max=16, help="peers on this machine")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds to train")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds to train")] = 18,
     inner_steps: Annotated[int, typer.Option(min=1, help="inner steps per round and peer")] = 10,
     reducer: Annotated[str, typer.Option(help="sparseloco | average | package.module:Class")] = "sparseloco",
     incentive: Annotated[str, typer.Option(help="uniform | reputation | package.module:Class")] = "uniform",

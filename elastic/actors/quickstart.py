@@ -39,7 +39,7 @@ class Settings:
     """The flags of the command."""
 
     peers: int = 3
-    rounds: int = 20
+    rounds: int = 18
     inner_steps: int = 10
     reducer: str = "sparseloco"
     incentive: str = "uniform"
