@@ -51,20 +51,35 @@ class Offer:
     failed: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What came from others (and ourselves), in order of arrival, and what we think of it."""
+
+    arrivals: dict[PeerId, Arrival]
+    verdicts: dict[PeerId, Verdict]
+
+    def accepted(self) -> list[ContributionHeader]:
+        """Headers of the contributions that may count, in PeerId order."""
+        return [self.arrivals[sender].header for sender in sorted(self.arrivals) if self.verdicts[sender].accepted]
+
+    def payloads(self) -> dict[Digest, bytes]:
+        """The bytes that we hold."""
+        return {each.header.payload: each.payload for each in self.arrivals.values() if each.payload is not None}
+
+
 async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
     """One round: train, share, agree on what counts, and move the anchor exactly as everyone else does."""
     phases, began = Phases(peer.clock, peer.on_phase), time.time_ns()
     before = await peer.exchange.traffic()
     with trace.round_span(plan):
         offer = await contribute(peer, plan, phases)
-        arrivals = await collect(peer, plan, phases)
-        verdicts = judge(peer, plan, arrivals)
-        manifest = await agree(peer, plan, arrivals, verdicts, phases)
-        decision = await conclude(peer, plan, manifest, arrivals, phases)
+        seen = judge(peer, plan, await collect(peer, plan, phases))
+        manifest = await agree(peer, plan, seen, phases)
+        decision = await conclude(peer, plan, manifest, seen, phases)
     if manifest is not None and manifest.proposer == peer.id:
         trace.root_span(plan.run, plan.round, began, time.time_ns(), counted=len(manifest.counted))
-    remember(peer, plan, arrivals, verdicts, decision, phases)
-    return await report(peer, plan, offer, (arrivals, verdicts, decision), before, phases)
+    remember(peer, plan, seen, decision, phases)
+    return await report(peer, plan, (offer, seen, decision), before, phases)
 
 
 async def contribute(peer: Peer, plan: RoundPlan, phases: Phases) -> Offer:
@@ -118,7 +133,7 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> dict[PeerId, A
         )
 
 
-def judge(peer: Peer, plan: RoundPlan, arrivals: dict[PeerId, Arrival]) -> dict[PeerId, Verdict]:
+def judge(peer: Peer, plan: RoundPlan, arrivals: dict[PeerId, Arrival]) -> Seen:
     """Verdicts on the whole round: what can only be seen by comparing contributions, and who is missing."""
     verdicts = {sender: arrival.verdict for sender, arrival in arrivals.items()}
     headers = {sender: arrival.header for sender, arrival in arrivals.items()}
@@ -128,31 +143,20 @@ def judge(peer: Peer, plan: RoundPlan, arrivals: dict[PeerId, Arrival]) -> dict[
         verdicts = mark_copies(verdicts, headers, {sender: arrival.committed for sender, arrival in arrivals.items()})
     for absent in set(plan.roster) - set(arrivals):
         verdicts[absent] = Verdict(peer=absent, round=plan.round, rejected=RejectReason.MISSING)
-    return verdicts
+    return Seen(arrivals, verdicts)
 
 
-async def agree(
-    peer: Peer,
-    plan: RoundPlan,
-    arrivals: dict[PeerId, Arrival],
-    verdicts: dict[PeerId, Verdict],
-    phases: Phases,
-) -> Manifest | None:
+async def agree(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> Manifest | None:
     """The one manifest of this round: made here if we are the validator, waited for if not."""
     with phases("agree"):
         if not peer.agreement.validates(peer.id):
             return await _await_manifest(peer, plan, phases)
-        accepted = [arrivals[sender].header for sender in sorted(arrivals) if verdicts[sender].accepted]
+        accepted = seen.accepted()
         shares = peer.incentive.shares(accepted) if accepted else {}
         counted = [
-            Counted(
-                peer=header.peer,
-                payload=header.payload,
-                size_bytes=header.size_bytes,
-                share=shares[header.peer],
-            )
-            for header in accepted
-            if header.peer in shares
+            Counted(peer=each.peer, payload=each.payload, size_bytes=each.size_bytes, share=shares[each.peer])
+            for each in accepted
+            if each.peer in shares
         ]
         roster = await _next_roster(peer, plan, {header.peer for header in accepted})
         previous = peer.chain.get(RoundIndex(plan.round - 1))
@@ -160,65 +164,54 @@ async def agree(
         return await peer.agreement.propose(draft(previous, plan.anchor, counted, roster, peer.id))
 
 
-async def conclude(
-    peer: Peer, plan: RoundPlan, manifest: Manifest | None, arrivals: dict[PeerId, Arrival], phases: Phases
-) -> Commit | Skip:
+async def conclude(peer: Peer, plan: RoundPlan, manifest: Manifest | None, seen: Seen, phases: Phases) -> Commit | Skip:
     """The outer step on everything that counted, or none at all."""
     with phases("outer"):
-        held = {a.header.payload: a.payload for a in arrivals.values() if a.payload is not None}
         payloads: dict[Digest, bytes] = {}
         missing: list[Digest] = []
         if manifest is not None:
-            payloads, missing = await missing_payloads(peer, manifest, held)
+            payloads, missing = await missing_payloads(peer, manifest, seen.payloads())
         decision = decide_commit(plan, manifest, missing)
         if isinstance(decision, Commit):
             await apply_manifest(peer, decision.manifest, payloads)
         return decision
 
 
-def remember(
-    peer: Peer,
-    plan: RoundPlan,
-    arrivals: dict[PeerId, Arrival],
-    verdicts: dict[PeerId, Verdict],
-    decision: Commit | Skip,
-    phases: Phases,
-) -> None:
+def remember(peer: Peer, plan: RoundPlan, seen: Seen, decision: Commit | Skip, phases: Phases) -> None:
     """What later rounds learn from this one: how long it takes when all is well, and who did what."""
     counted = decision.manifest.counted if isinstance(decision, Commit) else ()
     # Everyone arrived here, or at the validator. Who had no part and saw nobody came when the round was over.
-    if (arrivals or plan.slot is not None) and len(plan.roster) in (len(arrivals), len(counted)):
+    if (seen.arrivals or plan.slot is not None) and len(plan.roster) in (len(seen.arrivals), len(counted)):
         peer.history.append(phases.elapsed())
-    tokens = {sender: arrival.header.tokens for sender, arrival in arrivals.items()}
-    evidence = [Evidence(verdict=verdict, tokens=tokens.get(sender, 0)) for sender, verdict in verdicts.items()]
+    tokens = {sender: arrival.header.tokens for sender, arrival in seen.arrivals.items()}
+    evidence = [Evidence(verdict=verdict, tokens=tokens.get(sender, 0)) for sender, verdict in seen.verdicts.items()]
     peer.incentive.score(plan.round, evidence)
 
 
 async def report(
     peer: Peer,
     plan: RoundPlan,
-    offer: Offer,
-    outcome: tuple[dict[PeerId, Arrival], dict[PeerId, Verdict], Commit | Skip],
+    outcome: tuple[Offer, Seen, Commit | Skip],
     before: tuple[int, int],
     phases: Phases,
 ) -> RoundReport:
     """The round in one line."""
-    arrivals, verdicts, decision = outcome
+    offer, seen, decision = outcome
     manifest = decision.manifest if isinstance(decision, Commit) else None
     bytes_out, bytes_in = await peer.exchange.traffic()
     return RoundReport(
         run=plan.run, round=plan.round, peer=peer.id, name=peer.name,
         contributed=offer.payload is not None,
         counted=manifest is not None and manifest.counts(peer.id),
-        skipped=_why_skipped(peer, offer, verdicts, decision),
+        skipped=_why_skipped(peer, offer, seen, decision),
         loss=offer.inner.mean_loss if offer.inner else None,
         tokens=offer.inner.tokens if offer.inner else 0,
         steps=offer.inner.steps if offer.inner else 0,
         bytes_out=bytes_out - before[0], bytes_in=bytes_in - before[1],
         payload_bytes=len(offer.payload or b""),
         digest=peer.state.anchor, manifest=manifest.digest() if manifest else None,
-        verdicts={sender: verdict.rejected or "accepted" for sender, verdict in sorted(verdicts.items())},
-        last=max(arrivals, key=lambda sender: arrivals[sender].seconds, default=None),
+        verdicts={sender: verdict.rejected or "accepted" for sender, verdict in sorted(seen.verdicts.items())},
+        last=max(seen.arrivals, key=lambda sender: seen.arrivals[sender].seconds, default=None),
         seconds=phases.totals(),
     )  # fmt: skip
 
@@ -270,7 +263,7 @@ async def _next_roster(peer: Peer, plan: RoundPlan, arrived: set[PeerId]) -> lis
     return sorted(chosen)
 
 
-def _why_skipped(peer: Peer, offer: Offer, verdicts: dict[PeerId, Verdict], decision: Commit | Skip) -> str | None:
+def _why_skipped(peer: Peer, offer: Offer, seen: Seen, decision: Commit | Skip) -> str | None:
     if isinstance(decision, Skip):
         return decision.because
     if offer.failed:
@@ -279,6 +272,6 @@ def _why_skipped(peer: Peer, offer: Offer, verdicts: dict[PeerId, Verdict], deci
         return "void: nobody's contribution counted"
     if offer.payload is None or decision.manifest.counts(peer.id):
         return None
-    verdict = verdicts[peer.id]
+    verdict = seen.verdicts[peer.id]
     late = verdict.accepted or verdict.rejected is RejectReason.MISSING
     return "arrived after the round was decided" if late else verdict.rejected
