@@ -83,7 +83,9 @@ async def _load_anchor(peer: Peer, head: Manifest) -> None:
     logger.info("fetching the anchor of round %d", head.round)
     state = await peer.exchange.fetch(head.anchor, peer.state.size_bytes, await everyone(peer, head.proposer))
     pending = peer.state.pending
-    settled = await peer.agreement.decided(pending.round) if pending is not None else None
+    settled = None
+    if pending is not None:
+        settled = peer.chain.get(pending.round) or await peer.agreement.decided(pending.round)
     await peer.trainer.load(state, head.round, settled)
     await peer.refresh()
 

@@ -113,9 +113,9 @@ class OuterConfig(Section):
 class RoundConfig(Section):
     """[shared.round]: how long a round may take. Rounds end when everyone has arrived, these are the bounds."""
 
-    train_seconds: PositiveSeconds = 1200.0
-    """A peer stops its inner steps after this long and contributes what it has."""
-    gather_seconds: PositiveSeconds = 60.0
+    train_seconds: Annotated[float, Field(gt=0, le=1500)] = 1200.0
+    """A peer stops its inner steps after this long and contributes what it has. Records last half an hour."""
+    gather_seconds: Annotated[float, Field(gt=0, le=240)] = 60.0
     """How long the first to be ready waits for the others, at most."""
     deadline_factor: Annotated[float, Field(ge=1)] = 2.0
     """A straggler is waited for until this many times the usual duration of a round, within the bounds above."""
@@ -191,7 +191,7 @@ class NetworkConfig(Section):
     """Addresses to tell others instead of the ones found, e.g. "/dns4/peer.example.org/tcp/4001"."""
     bootstrap_seconds: PositiveSeconds = 60.0
     """Give up when no entry point answered for this long."""
-    card_seconds: PositiveSeconds = 20.0
+    card_seconds: Annotated[float, Field(ge=1, le=600)] = 20.0
     """A peer that stopped renewing its card is gone after this long."""
 
 

@@ -254,4 +254,7 @@ def draw(logits_1V: Tensor, temperature: float, generator: torch.Generator | Non
     """One token per row, (1, 1), from softmax(logits / temperature); temperature 0: the largest."""
     if temperature == 0:
         return logits_1V.argmax(dim=-1, keepdim=True)
-    return torch.multinomial(torch.softmax(logits_1V / temperature, dim=-1), 1, generator=generator)
+    # Drawn where the generator lives: one seed on the CPU gives the same text on any device.
+    where = generator.device if generator is not None else logits_1V.device
+    shares_1V = torch.softmax(logits_1V.float() / temperature, dim=-1).to(where)
+    return torch.multinomial(shares_1V, 1, generator=generator).to(logits_1V.device)

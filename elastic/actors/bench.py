@@ -44,6 +44,7 @@ class BenchHost(TrainerDesk):
         await self._mailbox.ready()
         start = time.perf_counter()
         report = await self._trainer.inner_steps(plan)
+        await self._trainer.state()  # answered once the worker has made its report to Ray Train
         return report.tokens, time.perf_counter() - start
 
     async def close(self) -> None:

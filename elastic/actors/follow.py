@@ -12,6 +12,8 @@ from elastic.actors.launch import PeerHandle, quiet
 from elastic.messages import PeerStatus
 
 Say = Callable[[str], None]
+TROUBLE = ("waiting", "the run", "catching", "network")
+"""How the phases begin that a person wants to hear of between rounds."""
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -53,7 +55,7 @@ def follow(handle: PeerHandle, say: Say) -> str:
         with Interruption() as interruption:
             while not handle.ended(0.5):
                 interruption.check()
-                shown += _show_reports(handle, shown, say)
+                shown = _show_reports(handle, shown, say)
                 phase = _show_waiting(handle, phase, say)
             _show_reports(handle, shown, say)
             return handle.reason()
@@ -67,14 +69,15 @@ def follow(handle: PeerHandle, say: Say) -> str:
             ray.shutdown()
 
 
-def _show_reports(handle: PeerHandle, start: int, say: Say) -> int:
+def _show_reports(handle: PeerHandle, last: int, say: Say) -> int:
+    """Print the rounds after `last`; returns the newest."""
     try:
-        reports = ray.get(handle.peer.reports.remote(start), timeout=5)
+        reports = ray.get(handle.peer.reports.remote(last), timeout=5)
     except (ray.exceptions.RayError, TimeoutError):
-        return 0
+        return last
     for report in reports:
         say(f"round {report.round:4d} | {describe(report)}")
-    return len(reports)
+    return max((report.round for report in reports), default=last)
 
 
 def _show_waiting(handle: PeerHandle, before: str, say: Say) -> str:
@@ -83,7 +86,7 @@ def _show_waiting(handle: PeerHandle, before: str, say: Say) -> str:
         status: PeerStatus = ray.get(handle.peer.status.remote(), timeout=5)
     except (ray.exceptions.RayError, TimeoutError):
         return before
-    if status.stage == "ready" and status.round and not status.phase.startswith(("waiting", "the run", "catching")):
+    if status.stage == "ready" and status.round and not status.phase.startswith(TROUBLE):
         return before
     now: Any = f"{status.stage}: {status.phase}" if status.phase else status.stage
     if now != before:

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
@@ -18,7 +18,17 @@ from elastic.actors.swarm import RemoteExchange
 from elastic.agreement.validator import NamedValidator, genesis
 from elastic.apply import catch_up
 from elastic.config import RunConfig
-from elastic.errors import BugError, ElasticError, FetchError, NetworkError, NotThisRunError, TrainerLostError
+from elastic.errors import (
+    BootstrapError,
+    BugError,
+    ClockSkewError,
+    ElasticError,
+    FetchError,
+    NetworkError,
+    NotThisRunError,
+    PortTakenError,
+    TrainerLostError,
+)
 from elastic.messages import Manifest, PeerCard, PeerStage, PeerStatus, RoundIndex, RoundReport
 from elastic.peer import Peer
 from elastic.registry import build
@@ -28,6 +38,8 @@ from elastic.schedule.decide import CatchUp, Found, Leave, Train, Wait, decide_n
 from elastic.state.chain import Chain
 from elastic.state.store import claim
 from elastic.wire.signing import Identity
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from elastic.actors.trainer import RayTrainer
@@ -40,6 +52,8 @@ POLL_SECONDS = 0.3
 """Between two looks while there is nothing to do yet."""
 HEARTBEAT_SECONDS = 5.0
 """At least so often a peer shows that it lives."""
+MAX_ADDRESSES = 16
+"""As many as a card may carry."""
 RETRY_SECONDS = 1.0
 """Before another try when the network failed."""
 JOINING = "joining the DHT, starting Ray Train"
@@ -110,9 +124,9 @@ class PeerActor(TrainerDesk):
     async def status(self) -> PeerStatus:
         return self._journal.status
 
-    async def reports(self, start: int) -> list[RoundReport]:
-        """Reports of this life from the start-th on."""
-        return self._journal.reports[start:]
+    async def reports(self, after: int) -> list[RoundReport]:
+        """Reports of rounds after this one."""
+        return [report for report in self._journal.reports if report.round > after]
 
     async def held_out_loss(self, max_sequences: int) -> float:
         """Loss of the anchor on text that nobody trains on, in nats per token."""
@@ -132,20 +146,29 @@ class PeerActor(TrainerDesk):
         peer = await self._assemble()
         heartbeat = asyncio.create_task(self._heartbeat())
         try:
-            while True:
-                try:
-                    if (reason := await self._next(peer)) is not None:
-                        return reason
-                except NetworkError as error:
-                    logger.warning("%s; trying again", error)
-                    self._journal.note(phase=f"network: {error}"[:200])
-                    self._unsure = True
-                    await asyncio.sleep(RETRY_SECONDS)
-                except TrainerLostError as error:
-                    logger.warning("%s; going on from the state on disk", error)
-                    self._stale = self._unsure = True
+            while (reason := await self._patiently(lambda: self._next(peer))) is None:
+                pass
+            return reason
         finally:
             heartbeat.cancel()
+
+    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Do something until the network and the trainer let us; what only a person can mend passes."""
+        while True:
+            try:
+                return await step()
+            except (BootstrapError, PortTakenError, ClockSkewError):
+                if self._peer is None:
+                    raise
+                logger.warning("the swarm cannot be reached; trying again")
+            except NetworkError as error:
+                logger.warning("%s; trying again", error)
+                self._journal.note(phase=f"network: {error}"[:200])
+            except TrainerLostError as error:
+                logger.warning("%s; going on from the state on disk", error)
+                self._stale = True
+            self._unsure = True
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _next(self, peer: Peer) -> str | None:
         """Decide and do one thing; returns why life is over, if it is."""
@@ -190,8 +213,7 @@ class PeerActor(TrainerDesk):
             await self._become(PeerStage.CATCHING_UP)
         try:
             await catch_up(peer, head)
-            self._unsure = head.round > 0 and self._stage is PeerStage.CATCHING_UP
-            self._stage = PeerStage.READY if not self._unsure else self._stage
+            self._unsure = head.round > 0  # others went on while we caught up
         except FetchError as error:
             logger.warning("catching up: %s; trying again", error)
             self._unsure = True
@@ -239,34 +261,42 @@ class PeerActor(TrainerDesk):
         self._trainer = RayTrainer(self._mailbox, self._job, config.local.ray, config.local.state_dir / "ray")
         loop = asyncio.get_running_loop()
         self._trainer.start(lambda error: _tell(loop, self._trainer_ended, error))
-        self._addresses = tuple(await self._exchange.start())
-        logger.info("reachable at %s", ", ".join(self._addresses))
-        await self._refuse_other_runs()
-        await self._announce()
+        await self._patiently(self._connect)
         self._journal.note(phase="starting Ray Train")
         await self._mailbox.ready()
         chain = Chain(config.local.state_dir / "chain.jsonl")
         agreement = NamedValidator(
             identity, shared.agreement.validators, shared.run, self._exchange, journal=chain.keep
         )
+        state = await self._patiently(self._trainer.state)
         peer = Peer(
             identity=identity, name=name, shared=shared, clock=WallClock(), trainer=self._trainer,
             reducer=build("reducer", shared.reducer), like=layout(config), exchange=self._exchange,
             agreement=agreement, incentive=self._journal.restore_incentive(build("incentive", shared.incentive)),
-            chain=chain, state=await self._trainer.state(), on_phase=lambda phase: self._journal.note(phase=phase),
+            chain=chain, state=state, on_phase=lambda phase: self._journal.note(phase=phase),
         )  # fmt: skip
-        self._peer = peer
-        await peer.refresh()
+        await self._patiently(peer.refresh)
         head = chain.head()
         if head is not None and agreement.validates(peer.id):
-            await agreement.propose(head)  # the DHT may have forgotten it, for instance if the whole swarm was down
+            # The DHT may have forgotten it, for instance if the whole swarm was down.
+            await self._patiently(lambda: agreement.propose(head))
+        self._peer = peer
         return peer
 
+    async def _connect(self) -> None:
+        addresses = await self._exchange.start()
+        outside = [each for each in addresses if not each.startswith("/ip4/127.")] or addresses
+        self._addresses = tuple(outside[:MAX_ADDRESSES])
+        logger.info("reachable at %s", ", ".join(self._addresses))
+        await self._refuse_other_runs()
+        await self._announce()
+
     async def _refuse_other_runs(self) -> None:
-        """Raises NotThisRunError if the validator, or everyone else, runs another [shared] section."""
+        """Raises NotThisRunError if the validator runs another [shared] section; strangers' cards prove nothing."""
         mine, validators = self._config.shared.digest(), self._config.shared.agreement.validators
-        others = [card for card in await self._exchange.cards() if card.peer != self._job.peer]
-        deciding = [card for card in others if card.peer in validators] or others
+        if self._job.peer in validators:
+            return  # it is the others who have the wrong file
+        deciding = [card for card in await self._exchange.cards() if card.peer in validators]
         if deciding and all(card.shared != mine for card in deciding):
             raise NotThisRunError(
                 f'the swarm runs "{self._config.shared.run}" with another [shared] section (digest '
@@ -323,13 +353,14 @@ class PeerActor(TrainerDesk):
         """Renew the card before it expires, and count who is there."""
         while True:
             try:
+                self._journal.note()
                 await self._announce()
                 bytes_out, bytes_in = await self._exchange.traffic()
                 self._journal.note(
                     peers=len(await self._exchange.cards()), bytes_out=bytes_out, bytes_in=bytes_in,
                     digest=self._peer.state.anchor if self._peer else None,
                 )  # fmt: skip
-            except NetworkError as error:
+            except ElasticError as error:
                 logger.warning("heartbeat: %s", error)
             await asyncio.sleep(min(self._config.local.network.card_seconds / 4, HEARTBEAT_SECONDS))
 

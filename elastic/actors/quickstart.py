@@ -28,7 +28,6 @@ from elastic.errors import BootstrapError, ElasticError
 from elastic.messages import PeerId, PeerStatus, RoundReport
 from elastic.wire.signing import Identity
 
-BOOTSTRAP_SECONDS = 60.0
 CARD_SECONDS = 20
 MEMORY_SECONDS = 3.0
 """Between two looks at memory, which cost some milliseconds per process."""
@@ -69,6 +68,8 @@ class Result:
 def run_quickstart(settings: Settings, say: Say) -> int:
     """Run it; returns the exit code."""
     begin, folder = time.monotonic(), settings.folder
+    if settings.report is not None:
+        settings.report.unlink(missing_ok=True)
     say(f"run folder {folder}")
     result = Result(folder, [])
     handles: list[PeerHandle] = []
@@ -99,8 +100,8 @@ def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin:
         while True:
             statuses = [handle.ask(handle.peer.status.remote()) for handle in handles]
             for index, handle in enumerate(handles):
-                seen = sum(report.peer == statuses[index].peer for report in result.reports)
-                result.reports += handle.ask(handle.peer.reports.remote(seen))
+                mine = [report.round for report in result.reports if report.peer == statuses[index].peer]
+                result.reports += handle.ask(handle.peer.reports.remote(max(mine, default=0)))
             _note_start(statuses, result, begin)
             if time.monotonic() > look:
                 result.peak_bytes = max(result.peak_bytes, tree_bytes())

@@ -1,7 +1,6 @@
 """The one actor of a peer that owns the network, and the Exchange that forwards to it from the peer actor."""
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from elastic.actors.logs import log_to_file
 from elastic.config import RunConfig
-from elastic.errors import ElasticError, NetworkError
+from elastic.errors import ElasticError, NetworkError, StateError
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 from elastic.registry import resolve
 from elastic.wire.signing import Identity
@@ -45,9 +44,14 @@ class Swarm:
     async def call(self, verb: str, *args: Any) -> Any:
         """One verb of the Exchange contract."""
         if self._exchange is None:
-            raise NetworkError("the network actor was restarted")
-        result = getattr(self._exchange, verb)(*args)
-        return await result if inspect.isawaitable(result) else result
+            raise RestartedError("the network actor has not joined the DHT")
+        try:
+            return await getattr(self._exchange, verb)(*args)
+        except NetworkError:
+            if not self._exchange.lost:
+                raise
+        await self.close()
+        raise RestartedError("the p2p daemon died")
 
     async def close(self) -> None:
         """Leave the DHT and stop the daemon."""
@@ -116,22 +120,22 @@ class RemoteExchange:
         for attempt in range(RESTART_TRIES):
             try:
                 return await _plain(self._actor.call.remote(verb, *args))
-            except _RestartedError as error:
+            except RestartedError as error:
                 logger.warning("the network actor died (%s); starting it again", error)
                 await asyncio.sleep(attempt)
                 await self._recover()
-        raise NetworkError(f"the network actor died {RESTART_TRIES} times in a row")
+        raise StateError(f"the network actor died {RESTART_TRIES} times in a row: see peer.log")
 
     async def _recover(self) -> None:
         try:
             await self.start()
             for digest, path in self._files.items():
                 await _plain(self._actor.call.remote("provide_file", digest, path))
-        except _RestartedError:
+        except RestartedError:
             logger.warning("the network actor is not back yet")
 
 
-class _RestartedError(NetworkError):
+class RestartedError(NetworkError):
     """The call may not have happened: the actor was down, or has come back empty."""
 
 
@@ -141,10 +145,8 @@ async def _plain(reference: Any) -> Any:
         return await reference
     except RayTaskError as error:
         cause = error.cause
-        if isinstance(cause, NetworkError) and "was restarted" in str(cause):
-            raise _RestartedError(str(cause)) from None
         if isinstance(cause, ElasticError):
             raise cause from None
         raise
     except RayActorError as error:
-        raise _RestartedError(type(error).__name__) from None
+        raise RestartedError(type(error).__name__) from None

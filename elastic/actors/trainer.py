@@ -117,6 +117,7 @@ class RayTrainer:
 
     def _fit(self, job: Job, ray_config: RayConfig, storage: Path) -> None:
         resources = {"GPU": 1.0} if ray_config.gpu else {"CPU": ray_config.cpus_per_worker}
+        failures = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES)
         trainer = LeanTorchTrainer(
             train_loop,
             train_loop_config={"job": job},
@@ -125,7 +126,7 @@ class RayTrainer:
             ),
             torch_config=TorchConfig(backend="nccl" if ray_config.gpu else "gloo", timeout_s=300),
             run_config=RunConfig(
-                name="inner", storage_path=str(storage), failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                name="inner", storage_path=str(storage), failure_config=failures,
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )  # fmt: skip

@@ -50,6 +50,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     try:
         session = make_session(job, rank, world_size, peer)
     except (ElasticError, *BUGS) as error:
+        if _is_a_lost_partner(error, world_size):
+            raise
         ray.get(peer.worker_failed.remote(_as_ours("starting the trainer", error)))  # a restart would fail alike
         return
     ray.get(peer.worker_hello.remote(rank, world_size, incarnation))
@@ -87,7 +89,16 @@ def execute(session: Session, command: Command) -> Reply:
     try:
         return Reply(command.serial, getattr(session, command.verb)(*command.args))
     except (ElasticError, *BUGS) as error:
+        if _is_a_lost_partner(error, session.worker.world_size):
+            raise
         return Reply(command.serial, error=_as_ours(command.verb, error))
+
+
+def _is_a_lost_partner(error: Exception, world_size: int) -> bool:
+    """With several workers, one that dies makes the others' collectives fail with RuntimeErrors: Ray Train must restart
+    the group, so this worker has to fail too, and say nothing that would end the peer.
+    """
+    return world_size > 1 and isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError)
 
 
 def _as_ours(what: str, error: Exception) -> ElasticError:

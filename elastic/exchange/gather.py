@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from elastic import trace
 from elastic.contracts import Arrival, Clock, Exchange
 from elastic.errors import FetchError, MalformedError
-from elastic.messages import ContributionHeader, PeerId, RejectReason, RoundPlan, Seconds, Verdict
+from elastic.messages import ContributionHeader, PeerId, PeerStage, RejectReason, RoundPlan, Seconds, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,20 @@ async def gather(
                 if sender in plan.roster and sender not in tasks:
                     tasks[sender] = asyncio.create_task(receiver.receive(sender, body))
             _collect(tasks, arrivals)
-            if len(arrivals) == len(plan.roster) or clock.now() >= deadline or await decided():
+            missing = set(plan.roster) - set(arrivals)
+            if not missing or clock.now() >= deadline or await decided():
+                return arrivals
+            if missing <= await _leaving(exchange):
                 return arrivals
             await clock.sleep(POLL_SECONDS)
     finally:
         for task in tasks.values():
             task.cancel()
+
+
+async def _leaving(exchange: Exchange) -> set[PeerId]:
+    """Who said goodbye: nobody waits for them."""
+    return {card.peer for card in await exchange.cards() if card.stage is PeerStage.LEAVING}
 
 
 def _collect(tasks: Mapping[PeerId, asyncio.Task[Arrival]], arrivals: dict[PeerId, Arrival]) -> None:

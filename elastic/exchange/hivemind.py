@@ -19,7 +19,7 @@ from hivemind.p2p import PeerID
 from pydantic import BaseModel, ConfigDict
 
 from elastic.config import NetworkConfig
-from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError
+from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError, StateError
 from elastic.exchange.averaging import average
 from elastic.exchange.blobs import BlobStore
 from elastic.exchange.bootstrap import Node
@@ -134,7 +134,7 @@ class HivemindExchange:
         try:
             return await asyncio.to_thread(self._store.add, blob)
         except OSError as error:
-            raise NetworkError(f"a blob of {len(blob)} bytes cannot be kept to be served: {error}") from error
+            raise StateError(f"a blob of {len(blob)} bytes cannot be kept to be served: {error}") from error
 
     async def provide_file(self, digest: Digest, path: str) -> None:
         self._check_open()
@@ -173,6 +173,11 @@ class HivemindExchange:
         moved = 2 * _FP16_BYTES * sum(array.size for array in averaged.values()) * (num_peers - 1) // num_peers
         self._traffic.add(out=moved, received=moved)
         return averaged
+
+    @property
+    def lost(self) -> bool:
+        """Whether the local p2pd has died: this exchange is of no use any more."""
+        return self._node.exited.done()
 
     async def traffic(self) -> tuple[int, int]:
         return self._traffic.out, self._traffic.received

@@ -62,7 +62,16 @@ class IdentityValidator(RecordValidatorBase):  # type: ignore[misc]
             verify_bytes(peer, _DOMAIN, _under_signature(unsigned), record.value[-SIGNATURE_BYTES:])
         except SignatureInvalidError:
             return False
-        return True
+        return _readable(unsigned.value)
+
+
+def _readable(value: bytes) -> bool:
+    """Whether Hivemind can deserialize it: it tries only when a record is read, and then never answers the reader."""
+    try:
+        DHTProtocol.serializer.loads(value)
+    except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException):
+        return False
+    return True
 
 
 def _peer_of(subkey: bytes) -> PeerId | None:

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 
 from elastic.config import Section
-from elastic.errors import ElasticError
+from elastic.errors import DivergedError
 from elastic.wire import codec
 from elastic.wire.chunks import Array, Block, Density, Rows, blocks, cut_rows, from_fields, to_fields, widen
 
@@ -81,13 +81,13 @@ class SparseLoCo:
             The payload, and fp32 residuals on the CPU; `decompress(payload)` + residual is e, to rounding.
 
         Raises:
-            ElasticError: e has entries that are not finite.
+            DivergedError: e has entries that are not finite.
         """
         payload, left = {}, {}
         for name in sorted(pseudo_gradient):
             error = _fold_in(pseudo_gradient[name], residual.get(name), self.config.beta)
             if not np.isfinite(error).all():
-                raise ElasticError(f"pseudo-gradient of {name} is not finite: the inner steps diverged")
+                raise DivergedError(f"pseudo-gradient of {name} is not finite: the inner steps diverged")
             payload[name] = self._extract(error)
             left[name] = torch.from_numpy(error)
         return payload, left

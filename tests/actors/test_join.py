@@ -1,6 +1,7 @@
 """Peers joined by hand: clusters of their own or shared, interrupted, killed, and come back."""
 
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -75,16 +76,21 @@ def test_two_clusters_one_run_interrupted_and_resumed(tmp_path: Path, bootstrap:
 
 def test_a_killed_worker_and_a_killed_peer_come_back(tmp_path: Path, cluster: str) -> None:
     # given a peer that trains
-    path = run_file(tmp_path / "ann.toml", shared=shared(validator_of(tmp_path, "ann")), bootstrap=None, ray=cluster)
+    path = run_file(
+        tmp_path / "ann.toml",
+        shared=shared(validator_of(tmp_path, "ann")),
+        bootstrap=None,
+        ray=cluster,
+        more="workers = 2",
+    )
     ann = Program(["join", str(path)], tmp_path)
     try:
         until(lambda: 3 in reports(tmp_path), "round 3")
-        for victim in ("ray::RayTrainWorker", "ray::Swarm", "ray::PeerActor"):
+        daemon = rf"p2pd.*{re.escape(str(tmp_path))}"
+        for victim in ("ray::RayTrainWorker", daemon, "ray::Swarm", "ray::PeerActor"):
             # when one of its processes is killed
             line = until_one(victim)
             before = max(reports(tmp_path))
-            import os
-
             os.kill(int(line.split()[0]), signal.SIGKILL)
             # then it goes on by itself
             until(lambda before=before: max(reports(tmp_path)) >= before + 2, f"rounds after the death of {victim}")
