@@ -16,7 +16,10 @@ PEERS = sorted(Identity.generate().peer for _ in range(6))
 ANCHOR, SHARED = digest_of(b"anchor"), digest_of(b"shared")
 seconds = st.floats(0.01, 5000).map(Seconds)
 configs = st.builds(
-    RoundConfig, train_seconds=seconds, gather_seconds=seconds, deadline_factor=st.floats(1, 10, allow_nan=False)
+    RoundConfig,
+    train_seconds=st.floats(0.01, 1500),
+    gather_seconds=st.floats(0.01, 240),
+    deadline_factor=st.floats(1, 10, allow_nan=False),
 )
 
 

@@ -11,7 +11,9 @@ from elastic.exchange.memory import MemoryExchange, MemoryNetwork
 from elastic.messages import (
     ContributionHeader,
     Digest,
+    PeerCard,
     PeerId,
+    PeerStage,
     RejectReason,
     RoundIndex,
     RoundPlan,
@@ -251,3 +253,17 @@ async def test_nothing_runs_on_when_it_has_ended() -> None:
     await scene.clock.sleep(Seconds(30.0))
     # then
     assert tries == 0
+
+
+async def test_nobody_waits_for_who_said_goodbye() -> None:
+    # given two who contribute, and one who leaves instead
+    scene = Scene()
+    await scene.contribute(ANN, b"a")
+    await scene.contribute(BOB, b"b")
+    card = PeerCard(peer=CYD.peer, run="demo", shared=ANCHOR, stage=PeerStage.LEAVING, round=ROUND)
+    await scene[CYD].announce(card)
+    # when one gathers
+    arrivals = await scene.gather(seconds=10.0)
+    # then it has the others, long before the deadline
+    assert set(arrivals) == {ANN.peer, BOB.peer}
+    assert scene.clock.now() < 5.0
