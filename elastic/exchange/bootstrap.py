@@ -7,6 +7,7 @@ on it is bounded in time and fails at once when p2pd is gone.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ipaddress
 import logging
 import re
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 from hivemind.dht.node import DHTNode
 from hivemind.dht.protocol import ValidationError
+from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
@@ -90,6 +92,15 @@ class _Daemon(P2P):  # type: ignore[misc]
         return [*cls.prefix, *P2P._make_process_args(*args, **kwargs)]
 
 
+def _node_id(peer: PeerId) -> DHTID:
+    """A peer's place in the DHT, the same in every life.
+
+    A random one (Hivemind's default) leaves the old one in others' tables when a peer comes back: they then store every
+    record on it twice, the second copy is refused as a duplicate, and the whole write counts as failed.
+    """
+    return DHTID.from_bytes(hashlib.sha256(peer.encode()).digest()[: DHTID.HASH_NBYTES])
+
+
 class Node:
     """A peer's place in the DHT; made by `start`."""
 
@@ -124,7 +135,10 @@ class Node:
                 raise ConfigError(f"{identity_path}: the key of {p2p.peer_id}, expected that of {identity.peer}")
             async with asyncio.timeout(CALL_SECONDS):
                 dht = await DHTNode.create(
-                    p2p=p2p, record_validator=IdentityValidator(identity), num_replicas=_NUM_REPLICAS
+                    p2p=p2p,
+                    node_id=_node_id(identity.peer),
+                    record_validator=IdentityValidator(identity),
+                    num_replicas=_NUM_REPLICAS,
                 )
                 addresses = [str(address) for address in await p2p.get_visible_maddrs(latest=True)]
         except BaseException:

@@ -201,7 +201,8 @@ class HivemindExchange:
         self._check_open()
         await self._node.call(self._node.rejoin(), what)
         stored = await self._node.call(self._node.dht.store(key, body, expiry, subkey=self._subkey), what)
-        if not stored:
+        # "Not stored" may mean that one of several copies was refused: only reading tells.
+        if not stored and (await self._read(key, what)).get(self.peer) != body:
             raise NetworkError(f"{what}: no node of the DHT took the record")
         self._traffic.add(out=len(body))
 

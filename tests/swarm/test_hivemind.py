@@ -377,6 +377,32 @@ async def test_blobs_in_a_folder_are_files_that_the_next_start_finds(join: Join,
     assert bulk.BlobStore(tmp_path / "blobs0").read(digest) == b"on disk"
 
 
+async def test_a_peer_that_comes_back_does_not_spoil_everyones_writes(join: Join, tmp_path: Path) -> None:
+    # Given three peers, one of which is closed and comes back under its key, on another port
+    a, _, c = await join(), await join(), await join()
+    await c.post("greeting", RoundIndex(1), b"hello")
+    assert c.peer in await a.records("greeting", RoundIndex(1))
+    await c.close()
+    path = tmp_path / "peer2.key"
+    back = await HivemindExchange.start(
+        identity=Identity.load(path),
+        identity_path=path,
+        run=RUN,
+        network=NetworkConfig(host="127.0.0.1", bootstrap=tuple(a.addresses)),
+    )
+    try:
+        # When the others go on writing
+        for index in range(1, 6):
+            await a.post("contribution", RoundIndex(index), b"body")
+            # Then their records are taken, and read by the one that came back
+            assert (await back.records("contribution", RoundIndex(index)))[a.peer] == b"body"
+        # And nobody stands twice in their tables, once under a place in the DHT that it has left
+        neighbours = list(a._node.dht.protocol.routing_table.uid_to_peer_id.values())
+        assert len(neighbours) == len(set(neighbours))
+    finally:
+        await back.close()
+
+
 async def test_a_peer_lost_while_averaging_fails_it_for_all(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given three peers, one of which breaks off after its first part
     monkeypatch.setattr(averaging, "NEXT_CHUNK_SECONDS", 1.0)
