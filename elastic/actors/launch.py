@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from elastic.wire.signing import Identity
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
+RELEASE_SECONDS = 5.0
+"""A peer that has just left may still hold its CPUs in Ray's books."""
+JOB_COPY = "working_dir_files"
+"""Folder below which Ray unpacks the files of submitted jobs."""
 LEAVE_SECONDS = 25.0
 """A polite farewell takes a second or two; after this long the actors are killed."""
 RESTARTS = 10
@@ -46,7 +51,6 @@ def connect(config: RayConfig) -> None:
         raise RayUnavailableError(
             f"the Ray cluster at {address} does not let us in: {error}".splitlines()[0]
         ) from error
-    _require_resources(config)
 
 
 def _reachable(address: str) -> str:
@@ -77,6 +81,10 @@ def _started_here() -> str:
 def _require_resources(config: RayConfig) -> None:
     kind, each = ("GPU", 1.0) if config.gpu else ("CPU", config.cpus_per_worker)
     needed, free = config.workers * each, ray.available_resources().get(kind, 0.0)
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while needed > free and time.monotonic() < deadline:
+        time.sleep(0.5)
+        free = ray.available_resources().get(kind, 0.0)
     if needed > free:
         advice = "" if config.gpu else ", a smaller local.ray.cpus_per_worker, or `ray start --head --num-cpus N`"
         raise RayUnavailableError(
@@ -128,6 +136,14 @@ class PeerHandle:
                 ray.kill(actor)
 
 
+def _runs(namespace: str) -> bool:
+    try:
+        ray.get_actor("peer", namespace=namespace)
+    except ValueError:
+        return False
+    return True
+
+
 def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
     """Start a peer's actors on the connected cluster; with `stay` it outlives the end of its run until told to leave.
 
@@ -136,6 +152,18 @@ def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
     """
     identity = Identity.load_or_create(config.key_path)
     namespace = f"elastic-{config.shared.run}-{identity.peer[-12:]}"
+    taken = ConfigError(
+        f"peer {identity.peer[-6:]} of run {config.shared.run} already runs on this Ray cluster "
+        f"(key {config.key_path}): give a second peer its own state_dir"
+    )
+    if _runs(namespace):
+        raise taken
+    _require_resources(config.local.ray)
+    if JOB_COPY in config.local.state_dir.parts:
+        raise ConfigError(
+            f"{config.local.state_dir} lies in Ray's copy of this job's folder, which goes when the job ends: "
+            "give local.state_dir as an absolute path"
+        )
     options = {"namespace": namespace, "num_cpus": 0, "max_restarts": RESTARTS}
     try:
         swarm = ray.remote(Swarm).options(name="swarm", **options).remote(config)
@@ -145,10 +173,7 @@ def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
             .remote(config, "peer", namespace)
         )
     except ValueError as error:
-        raise ConfigError(
-            f"peer {identity.peer[-6:]} of run {config.shared.run} already runs on this Ray cluster "
-            f"(key {config.key_path}): give a second peer its own state_dir"
-        ) from error
+        raise taken from error
     return PeerHandle(config, peer, swarm, stay=stay)
 
 

@@ -56,8 +56,8 @@ MAX_ADDRESSES = 16
 """As many as a card may carry."""
 RETRY_SECONDS = 1.0
 """Before another try when the network failed."""
-JOINING = "joining the DHT, starting Ray Train"
-"""The first phase of a peer."""
+JOINING = "starting Ray Train, joining the DHT"
+"""How the first phase of a peer begins."""
 FAREWELL_SECONDS = 10.0
 """How long a peer that finished the run stays to serve those who have not."""
 
@@ -257,7 +257,9 @@ class PeerActor(TrainerDesk):
             name=name,
             state_dir=config.local.state_dir,
         )
-        self._journal.note(stage="starting", phase=JOINING)
+        self._journal.note(
+            stage="starting", phase=f"{JOINING} (gives up after {config.local.network.bootstrap_seconds:.0f} s)"
+        )
         self._trainer = RayTrainer(self._mailbox, self._job, config.local.ray, config.local.state_dir / "ray")
         loop = asyncio.get_running_loop()
         self._trainer.start(lambda error: _tell(loop, self._trainer_ended, error))

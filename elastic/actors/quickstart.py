@@ -69,7 +69,7 @@ def run_quickstart(settings: Settings, say: Say) -> int:
     """Run it; returns the exit code."""
     begin, folder = time.monotonic(), settings.folder
     if settings.report is not None:
-        settings.report.unlink(missing_ok=True)
+        settings.report.write_bytes(b"")  # a place that cannot be written is better found out now
     say(f"run folder {folder}")
     result = Result(folder, [])
     handles: list[PeerHandle] = []
@@ -119,7 +119,7 @@ def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin:
 def _note_start(statuses: list[PeerStatus], result: Result, begin: float) -> None:
     """When the slowest peer had its network, its trainer, and its first round."""
     seen = {
-        "network": all(status.phase != JOINING for status in statuses),
+        "network": not any(status.phase.startswith(JOINING) for status in statuses),
         "trainers": all(status.stage != "starting" for status in statuses),
         "start": all(status.round >= 1 for status in statuses),
     }

@@ -294,7 +294,7 @@ def _cannot_listen(host: str, port: int, error: object) -> NetworkError:
     if "in use" in str(error):
         return PortTakenError(
             f"port {port} is in use on {host}; stop who listens there (ss -ltnp 'sport = :{port}'), "
-            f"or set another network.port (0 takes any free one)"
+            f"or choose another (local.network.port, --port; 0 takes any free one)"
         )
     return NetworkError(f"cannot listen on {host}:{port}: {error}")
 
