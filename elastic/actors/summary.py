@@ -11,12 +11,12 @@ from elastic.actors.follow import Say
 from elastic.actors.job import load_corpus
 from elastic.actors.launch import PeerHandle
 from elastic.actors.live import complete_rounds, slowest
+from elastic.actors.peer import HELD_OUT_SEQUENCES
 from elastic.view import size
 
 if TYPE_CHECKING:
     from elastic.actors.quickstart import Result, Settings
 
-HELD_OUT_SEQUENCES = 128
 PROMPT = "It is a truth universally acknowledged, that "
 
 

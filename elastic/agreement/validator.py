@@ -11,13 +11,11 @@ from itertools import pairwise
 
 from elastic.contracts import Exchange
 from elastic.errors import MalformedError, SignatureInvalidError
-from elastic.messages import NO_DIGEST, Counted, Digest, Manifest, PeerId, RoundIndex
+from elastic.messages import GENESIS, NO_DIGEST, Counted, Digest, Manifest, PeerId, RoundIndex
 from elastic.wire.signing import Identity, verify
 
 logger = logging.getLogger(__name__)
 
-GENESIS = RoundIndex(0)
-"""Manifest 0 names the first anchor; contributions count from round 1."""
 KIND = "manifest"
 """The record kind under which manifests are posted."""
 SHARE_TOLERANCE = 1e-6

@@ -76,8 +76,6 @@ class Skip:
     """Apply nothing now; the residual keeps our work."""
 
     because: str
-    lost: bool = False
-    """True if we no longer hold what the others hold and must catch up."""
 
 
 def decide_commit(plan: RoundPlan, manifest: Manifest | None, missing: Collection[Digest]) -> Commit | Skip:
@@ -85,7 +83,7 @@ def decide_commit(plan: RoundPlan, manifest: Manifest | None, missing: Collectio
     if manifest is None:
         return Skip("no manifest for this round yet: its validator cannot be heard")
     if manifest.anchor != plan.anchor or manifest.previous != plan.previous:
-        return Skip("the manifest applies to another anchor than ours", lost=True)
+        return Skip("the manifest applies to another anchor than ours")
     if missing:
-        return Skip(f"{len(missing)} counted payloads could not be fetched", lost=True)
+        return Skip(f"{len(missing)} counted payloads could not be fetched")
     return Commit(manifest)

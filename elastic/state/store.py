@@ -84,7 +84,7 @@ class StateStore:
         """
         path = self._path(name)
         committed = self.load()
-        if committed is not None and name in _files_of(committed):
+        if committed is not None and name in committed.files():
             if self.read_file(name) != data:
                 raise StateError(f"{path}: belongs to the committed state; choose a new name, then commit")
             return str(path)
@@ -102,7 +102,7 @@ class StateStore:
         self._require_files(meta)
         write_durably(self._meta, meta.canonical())
         try:
-            self._prune(_files_of(meta))
+            self._prune(meta.files())
         except OSError as error:
             logger.warning("old files stay for now: %s", state_error(self._files, error))
 
@@ -123,7 +123,7 @@ class StateStore:
                 path.unlink(missing_ok=True)
 
     def _require_files(self, meta: StateMeta) -> None:
-        for name in sorted(_files_of(meta)):
+        for name in sorted(meta.files()):
             if not self._path(name).is_file():
                 raise StateError(f"{self._path(name)}: is not there; {_remedy(self.directory)}")
 
@@ -223,11 +223,6 @@ def _take(descriptor: int, directory: Path) -> None:
         raise StateError(f"{directory}: in use by pid {holder}; stop it or choose another local.state_dir") from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-
-
-def _files_of(meta: StateMeta) -> frozenset[str]:
-    names = {meta.anchor_file, meta.residual_file, meta.pending.payload_file if meta.pending else None}
-    return frozenset(name for name in names if name is not None)
 
 
 def _remedy(directory: Path) -> str:
