@@ -128,7 +128,9 @@ def bootstrap(tmp_path: Path) -> Iterator[str]:
 
 def processes(pattern: str) -> list[str]:
     """Command lines of running processes that match."""
-    listing = subprocess.run(["ps", "-eo", "pid,ppid,stat,args"], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(
+        ["ps", "-eww", "-o", "pid,ppid,stat,args"], capture_output=True, text=True, check=True
+    ).stdout
     return [line for line in listing.splitlines() if re.search(pattern, line) and " Z" not in line[:24]]
 
 
