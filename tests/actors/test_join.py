@@ -11,7 +11,7 @@ import pytest
 from elastic.wire.signing import Identity
 from tests.actors.conftest import ACTORS, Program, processes, ray_cluster, run_file, shared, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def reports(folder: Path) -> dict[int, dict[str, dict]]:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.actors.conftest import Program, processes, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 RAY = r"ray::|raylet|gcs_server"
 KEYS = {"round", "peer", "loss", "tokens", "bytes_out", "bytes_in", "digest", "verdicts", "seconds"}
