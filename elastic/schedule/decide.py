@@ -34,7 +34,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """The run is over, or we were asked to go."""
+    """The run is over."""
 
     because: str
 
@@ -42,7 +42,7 @@ class Leave:
 Next = Train | CatchUp | Found | Wait | Leave
 
 
-def decide_next(*, holds: RoundIndex, head: Manifest | None, rounds: int, validator: bool, leaving: bool) -> Next:
+def decide_next(*, holds: RoundIndex, head: Manifest | None, rounds: int, validator: bool) -> Next:
     """What a peer does next.
 
     Args:
@@ -51,8 +51,6 @@ def decide_next(*, holds: RoundIndex, head: Manifest | None, rounds: int, valida
         rounds: length of the run.
         validator: whether it may sign the genesis.
     """
-    if leaving:
-        return Leave("asked to leave")
     if holds > (head.round + 1 if head else 0):
         return Wait(f"we hold the anchor of round {holds}, but nobody knows the manifest that led to it")
     if head is None:

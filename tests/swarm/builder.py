@@ -1,6 +1,6 @@
 """A swarm in one process: the real parts of every peer, on a clock and a network that belong to the test.
 
-Each `Node` lives as `elastic.actors.peer` lets a peer live, without Ray and Hivemind: decide, do one thing, again.
+Each `Node` lives the life of `elastic.life`, without Ray and Hivemind.
 Time is virtual, so that deadlines cost nothing; computing takes none of it unless a node is given a `pace`.
 """
 
@@ -17,20 +17,18 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from elastic.agreement.validator import NamedValidator, check_manifest, genesis
-from elastic.apply import catch_up
+from elastic.agreement.validator import NamedValidator, check_manifest
 from elastic.config import PluginChoice, Shared
-from elastic.errors import FetchError, NetworkError
+from elastic.errors import NetworkError
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
+from elastic.life import Life, Presence
 from elastic.messages import (
     ContributionHeader,
     Digest,
     InnerReport,
     Manifest,
-    PeerCard,
     PeerId,
-    PeerStage,
     RoundIndex,
     RoundPlan,
     RoundReport,
@@ -38,10 +36,8 @@ from elastic.messages import (
 )
 from elastic.peer import Peer
 from elastic.registry import build
-from elastic.round import run_round
 from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 from elastic.schedule.clock import ManualClock
-from elastic.schedule.decide import CatchUp, Found, Leave, Train, Wait, decide_next
 from elastic.state.chain import Chain
 from elastic.state.store import StateStore
 from elastic.train.local import LocalTrainer
@@ -54,7 +50,6 @@ MODEL = PluginChoice(name="llama", preset="nano", layers=1, dim=32, heads=2, kv_
 CARD_SECONDS = 4.0
 PATIENCE = 60.0
 """Virtual seconds in which everything a test waits for has happened."""
-POLL = Seconds(0.3)
 PACE = 0.5
 """Virtual seconds that a node trains in each round."""
 TOKENS = np.frombuffer(read_corpus("pride_and_prejudice")[10_000:40_000], np.uint8).astype(np.uint16)
@@ -177,9 +172,8 @@ class Node:
     """(round, payload digest) of every commitment it made, in all its lives."""
     settled: list[tuple[RoundIndex, bool]] = field(default_factory=list)
     """(round, counted) of every outer step."""
-    caught_up: list[RoundIndex] = field(default_factory=list)
     fetched: list[Digest] = field(default_factory=list)
-    leaving: bool = False
+    notes: list[dict[str, Any]] = field(default_factory=list)
     task: asyncio.Task[str] | None = None
     peer: Any = None
 
@@ -211,11 +205,10 @@ class Node:
             self.crash_at = None
             raise CrashError(boundary)
 
-    # --- its life, as in elastic.actors.peer -----------------------------------------------------------------------
+    # --- its life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin a life: everything is built from the directory."""
-        self.leaving, self._unsure, self._stage = False, True, PeerStage.STARTING
         self.task = asyncio.create_task(self._live(), name=self.name)
 
     async def stop(self) -> None:
@@ -225,11 +218,23 @@ class Node:
         await asyncio.wait([self.task])
         self.task = None
 
-    async def _assemble(self) -> Peer:
-        shared, me = self.swarm.shared, identity(self.name)
-        exchange = NodeExchange(self.swarm.network, me.peer, RUN)
+    async def _live(self) -> str:
+        exchange = NodeExchange(self.swarm.network, self.id, RUN)
         exchange.node = self
-        self.swarm.network.peers[me.peer] = exchange
+        self.swarm.network.peers[self.id] = exchange
+        presence = Presence(self.id, self.name, self.swarm.shared, exchange)
+        life = Life(presence, self.swarm.clock, self, CARD_SECONDS)
+        try:
+            peer = await life.patiently(lambda: self._assemble(exchange))
+            async with life.heartbeat(peer):
+                return await life.live(peer)
+        except CrashError as crash:
+            return f"crashed at {crash}"
+        finally:
+            await exchange.close()
+
+    async def _assemble(self, exchange: MemoryExchange) -> Peer:
+        shared, me = self.swarm.shared, identity(self.name)
         chain = Chain(self.directory / "chain.jsonl")
         session = make_session(shared, me.peer, self.directory / "state")
         trainer = PacedTrainer(session, self)
@@ -241,107 +246,18 @@ class Node:
             on_phase=lambda phase: self.reach(f"{phase} {self._round}"),
         )  # fmt: skip
         self.on_start(peer)
-        await peer.refresh()
-        head = chain.head()
-        if head is not None and agreement.validates(peer.id):
-            await agreement.propose(head)
         return peer
 
-    async def _live(self) -> str:
-        peer = await self._assemble()
-        heartbeat = asyncio.create_task(self._heartbeat(peer))
-        try:
-            while True:
-                try:
-                    if (reason := await self._next(peer)) is not None:
-                        return reason
-                except NetworkError:
-                    self._unsure = True
-                    await peer.clock.sleep(Seconds(1.0))
-        except CrashError as crash:
-            return f"crashed at {crash}"
-        finally:
-            heartbeat.cancel()
-            await peer.exchange.close()
+    # --- as the `Watch` of its life ----------------------------------------------------------------------------------
 
-    async def _next(self, peer: Peer) -> str | None:
-        validator = peer.agreement.validates(peer.id)
-        head = await self._head(peer)
-        decision = decide_next(
-            holds=peer.holds(), head=head, rounds=peer.shared.rounds, validator=validator, leaving=self.leaving
-        )
-        match decision:
-            case Train(head):
-                await self._become(peer, PeerStage.READY)
-                plan = peer.plan(head)
-                self._round = plan.round
-                report = await run_round(peer, plan)
-                self.reports.append(report)
-                self._unsure = report.manifest is None
-            case CatchUp(head):
-                await self._catch_up(peer, head)
-            case Found():
-                await self._found(peer)
-            case Wait():
-                await self._become(peer, PeerStage.READY)
-                await peer.clock.sleep(POLL)
-            case Leave(because):
-                await self._see_others_off(peer)
-                return because
-        return None
+    def note(self, **fields: Any) -> None:
+        self.notes.append(fields)
 
-    async def _catch_up(self, peer: Peer, head: Manifest) -> None:
-        if head.round > 0:
-            self.caught_up.append(head.round)
-            await self._become(peer, PeerStage.CATCHING_UP)
-        try:
-            await catch_up(peer, head)
-            self._unsure = head.round > 0 and self._stage is PeerStage.CATCHING_UP
-            self._stage = PeerStage.READY if not self._unsure else self._stage
-        except FetchError:
-            self._unsure = True
-            await peer.clock.sleep(Seconds(1.0))
+    def begin(self, plan: RoundPlan) -> None:
+        self._round = plan.round
 
-    async def _found(self, peer: Peer) -> None:
-        await self._become(peer, PeerStage.READY)
-        ready = [card.peer for card in await peer.exchange.cards() if card.stage is PeerStage.READY]
-        if len(ready) < peer.shared.round.min_peers:
-            await peer.clock.sleep(POLL)
-            return
-        roster = peer.incentive.select(RoundIndex(1), sorted(ready), peer.shared.round.max_peers)
-        manifest = genesis(RUN, peer.state.anchor, sorted(roster), proposer=peer.id)
-        await catch_up(peer, await peer.agreement.propose(manifest))
-
-    async def _head(self, peer: Peer) -> Manifest | None:
-        own = peer.chain.head()
-        if own is not None and not self._unsure:
-            return own
-        known = await peer.agreement.head()
-        self._unsure = False
-        return max((m for m in (own, known) if m is not None), key=lambda m: m.round, default=None)
-
-    async def _see_others_off(self, peer: Peer) -> None:
-        await self._become(peer, PeerStage.READY)
-        deadline = peer.clock.now() + 10.0
-        while peer.clock.now() < deadline:
-            if all(card.round >= peer.holds() for card in await peer.exchange.cards()):
-                return
-            await peer.clock.sleep(POLL)
-
-    async def _become(self, peer: Peer, stage: PeerStage) -> None:
-        self._stage = stage
-        await self._announce(peer)
-
-    async def _announce(self, peer: Peer) -> None:
-        digest = peer.shared.digest()
-        await peer.exchange.announce(
-            PeerCard(peer=self.id, run=RUN, shared=digest, stage=self._stage, round=peer.holds())
-        )
-
-    async def _heartbeat(self, peer: Peer) -> None:
-        while True:
-            await self._announce(peer)
-            await peer.clock.sleep(Seconds(CARD_SECONDS / 4))
+    def record(self, report: RoundReport, incentive_state: Mapping[str, Any]) -> None:
+        self.reports.append(report)
 
 
 class Swarm:

@@ -41,7 +41,7 @@ rounds = st.integers(0, 30).map(RoundIndex)
 def test_one_thing_is_right_to_do_next(holds: RoundIndex, head: int | None, length: int, validator: bool) -> None:
     # when
     known = manifest(head) if head is not None else None
-    decision = decide_next(holds=holds, head=known, rounds=length, validator=validator, leaving=False)
+    decision = decide_next(holds=holds, head=known, rounds=length, validator=validator)
     # then
     next_round = 0 if head is None else head + 1
     match decision:
@@ -56,12 +56,6 @@ def test_one_thing_is_right_to_do_next(holds: RoundIndex, head: int | None, leng
         case Wait(because):
             assert holds > next_round or (known is None and not validator)
             assert because
-
-
-@given(rounds, st.none() | st.integers(0, 30), st.booleans())
-def test_who_is_asked_to_leave_leaves(holds: RoundIndex, head: int | None, validator: bool) -> None:
-    known = manifest(head) if head is not None else None
-    assert isinstance(decide_next(holds=holds, head=known, rounds=9, validator=validator, leaving=True), Leave)
 
 
 @given(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 3))
