@@ -139,7 +139,22 @@ class Reducer(Protocol):
 
     @property
     def averages(self) -> bool:
-        """True if payloads are averaged among the peers before they are committed (swarms that trust each other)."""
+        """True if payloads are averaged among the peers before they are committed (swarms that trust each other).
+
+        Such a reducer is an `AveragingReducer`.
+        """
+        ...
+
+
+class AveragingReducer(Reducer, Protocol):
+    """A reducer whose payloads are dense numbers that the exchange can average."""
+
+    def arrays(self, data: bytes, like: Tensors) -> dict[str, Any]:
+        """A payload's bytes as name → fp32 numpy array, to be averaged."""
+        ...
+
+    def from_arrays(self, arrays: Mapping[str, Any]) -> bytes:
+        """The payload's bytes of an average; `from_arrays(arrays(data, like)) == data`."""
         ...
 
 

@@ -8,14 +8,14 @@ Skip, and neither is an exception: exceptions mean that our own side is broken.
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from elastic import trace
 from elastic.agreement.validator import draft
 from elastic.apply import apply_manifest, missing_payloads
-from elastic.contracts import Arrival
+from elastic.contracts import Arrival, AveragingReducer
 from elastic.errors import AveragingError, DivergedError
-from elastic.exchange.gather import CONTRIBUTION, Checks, gather
+from elastic.exchange.gather import CONTRIBUTION, Checks, Gathered, gather
 from elastic.messages import (
     ContributionHeader,
     Counted,
@@ -100,7 +100,7 @@ async def contribute(peer: Peer, plan: RoundPlan, phases: Phases) -> Offer:
     return Offer(inner, payload)
 
 
-async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> dict[PeerId, Arrival]:
+async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> Gathered:
     """Everyone's contributions, each through the cheap checks as it arrives."""
 
     async def decided() -> bool:
@@ -133,8 +133,9 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> dict[PeerId, A
         )
 
 
-def judge(peer: Peer, plan: RoundPlan, arrivals: dict[PeerId, Arrival]) -> Seen:
+def judge(peer: Peer, plan: RoundPlan, gathered: Gathered) -> Seen:
     """Verdicts on the whole round: what can only be seen by comparing contributions, and who is missing."""
+    arrivals = gathered.arrivals
     verdicts = {sender: arrival.verdict for sender, arrival in arrivals.items()}
     headers = {sender: arrival.header for sender, arrival in arrivals.items()}
     if peer.reducer.averages:
@@ -142,7 +143,8 @@ def judge(peer: Peer, plan: RoundPlan, arrivals: dict[PeerId, Arrival]) -> Seen:
     else:
         verdicts = mark_copies(verdicts, headers, {sender: arrival.committed for sender, arrival in arrivals.items()})
     for absent in set(plan.roster) - set(arrivals):
-        verdicts[absent] = Verdict(peer=absent, round=plan.round, rejected=RejectReason.MISSING)
+        reason = RejectReason.UNFETCHABLE if absent in gathered.unfetched else RejectReason.MISSING
+        verdicts[absent] = Verdict(peer=absent, round=plan.round, rejected=reason)
     return Seen(arrivals, verdicts)
 
 
@@ -229,7 +231,7 @@ async def _trained(peer: Peer, plan: RoundPlan, phases: Phases) -> tuple[InnerRe
 
 async def _averaged(peer: Peer, plan: RoundPlan, payload: bytes, phases: Phases) -> bytes:
     """For swarms that trust each other: the mean of everyone's payload, which all then hold bit for bit."""
-    reducer: Any = peer.reducer
+    reducer = cast(AveragingReducer, peer.reducer)
     with phases("average"):
         mean = await peer.exchange.average(
             f"{plan.run}-{plan.round}",
@@ -237,7 +239,7 @@ async def _averaged(peer: Peer, plan: RoundPlan, payload: bytes, phases: Phases)
             len(plan.roster),
             Seconds(plan.gather_seconds),
         )
-        return bytes(reducer.from_arrays(mean))
+        return reducer.from_arrays(mean)
 
 
 def _header(peer: Peer, plan: RoundPlan, inner: InnerReport, payload: bytes) -> ContributionHeader:
@@ -273,5 +275,5 @@ def _why_skipped(peer: Peer, offer: Offer, seen: Seen, decision: Commit | Skip) 
     if offer.payload is None or decision.manifest.counts(peer.id):
         return None
     verdict = seen.verdicts[peer.id]
-    late = verdict.accepted or verdict.rejected is RejectReason.MISSING
+    late = verdict.accepted or peer.id not in seen.arrivals
     return "arrived after the round was decided" if late else verdict.rejected

@@ -30,17 +30,25 @@ class Checks:
     payload: PayloadCheck
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What a round brought."""
+
+    arrivals: dict[PeerId, Arrival]
+    """In order of arrival."""
+    unfetched: frozenset[PeerId]
+    """Who committed, but their bytes were not to be had in time: a slow link, or a lie."""
+
+
 async def gather(
     exchange: Exchange, clock: Clock, plan: RoundPlan, *, checks: Checks, decided: Decided, deadline: Seconds
-) -> dict[PeerId, Arrival]:
+) -> Gathered:
     """Collect contributions until everyone on the roster has arrived, the round is decided, or the deadline.
 
     Args:
         deadline: instant on `clock`.
 
-    Returns:
-        Peer → arrival, in order of arrival. Who committed to bytes that nobody could fetch has not arrived. Nobody's
-        garbage raises.
+    Nobody's garbage raises.
     """
     arrivals: dict[PeerId, Arrival] = {}
     tasks: dict[PeerId, asyncio.Task[Arrival]] = {}
@@ -52,10 +60,8 @@ async def gather(
                     tasks[sender] = asyncio.create_task(receiver.receive(sender, body))
             _collect(tasks, arrivals)
             missing = set(plan.roster) - set(arrivals)
-            if not missing or clock.now() >= deadline or await decided():
-                return arrivals
-            if missing <= await _leaving(exchange):
-                return arrivals
+            if not missing or clock.now() >= deadline or await decided() or missing <= await _leaving(exchange):
+                return Gathered(arrivals, frozenset(missing & set(tasks)))
             await clock.sleep(POLL_SECONDS)
     finally:
         for task in tasks.values():

@@ -73,6 +73,18 @@ def test_payload_and_residual_together_are_the_work_done(reducer):
 
 
 @every_reducer
+def test_who_averages_turns_payloads_into_arrays_and_back(reducer):
+    if not reducer.averages:
+        pytest.skip("its payloads are counted, not averaged")
+    data = reducer.encode(reducer.compress(delta(1), zeros())[0])
+    arrays = reducer.arrays(data, LIKE)
+    assert {name: (array.dtype, array.shape) for name, array in arrays.items()} == {
+        name: (np.float32, shape) for name, shape in SHAPES.items()
+    }
+    assert reducer.from_arrays(arrays) == data
+
+
+@every_reducer
 def test_one_payload_counted_fully_is_itself(reducer):
     # given
     payload, _ = reducer.compress(delta(1), zeros())

@@ -85,10 +85,10 @@ async def endless_tokens(header: ContributionHeader, node: Node) -> bytes:
 LIES: dict[str, tuple[Lie, RejectReason]] = {
     "garbage payload": (garbage_payload, RejectReason.MALFORMED),
     "levels that are no numbers": (nan_levels, RejectReason.MALFORMED),
-    "wrong bytes served": (wrong_bytes, RejectReason.MISSING),
+    "wrong bytes served": (wrong_bytes, RejectReason.UNFETCHABLE),
     "huge size claimed": (huge_claim, RejectReason.OVERSIZED),
-    "other size claimed": (short_claim, RejectReason.MISSING),
-    "committed, never provided": (never_provided, RejectReason.MISSING),
+    "other size claimed": (short_claim, RejectReason.UNFETCHABLE),
+    "committed, never provided": (never_provided, RejectReason.UNFETCHABLE),
     "stale round": (stale_round, RejectReason.STALE),
     "wrong anchor": (resigned(anchor=digest_of(b"another")), RejectReason.WRONG_ANCHOR),
     "another run": (resigned(run="another"), RejectReason.MALFORMED),

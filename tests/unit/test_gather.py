@@ -56,6 +56,8 @@ class Scene:
         await self[one].provide(payload)
 
     async def gather(self, *, seconds: float = 10.0) -> dict[PeerId, Arrival]:
+        """The arrivals; `unfetched` is kept."""
+
         async def check(header: ContributionHeader, payload: bytes) -> Verdict:
             bad = RejectReason.MALFORMED if payload == b"garbage" else None
             return Verdict(peer=header.peer, round=header.round, rejected=bad)
@@ -68,9 +70,11 @@ class Scene:
             return Verdict(peer=sender, round=header.round, rejected=large)
 
         deadline = Seconds(self.clock.now() + seconds)
-        return await gather(
+        gathered = await gather(
             self[ANN], self.clock, PLAN, checks=Checks(check_first, check), decided=decided, deadline=deadline
         )
+        self.unfetched = gathered.unfetched
+        return gathered.arrivals
 
     async def later(self, seconds: float, *what: object) -> None:
         """Run these coroutines after that much virtual time."""
@@ -151,8 +155,9 @@ async def test_who_commits_to_bytes_that_never_come_has_not_arrived() -> None:
     await scene.contribute(CYD, b"cyd's")
     # when
     arrivals = await scene.gather(seconds=4.0)
-    # then
+    # then it is known apart from one who said nothing
     assert set(arrivals) == {ANN.peer, CYD.peer}
+    assert scene.unfetched == {BOB.peer}
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"{}", b"[]", b"null", b'{"run": "demo"}', b"{" * 500])
@@ -206,6 +211,7 @@ async def test_strangers_are_not_looked_at() -> None:
     arrivals = await scene.gather(seconds=1.0)
     # then
     assert arrivals == {}
+    assert not scene.unfetched
 
 
 async def test_a_payload_is_had_from_others_when_its_author_is_cut_off() -> None:
