@@ -48,6 +48,8 @@ def main() -> None:
         if library not in EXTRAS:
             raise
         _fail(f"{library} is not installed: pip install 'elastic[peer]'")
+    except (typer.Abort, KeyboardInterrupt):
+        raise SystemExit(130) from None  # Ctrl-C before there is anything to leave
     except OSError as error:
         if error.filename is None:
             raise

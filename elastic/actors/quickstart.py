@@ -17,8 +17,9 @@ import ray
 from rich.console import Console
 
 from elastic.actors import summary
-from elastic.actors.follow import Interrupted, Interruption, Say
+from elastic.actors.follow import Say
 from elastic.actors.footprint import tree_bytes
+from elastic.actors.interruption import Interrupted, Interruption
 from elastic.actors.launch import PeerHandle, quiet, silence_ray, start_peer
 from elastic.actors.live import LiveView
 from elastic.actors.offline import corpus_digest
