@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -84,34 +85,53 @@ def _paired(config: RunConfig, pairs: int, say: Say) -> dict[str, float]:
 def measure_join(folder: Path, peers: int, say: Say) -> float:
     """Seconds from starting `elastic join` to the round that counts the newcomer, beside peers that train already."""
     settings = Settings(peers=peers + 1, rounds=10_000, workers=(1,) * (peers + 1), folder=folder, plain=True)
-    report = folder / "newcomer.jsonl"
-    with entry_point(folder) as entry, local_cluster(num_cpus=peers + 2):
+    handles: list[PeerHandle] = []
+    with ExitStack() as stack:
+        entry = stack.enter_context(entry_point(folder))
+        stack.enter_context(local_cluster(num_cpus=peers + 2))
+        stack.callback(free, handles)
         configs = run_files(folder, settings, entry(), min_peers=peers)
-        handles = [start_peer(config) for config in configs[:-1]]
+        handles += [start_peer(config) for config in configs[:-1]]
         say(f"waiting for {peers} peers to train")
         while min(_rounds(handle) for handle in handles) < SETTLED_ROUNDS:
             time.sleep(0.5)
-        address = ray.get_runtime_context().gcs_address
-        path = configs[-1].local.state_dir / "run.toml"
-        path.write_text(
-            path.read_text()
-            .replace("[local.ray]", f'[local.ray]\naddress = "{address}"')
-            .replace("\n[local.network]", f"report = {json.dumps(str(report))}\n\n[local.network]")
-        )
         say("the newcomer's `elastic join` starts")
+        report = folder / "newcomer.jsonl"
+        run_file = _newcomer(configs[-1], ray.get_runtime_context().gcs_address, report)
         start = time.monotonic()
-        with (folder / "newcomer.log").open("wb") as log:
-            command = [sys.executable, "-m", "elastic", "join", str(path)]
-            newcomer = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        newcomer = stack.enter_context(_joining(run_file, folder / "newcomer.log"))
         while not _counted(report):
             if newcomer.poll() is not None:
                 raise ElasticError(f"the newcomer ended: {(folder / 'newcomer.log').read_text()[-500:]}")
             time.sleep(0.1)
-        seconds = time.monotonic() - start
-        newcomer.send_signal(signal.SIGINT)
-        newcomer.wait(60)
-        free(handles)
-        return seconds
+        return time.monotonic() - start
+
+
+def _newcomer(config: RunConfig, address: str, report: Path) -> Path:
+    """The run file of a peer that joins by hand, on the cluster with that address."""
+    path = config.local.state_dir / "run.toml"
+    path.write_text(
+        path.read_text()
+        .replace("[local.ray]", f'[local.ray]\naddress = "{address}"')
+        .replace("\n[local.network]", f"report = {json.dumps(str(report))}\n\n[local.network]")
+    )
+    return path
+
+
+@contextmanager
+def _joining(run_file: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`elastic join` as a process, which leaves in the end."""
+    with log.open("wb") as out:
+        command = [sys.executable, "-m", "elastic", "join", str(run_file)]
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _rounds(handle: PeerHandle) -> int:
