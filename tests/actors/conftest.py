@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -74,15 +75,28 @@ class Program:
             self.process.wait()
 
 
+def _free_port() -> int:
+    """Ray takes no port 0 for its dashboard."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
-def ray_cluster(cpus: int = 4) -> Iterator[str]:
-    """`ray start --head` as a child of ours, on free ports; gives its address."""
+def ray_cluster(cpus: int = 4, *, jobs: bool = False) -> Iterator[str]:
+    """`ray start --head` as a child of ours, on free ports; gives its address.
+
+    Args:
+        cpus: that it believes to have.
+        jobs: whether it takes jobs, which costs its start some seconds.
+    """
     folder = Path(tempfile.mkdtemp(prefix="rt-"))  # short: Ray puts sockets below it
     log = folder / "start.log"
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port", "0",
         "--num-cpus", str(cpus),
-        "--include-dashboard", "false", "--temp-dir", str(folder), "--object-store-memory", "200000000",
+        "--include-dashboard", str(jobs).lower(), "--dashboard-port", str(_free_port()),
+        "--temp-dir", str(folder), "--object-store-memory", "200000000",
     ]  # fmt: skip
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environment(), stdout=out, stderr=subprocess.STDOUT)

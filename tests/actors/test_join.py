@@ -4,12 +4,14 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from elastic.wire.signing import Identity
-from tests.actors.conftest import ACTORS, Program, processes, ray_cluster, run_file, shared, until
+from tests.actors.conftest import ACTORS, ELASTIC, Program, environment, processes, ray_cluster, run_file, shared, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -151,6 +153,28 @@ def test_two_peers_share_a_cluster_and_a_third_runs_another_configuration(
     finally:
         for program in programs:
             program.kill()
+
+
+def test_a_peer_is_submitted_as_a_job_and_stopped_as_one(tmp_path: Path) -> None:
+    # given a cluster that takes jobs
+    file = run_file(tmp_path / "ann.toml", shared=shared(validator_of(tmp_path, "ann")), bootstrap=None, ray="auto")
+    with ray_cluster(jobs=True) as address:
+
+        def ray_job(*args: str) -> subprocess.CompletedProcess[str]:
+            command = [str(Path(sys.executable).with_name("ray")), "job", *args]
+            return subprocess.run(
+                command, env=environment(RAY_ADDRESS=address), capture_output=True, text=True, check=False, timeout=300
+            )
+
+        # when a peer is submitted, once the agent that takes jobs is there
+        submit = ["submit", "--no-wait", "--submission-id", "ann", "--", *ELASTIC, "join", str(file)]
+        until(lambda: ray_job(*submit).returncode == 0, "an agent")
+        until(lambda: 2 in reports(tmp_path), "round 2")
+        # and stopped
+        ray_job("stop", "ann")
+        # then it leaves as it does on Ctrl-C
+        assert ray_job("logs", "ann").stdout.rstrip().endswith("left")
+        until(lambda: gone(tmp_path), f"an end of {processes('|'.join(ACTORS))}")
 
 
 def test_no_ray_says_how_to_start_it(tmp_path: Path) -> None:
