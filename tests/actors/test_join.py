@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -186,16 +187,31 @@ def test_no_ray_says_how_to_start_it(tmp_path: Path) -> None:
     assert "ray start --head" in ann.output() and "Traceback" not in ann.output()
 
 
-def test_an_unreachable_bootstrap_ends_with_advice(tmp_path: Path, cluster: str) -> None:
+def test_an_unreachable_bootstrap_and_a_taken_port_end_with_advice(tmp_path: Path, cluster: str) -> None:
+    # given a peer whose only entry point is nobody
     nobody = Identity.generate().peer
-    path = run_file(
+    ann_file = run_file(
         tmp_path / "ann.toml",
         shared=shared(validator_of(tmp_path, "bob")),
         bootstrap=f"/ip4/127.0.0.1/tcp/9/p2p/{nobody}",
         ray=cluster,
     )
-    path.write_text(path.read_text().replace("bootstrap_seconds = 20", "bootstrap_seconds = 2"))
-    ann = Program(["join", str(path)], tmp_path)
-    assert ann.ends() == 1
-    assert "error:" in ann.output() and nobody in ann.output() and "Traceback" not in ann.output()
-    until(lambda: gone(tmp_path), "an end of the peer's actors")
+    ann_file.write_text(ann_file.read_text().replace("bootstrap_seconds = 20", "bootstrap_seconds = 2"))
+    # and one whose port is another's
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        bob_file = run_file(
+            tmp_path / "bob.toml", shared=shared(validator_of(tmp_path, "bob")), bootstrap=None, ray=cluster
+        )
+        bob_file.write_text(bob_file.read_text().replace("[local.network]", f"[local.network]\nport = {port}"))
+        # when they join
+        for file, says in ((ann_file, nobody), (bob_file, f"port {port} is in use")):
+            program = Program(["join", str(file)], tmp_path)
+            # then each is told in one line
+            assert program.ends() == 1
+            last = program.output().splitlines()[-1]
+            assert last.startswith("error: ") and says in last
+            assert "Traceback" not in program.output()
+    until(lambda: gone(tmp_path), "an end of the peers' actors")
