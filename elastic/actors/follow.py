@@ -53,8 +53,8 @@ def _show_waiting(handle: PeerHandle, before: str, say: Say) -> str:
         status: PeerStatus = ray.get(handle.peer.status.remote(), timeout=5)
     except (ray.exceptions.RayError, TimeoutError):
         return before
-    if status.stage == "failed":
-        return before  # its error is told at the end
+    if status.stage in ("failed", "left"):
+        return before  # why is told at the end
     if status.stage == "ready" and status.round and not status.phase.startswith(TROUBLE):
         return before
     now: Any = f"{status.stage}: {status.phase}" if status.phase else status.stage
