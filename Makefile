@@ -13,6 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[peer,dev]"
+	@$(BIN)/python -c "from elastic.reduce.sparseloco import compile_kernels; compile_kernels()"
 	@touch $(STAMP)
 
 quickstart: install

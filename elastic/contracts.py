@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, Tensor]
     """Parameter name → tensor, any shape, fp32 unless said otherwise."""
-    Payload = Mapping[str, Mapping[str, Tensor]]
-    """Parameter name → field → tensor. For `sparseloco`: "indices" (C, K), "values" (C, K) codes, "levels" (C, 2)."""
+    Payload = Any
+    """What one reducer's `compress` makes, and only that reducer understands."""
 
 
 class Clock(Protocol):
@@ -111,8 +111,16 @@ class Trainer(Protocol):
 class Reducer(Protocol):
     """Makes a pseudo-gradient small: `sparseloco`, `average`. Stateless: the residual goes in and comes out."""
 
-    def compress(self, pseudo_gradient: Tensors, residual: Tensors) -> tuple[Payload, dict[str, Tensor]]:
-        """Decay the residual, add Δ, select and quantise. Returns the payload and what it leaves behind."""
+    def compress(
+        self, pseudo_gradient: Tensors, residual: Tensors, *, inplace: bool = False
+    ) -> tuple[Payload, dict[str, Tensor]]:
+        """Decay the residual, add Δ, select and quantise. Returns the payload and what it leaves behind.
+
+        With `inplace` that may be written over the residual, which is then spoilt if this raises.
+
+        Raises:
+            DivergedError: not everything is finite.
+        """
         ...
 
     def decompress(self, payload: Payload, like: Tensors) -> dict[str, Tensor]:

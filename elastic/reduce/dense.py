@@ -13,7 +13,7 @@ import torch
 
 from elastic.config import Section
 from elastic.errors import DivergedError
-from elastic.wire.codec import decode_dense, dense_size_bytes, encode_dense
+from elastic.wire.dense import decode_dense, dense_size_bytes, encode_dense
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +35,10 @@ class Average:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def compress(self, pseudo_gradient: Tensors, residual: Tensors) -> tuple[Payload, dict[str, Tensor]]:
-        """Δ plus what earlier rounds left, in fp16; what rounding takes away stays in the residual.
+    def compress(
+        self, pseudo_gradient: Tensors, residual: Tensors, *, inplace: bool = False
+    ) -> tuple[Payload, dict[str, Tensor]]:
+        """Δ plus what earlier rounds left, in fp16; what rounding takes away stays in the residual, which is new.
 
         Raises:
             DivergedError: Δ has entries that are not finite.

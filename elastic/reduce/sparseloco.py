@@ -4,20 +4,18 @@ Sources: SparseLoCo (arXiv 2508.15706), Covenant-72B (arXiv 2603.08163). Where w
 magnitude levels per chunk, chosen optimally (there: one table per tensor), and a mean over all peers by share
 (there: over the peers that sent the coordinate; here that is `rule = "senders"`).
 
-Everything a peer must reproduce bit for bit (`decompress`, `aggregate`) is single element-wise fp32
-operations in numpy, in PeerId order, and norms by exactly rounded sums: neither the number of threads nor the
-CPU shows.
+Everything a peer must reproduce bit for bit (`decompress`, `aggregate`) is single element-wise fp32 operations in
+PeerId order, and norms by exactly rounded sums: neither threads, nor the CPU, nor the choice between the compiled
+kernels and torch shows.
 """
-
-# C chunks, S chunk size, K kept entries of a chunk, N entries sent of a tensor
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,24 +23,31 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from elastic.config import Section
 from elastic.errors import DivergedError
+from elastic.reduce import topk
 from elastic.wire import codec
-from elastic.wire.chunks import Array, Block, Density, Rows, blocks, cut_rows, from_fields, to_fields, widen
+from elastic.wire.chunks import Array, Sparsity
+from elastic.wire.codec import SparsePayload
+from elastic.wire.packing import Entries, Layout, layout, level_table, levels_of, pack, round_levels, unpack
+
+try:
+    from elastic.reduce import kernels as sender
+    from elastic.wire import kernels as receiver
+except ImportError:  # no numba: everything in torch
+    sender = receiver = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from elastic.contracts import Payload, Tensors
+    from elastic.contracts import Tensors
 
-BFLOAT16_MAX = float(torch.finfo(torch.bfloat16).max)
-"""A level beyond this would round to infinity, which everyone refuses; the rest stays in the residual."""
+T = TypeVar("T")
+S = TypeVar("S")
 
-
-SLAB_CHUNKS = 256
-"""Chunks compressed at a time: 4 MiB of magnitudes stay near the processor, a huge tensor needs no copy."""
+NOTHING = np.empty(0, np.float32)
 
 
 class SparseLoCo:
-    """Top-k per chunk, a sign and a magnitude bit per entry, two levels per chunk: 0.02 bytes a parameter."""
+    """Top-k per chunk, a sign and a magnitude bit per entry, two levels per chunk: 0.019 bytes a parameter."""
 
     averages = False
 
@@ -53,6 +58,8 @@ class SparseLoCo:
         """Elements per chunk. A square number cuts matrices into square tiles, any other into runs."""
         k: Annotated[int, Field(ge=1, le=65536, validate_default=True)] = 64
         """Entries kept of a full chunk, at most `chunk`; smaller chunks keep the same proportion."""
+        bits: Literal[1, 2] = 2
+        """Bits per entry. 2: sign and one of two magnitudes; 1: sign only, one magnitude per chunk."""
         beta: Annotated[float, Field(ge=0, le=1)] = 0.95
         """Decay of the residual per round; 1 forgets nothing, 0 turns error feedback off."""
         rule: Literal["mean", "senders"] = "mean"
@@ -66,205 +73,206 @@ class SparseLoCo:
                 raise ValueError(f"k is at most chunk = {chunk}")
             return k
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.density = Density(config.chunk, config.k)
+    def __init__(self, config: Config, compiled: bool = True) -> None:
+        """One per process; holds no state.
 
-    def compress(self, pseudo_gradient: Tensors, residual: Tensors) -> tuple[Payload, dict[str, Tensor]]:
+        Args:
+            config: settings of the run.
+            compiled: use the compiled kernels for what is on the CPU, if numba is installed. Nobody sees a difference.
+        """
+        self.config = config
+        self.sparsity = Sparsity(config.chunk, config.k, config.bits)
+        self._compiled = compiled and sender is not None
+
+    def compress(
+        self, pseudo_gradient: Tensors, residual: Tensors, *, inplace: bool = False
+    ) -> tuple[SparsePayload, dict[str, Tensor]]:
         """e = β·residual + Δ → what is sent of e, and e − D̂.
 
         Args:
-            pseudo_gradient: Δ, name → any shape, on any device.
-            residual: e of the round before; a missing name counts as zeros. Neither argument is changed.
+            pseudo_gradient: Δ, name → any shape, on any device; not changed.
+            residual: e of the round before; a missing name counts as zeros.
+            inplace: write e − D̂ over the residual, where that is fp32 and contiguous: no second copy of the model. If
+                it fails, the residual is spoilt.
 
         Returns:
-            The payload, and fp32 residuals on the CPU; `decompress(payload)` + residual is e, to rounding.
+            The payload, and fp32 residuals on Δ's devices; `decompress(payload)` + residual is e, to rounding.
 
         Raises:
             DivergedError: e has entries that are not finite.
         """
-        payload, left = {}, {}
-        for name in sorted(pseudo_gradient):
-            error = _fold_in(pseudo_gradient[name], residual.get(name), self.config.beta)
-            if not np.isfinite(error).all():
+
+        def one(name: str) -> tuple[Array, Tensor]:
+            part, left = self._compress(pseudo_gradient[name], residual.get(name), inplace=inplace)
+            if part is None:
                 raise DivergedError(f"pseudo-gradient of {name} is not finite: the inner steps diverged")
-            payload[name] = self._extract(error)
-            left[name] = torch.from_numpy(error)
-        return payload, left
+            return part, left
 
-    def _extract(self, error: Array) -> dict[str, Tensor]:
-        """Takes the largest entries out of e (in place): the tensor's part of the payload."""
-        flat = error.reshape(-1)
-        parts = []
-        layout = blocks(error.shape, self.density.chunk)
-        for block in itertools.chain.from_iterable(block.slabs(SLAB_CHUNKS) for block in layout):
-            magnitudes_CS = np.empty((block.num_chunks, block.size), np.float32)
-            grid = block.grid(flat)
-            np.abs(grid, out=magnitudes_CS.reshape(grid.shape))
-            indices_CK = select(magnitudes_CS, self.density.kept(block.size))
-            positions_CK = block.positions(indices_CK)
-            rows = quantise(indices_CK, flat[positions_CK])
-            flat[positions_CK] -= rows.values()
-            parts.append(rows)
-        return to_fields(parts)
+        names = _largest_first(pseudo_gradient)
+        made = dict(zip(names, _in_threads(one, names), strict=True))
+        payload = SparsePayload(self.sparsity, {name: made[name][0] for name in pseudo_gradient})
+        return payload, {name: made[name][1] for name in pseudo_gradient}
 
-    def decompress(self, payload: Payload, like: Tensors) -> dict[str, Tensor]:
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _compress(self, delta: Tensor, residual: Tensor | None, *, inplace: bool) -> tuple[Array | None, Tensor]:
+        """One tensor's bytes (None: not finite) and what is left of e."""
+        form, shape = layout(tuple(delta.shape), self.sparsity), delta.shape
+        delta = delta.detach().to(torch.float32).contiguous()
+        error = torch.empty_like(delta)
+        if residual is not None:
+            residual = residual.detach().to(delta.device, torch.float32).contiguous()
+            error = residual if inplace else error
+        if self._compiled and delta.device.type == "cpu":
+            old = NOTHING if residual is None else residual.numpy().reshape(-1)
+            part = self._pick_and_pack(delta.numpy().reshape(-1), old, error.numpy().reshape(-1), form)
+            return part, error.reshape(shape)
+        if residual is None:
+            error.copy_(delta)
+        else:
+            torch.mul(residual, self.config.beta, out=error).add_(delta)
+        if not torch.isfinite(error).all():
+            return None, error
+        return pack(topk.extract(error, form), form), error.reshape(shape)
+
+    def _pick_and_pack(self, delta: Array, residual: Array, error: Array, form: Layout) -> Array | None:
+        if not form.num_chunks:
+            return np.empty(0, np.uint8)
+        table, bits = np.array(form.blocks, np.int64), form.bits
+        indices, values = np.empty(form.num_entries, np.int32), np.empty(form.num_entries, np.float32)
+        levels_C2 = np.empty((form.num_chunks, 2))
+        beta = np.float32(self.config.beta)
+        if not sender.pick(delta, residual, error, beta, table, indices, values, levels_C2, bits == 2):
+            return None
+        exponent, scales = round_levels(levels_C2, bits)
+        words = np.zeros(form.max_bytes // 8 + 3, "<u8")
+        used = sender.pack(error, table, indices, values, levels_of(scales, exponent), form.head, bits, words)
+        part = words.view(np.uint8)[:used]
+        part[0], part[1 : form.head] = exponent, scales.reshape(-1)
+        return part
+
+    def decompress(self, payload: SparsePayload, like: Tensors) -> dict[str, Tensor]:
         """D̂, dense fp32: zeros but for the entries sent."""
-        return {name: self._fill(payload[name], tuple(like[name].shape)) for name in like}
 
-    def _fill(self, fields: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-        dense = np.zeros(math.prod(shape), np.float32)
-        positions_N, values_N = entries(fields, shape, self.density)
-        dense[positions_N] = values_N
-        return torch.from_numpy(dense).reshape(shape)
+        def one(name: str) -> Tensor:
+            return self._sum(name, [payload], [1.0], tuple(like[name].shape), None)
 
-    def aggregate(self, parts: Sequence[tuple[Payload, float]], like: Tensors) -> dict[str, Tensor]:
+        return dict(zip(like, _in_threads(one, like), strict=True))
+
+    def aggregate(
+        self, parts: Sequence[tuple[SparsePayload, float]], like: Tensors, device: str = "cpu"
+    ) -> dict[str, Tensor]:
         """One dense fp32 update from (payload, share) in PeerId order, by the configured rule.
 
         Each tensor of each peer is first clipped down to the median over peers of that tensor's norm. Then,
         peer by peer, value · fp32(factor) is rounded and added to the sum: a payload has no coordinate twice,
         so the order inside a peer cannot matter. No parts: zeros. The rule "senders" ignores shares, as that
-        run did: it divides a coordinate's sum by how many sent it.
+        run did: it divides a coordinate's sum by how many sent it. For one dense tensor at a time, give one name
+        in `like`.
+
+        Args:
+            parts: payloads that `decode` gave or `compress` made, with shares that sum to 1.
+            like: name → anything with a `.shape`.
+            device: where to sum; every device gives the same bits.
         """
-        return {
-            name: self._aggregate([(payload[name], share) for payload, share in parts], tuple(like[name].shape))
-            for name in like
-        }
+        payloads, shares = [payload for payload, _ in parts], [share for _, share in parts]
 
-    def _aggregate(self, parts: Sequence[tuple[Mapping[str, Tensor], float]], shape: tuple[int, ...]) -> Tensor:
-        clips = clip_factors([norm(fields) for fields, _ in parts])
-        by_share = self.config.rule == "mean"
-        total = np.zeros(math.prod(shape), np.float32)
-        senders = np.zeros(0 if by_share else total.size, np.float32)
-        for (fields, share), clip in zip(parts, clips, strict=True):
-            positions_N, values_N = entries(fields, shape, self.density)
-            scaled_N = values_N * np.float32(share * clip if by_share else clip)
-            total[positions_N] += scaled_N
-            if not by_share:
-                senders[positions_N] += 1
-        if not by_share:
-            total /= np.maximum(senders, 1)
-        return torch.from_numpy(total).reshape(shape)
+        def one(name: str) -> Tensor:
+            clips = clip_factors([self._norm(payload.parts[name], like[name].shape) for payload in payloads])
+            shape, target = tuple(like[name].shape), torch.device(device)
+            if self.config.rule == "mean":
+                factors = [share * clip for share, clip in zip(shares, clips, strict=True)]
+                return self._sum(name, payloads, factors, shape, None, target)
+            senders = torch.zeros(shape, dtype=torch.float32, device=target)
+            return self._sum(name, payloads, clips, shape, senders, target) / senders.clamp(min=1)
 
-    def encode(self, payload: Payload) -> bytes:
-        return codec.encode(payload, self.density)
+        names = _largest_first(like)
+        found = dict(zip(names, _in_threads(one, names), strict=True))
+        return {name: found[name] for name in like}
 
-    def decode(self, data: bytes, like: Tensors) -> Payload:
-        """Strict inverse of `encode`; `like` may hold meta tensors.
+    def _sum(
+        self,
+        name: str,
+        payloads: Sequence[SparsePayload],
+        factors: Sequence[float],
+        shape: tuple[int, ...],
+        senders: Tensor | None,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
+    ) -> Tensor:
+        """Σ factor · D̂ of one tensor, and into `senders` how many sent each coordinate."""
+        form = layout(shape, self.sparsity)
+        total = torch.zeros(math.prod(shape), dtype=torch.float32, device=device)
+        parts = [payload.parts[name] for payload in payloads] if form.num_chunks else []
+        if self._compiled and device.type == "cpu" and parts:
+            words, starts = receiver.as_words(parts)
+            receiver.add(
+                total.numpy(), NOTHING if senders is None else senders.numpy().reshape(-1), words, starts, form.head,
+                form.bits, np.array(form.blocks, np.int64), np.stack([level_table(int(part[0])) for part in parts]),
+                np.array(factors, np.float32),
+            )  # fmt: skip
+        else:
+            for part, factor in zip(parts, factors, strict=False):
+                places, values = topk.entries_of(unpack(part, form)[0], form)
+                places_N = torch.from_numpy(places).to(device)
+                scaled_N = torch.from_numpy(values * np.float32(factor)).to(device)
+                total[places_N] = total[places_N] + scaled_N
+                if senders is not None:
+                    senders.view(-1)[places_N] += 1
+        return total.reshape(shape)
+
+    def _norm(self, part: Array, shape: Sequence[int]) -> float:
+        form = layout(tuple(shape), self.sparsity)
+        if not self._compiled or not form.num_chunks:
+            return topk.norm(unpack(part, form)[0])
+        energies = np.empty(form.num_chunks)
+        words, _ = receiver.as_words([part])
+        table = np.array(form.blocks, np.int64)
+        receiver.energies(words, 0, form.head, form.bits, table, level_table(int(part[0])), energies)
+        return math.sqrt(math.fsum(energies.tolist()))
+
+    def entries(self, payload: SparsePayload, name: str, shape: Sequence[int]) -> Entries:
+        """What a payload sends of one tensor, unpacked: to look at, or to compare."""
+        return unpack(payload.parts[name], layout(tuple(shape), self.sparsity))[0]
+
+    def encode(self, payload: SparsePayload) -> bytes:
+        return codec.encode(payload)
+
+    def decode(self, data: bytes, like: Tensors) -> SparsePayload:
+        """Strict inverse of `encode`; `like` may hold meta tensors. What it returns is still packed.
 
         Raises:
-            MalformedError: any deviation, other settings of chunk and k included.
+            MalformedError: any deviation, other settings of chunk, k and bits included.
         """
-        return codec.decode(data, like, self.density)
+        return codec.decode(data, like, self.sparsity)
 
     def max_bytes(self, like: Mapping[str, Any]) -> int:
-        """Every payload has exactly this length."""
-        return codec.size_bytes(like, self.density)
+        """No payload is longer."""
+        return codec.max_bytes(like, self.sparsity)
 
 
-def _fold_in(delta: Tensor, residual: Tensor | None, beta: float) -> Array:
-    """β·residual + Δ as a fresh contiguous fp32 array; product and sum are rounded separately."""
-    error = np.zeros(tuple(delta.shape), np.float32)
-    if residual is not None:
-        np.multiply(_to_numpy(residual), np.float32(beta), out=error)
-    error += _to_numpy(delta)
-    return error
-
-
-def _to_numpy(tensor: Tensor) -> Array:
-    array: Array = tensor.detach().to("cpu", torch.float32).numpy()
-    return array
-
-
-def select(magnitudes_CS: Array, kept: int) -> Array:
-    """Places of the largest magnitudes of each chunk: (C, kept) int32, increasing; of equals the first.
-
-    Args:
-        magnitudes_CS: fp32, finite, no negative zeros: their bits then sort as they do, and quicker.
-    """
-    bits_CS = magnitudes_CS.view(np.uint32)
-    size = bits_CS.shape[1]
-    threshold_C1 = np.partition(bits_CS, size - kept, axis=1)[:, size - kept, None]
-    chosen_CS = bits_CS >= threshold_C1
-    tied_C = np.flatnonzero(np.count_nonzero(chosen_CS, axis=1) > kept)
-    if tied_C.size:
-        chosen_CS[tied_C] = _first_of_equals(bits_CS[tied_C], threshold_C1[tied_C], kept)
-    places_CK: Array = (np.flatnonzero(chosen_CS) % size).astype(np.int32).reshape(-1, kept)
-    return places_CK
-
-
-def _first_of_equals(bits_CS: Array, threshold_C1: Array, kept: int) -> Array:
-    above_CS, equal_CS = bits_CS > threshold_C1, bits_CS == threshold_C1
-    room_C1 = kept - np.count_nonzero(above_CS, axis=1, keepdims=True)
-    chosen_CS: Array = above_CS | (equal_CS & (np.cumsum(equal_CS, axis=1) <= room_C1))
-    return chosen_CS
-
-
-def quantise(indices_CK: Array, values_CK: Array) -> Rows:
-    """Signs, two magnitude levels per chunk, and for each entry the nearer level.
-
-    The levels are those of the best split (`split_levels`), rounded to bfloat16; choosing the nearer
-    *rounded* level afterwards can only bring entries closer.
-    """
-    magnitudes_CK = np.abs(values_CK)
-    levels_C2 = np.minimum(split_levels(magnitudes_CK), BFLOAT16_MAX).astype(np.float32)
-    bits_C2 = torch.from_numpy(levels_C2).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-    stored_C2 = widen(bits_C2)
-    upper_CK = magnitudes_CK - stored_C2[:, :1] > stored_C2[:, 1:] - magnitudes_CK
-    codes_CK = upper_CK.astype(np.uint8) | (values_CK < 0).astype(np.uint8) << 1
-    return Rows(indices_CK, codes_CK, bits_C2)
-
-
-def split_levels(magnitudes_CK: Array) -> Array:
-    """The two levels with the least squared error per chunk: (C, 2) fp64, lower first.
-
-    Exact 2-means in one dimension: sorted magnitudes split at each rank s, levels are the means of both
-    sides, and Σ_low² / s + Σ_high² / (K − s) is to be as large as possible; prefix sums give it for all s at
-    once. With s = K there is one level.
-    """
-    sorted_CK = np.sort(magnitudes_CK, axis=1).astype(np.float64)
-    low_sum_CK = np.cumsum(sorted_CK, axis=1)
-    high_sum_CK = low_sum_CK[:, -1:] - low_sum_CK
-    low_count_K = np.arange(1, sorted_CK.shape[1] + 1)
-    high_count_K = np.maximum(low_count_K[::-1] - 1, 1)
-    gain_CK = low_sum_CK**2 / low_count_K + high_sum_CK**2 / high_count_K
-    best_C1 = np.argmax(gain_CK, axis=1)[:, None]
-    low_C1 = np.take_along_axis(low_sum_CK / low_count_K, best_C1, axis=1)
-    high_C1 = np.take_along_axis(high_sum_CK / high_count_K, best_C1, axis=1)
-    return np.hstack([low_C1, np.maximum(low_C1, high_C1)])
-
-
-def entries(fields: Mapping[str, Tensor], shape: tuple[int, ...], density: Density) -> tuple[Array, Array]:
-    """Places in the flat tensor (int64) and values (fp32) of all entries sent."""
-    found = [(block.positions(rows.indices_CK), rows.values()) for block, rows in _by_block(fields, shape, density)]
-    positions_N = np.concatenate([positions.reshape(-1) for positions, _ in found] or [np.empty(0, np.int64)])
-    values_N = np.concatenate([values.reshape(-1) for _, values in found] or [np.empty(0, np.float32)])
-    return positions_N, values_N
-
-
-def _by_block(fields: Mapping[str, Tensor], shape: tuple[int, ...], density: Density) -> Iterator[tuple[Block, Rows]]:
-    rows, start = from_fields(fields), 0
-    for block in blocks(shape, density.chunk):
-        stop = start + block.num_chunks
-        yield block, cut_rows(rows, start, stop, density.kept(block.size))
-        start = stop
-
-
-def norm(fields: Mapping[str, Tensor]) -> float:
-    """‖D̂‖ of one tensor, fp64, the same on every machine.
-
-    Per chunk n_low·low² + n_high·high², then `math.fsum` over the chunks: that sum is exactly rounded, so no
-    order and no instruction set can show in it.
-    """
-    rows = from_fields(fields)
-    num_high_C = np.count_nonzero(rows.codes_CK & 1, axis=1)
-    num_low_C = np.count_nonzero(rows.indices_CK >= 0, axis=1) - num_high_C
-    squares_C2 = widen(rows.levels_C2).astype(np.float64) ** 2
-    energy_C = num_low_C * squares_C2[:, 0] + num_high_C * squares_C2[:, 1]
-    return math.sqrt(math.fsum(energy_C.tolist()))
+def compile_kernels() -> None:
+    """Compile now what the first round would compile otherwise; numba keeps it for later processes."""
+    reducer = SparseLoCo(SparseLoCo.Config())
+    tensors = {"w": torch.ones(3)}
+    payload, residual = reducer.compress(tensors, {})
+    payload, _ = reducer.compress(tensors, residual)
+    reducer.aggregate([(reducer.decode(reducer.encode(payload), tensors), 1.0)], tensors)
 
 
 def clip_factors(norms: Sequence[float]) -> list[float]:
     """min(1, median / norm) for each peer; of an even number the median is the mean of the middle two."""
     median = statistics.median(norms) if norms else 0.0
     return [min(1.0, median / peer_norm) if peer_norm > 0 else 1.0 for peer_norm in norms]
+
+
+def _largest_first(tensors: Mapping[str, Any]) -> list[str]:
+    """Names in the order in which threads should take them, so that all end at about the same time."""
+    return sorted(tensors, key=lambda name: (-math.prod(tensors[name].shape), name))
+
+
+def _in_threads(call: Callable[[S], T], items: Iterable[S]) -> list[T]:
+    """The call for each item, by as many threads as torch uses; the kernels run beside each other without the GIL."""
+    items, threads = list(items), torch.get_num_threads()
+    if threads == 1 or len(items) < 2:
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(call, items))

@@ -34,7 +34,7 @@ from elastic.messages import (
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps, warm_up
 from elastic.train.outer import initial_anchor, outer_step
 from elastic.train.tokens import Batches, held_out_batches
-from elastic.wire.codec import decode_state, encode_state
+from elastic.wire.dense import decode_state, encode_state
 
 Assign = Callable[[RoundPlan], np.ndarray[Any, np.dtype[np.int64]]]
 """Plan → ids of the token sequences assigned to this peer."""
@@ -96,9 +96,10 @@ class Session:
         self.loss = nn.parallel.DistributedDataParallel(loss) if worker.world_size > 1 else loss
         self.like = {name: torch.empty(param.shape, device="meta") for name, param in self.params.items()}
         self.anchor = initial_anchor(self.params, shared.outer)
-        self.residual = {name: torch.zeros(param.shape) for name, param in self.params.items()}
         self.pending: Pending | None = None
         self._residual_file: str | None = None
+        self.residual: dict[str, Tensor] = {}
+        self._read_residual()
         if worker.rank == 0:
             self._resume()
 
@@ -119,8 +120,7 @@ class Session:
         self.meta, self._residual_file = meta, meta.residual_file
         try:
             self._take_anchor(self.store.read_file(meta.anchor_file), meta.anchor)
-            if meta.residual_file:
-                self.residual = decode_state(self.store.read_file(meta.residual_file), self.residual)
+            self._read_residual()
             self.pending = self._read_pending(meta.pending) if meta.pending else None
         except MalformedError as error:
             raise StateError(f"the state on disk is damaged, or of another model ({error}): remove the state "
@@ -168,7 +168,11 @@ class Session:
         pseudo_gradient = {
             name: self.anchor[name] - param.detach().cpu().float() for name, param in self.params.items()
         }
-        payload, self.residual = self.reducer.compress(pseudo_gradient, self.residual)
+        try:
+            payload, self.residual = self.reducer.compress(pseudo_gradient, self.residual, inplace=True)
+        except DivergedError:
+            self._read_residual()
+            raise
         self.pending = Pending(plan.round, inner, self.reducer.encode(payload))
         self._commit_residual(self.pending)
         return self.pending.payload
@@ -178,7 +182,8 @@ class Session:
         if not manifest.void:
             decoded = {digest: self.reducer.decode(data, self.like) for digest, data in payloads.items()}
             parts = [(decoded[entry.payload], entry.share) for entry in manifest.counted]
-            outer_step(self.anchor, self.reducer.aggregate(parts, self.like), self.shared.outer)
+            for some in _some_at_a_time(self.like):
+                outer_step(self.anchor, self.reducer.aggregate(parts, some), self.shared.outer)
         self._settle(manifest)
         return self._commit_anchor(RoundIndex(manifest.round + 1))
 
@@ -297,6 +302,12 @@ class Session:
         meta = PendingMeta(round=pending.round, inner=pending.inner, payload_file=payload_file)
         self._commit(self.meta.model_copy(update={"residual_file": self._residual_file, "pending": meta}))
 
+    def _read_residual(self) -> None:
+        if self._residual_file:
+            self.residual = decode_state(self.store.read_file(self._residual_file), self.residual)
+        else:
+            self.residual = {name: torch.zeros(meta.shape) for name, meta in self.like.items()}
+
     def _write_residual(self, round_: RoundIndex) -> None:
         # A new name each time: the file that the committed state refers to must never change under it.
         self._residual_file = f"residual-{round_:08d}-{secrets.token_hex(4)}.bin"
@@ -314,6 +325,19 @@ class Session:
     def _commit(self, meta: StateMeta) -> None:
         self.store.commit(meta)
         self.meta = meta
+
+
+def _some_at_a_time(like: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """All tensors in turns: threads have something to share, and no turn is dense for much more than the largest."""
+    largest = max((meta.numel() for meta in like.values()), default=0)
+    some: dict[str, Tensor] = {}
+    for name in sorted(like):
+        some[name] = like[name]
+        if sum(meta.numel() for meta in some.values()) >= largest:
+            yield some
+            some = {}
+    if some:
+        yield some
 
 
 def _payload_file(pending: Pending) -> str:

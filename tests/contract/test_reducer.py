@@ -108,7 +108,7 @@ def test_equal_payloads_average_to_themselves(reducer):
 def test_aggregate_does_not_depend_on_the_order_of_names(reducer):
     # given
     parts = [(reducer.compress(delta(seed), zeros())[0], 0.25) for seed in range(4)]
-    turned = [({name: payload[name] for name in reversed(payload)}, share) for payload, share in parts]
+    turned = [(reducer.compress(dict(reversed(delta(seed).items())), zeros())[0], 0.25) for seed in range(4)]
     # when / then
     backwards = {name: LIKE[name] for name in reversed(LIKE)}
     assert same(reducer.aggregate(parts, LIKE), reducer.aggregate(turned, backwards))

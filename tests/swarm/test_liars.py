@@ -1,14 +1,15 @@
 """What a peer can do wrong in a round: it gets a verdict, and the round goes on for everyone else."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from builder import Lie, Node, Swarm, identity
 
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.messages import ContributionHeader, RejectReason, digest_of
+from elastic.wire.codec import HEADER, MAGIC, VERSION, SparsePayload, encode
 
 
 def resigned(**changes: Any) -> Lie:
@@ -26,12 +27,32 @@ async def garbage_payload(header: ContributionHeader, node: Node) -> bytes:
     return await resigned(payload=digest_of(garbage))(header, node)
 
 
-async def nan_levels(header: ContributionHeader, node: Node) -> bytes:
-    peer = node.peer
-    payload = peer.reducer.decode(node.session.pending.payload, peer.like)
-    next(iter(payload.values()))["levels"][0, 1] = torch.nan
-    poison = peer.reducer.encode(payload)
-    return await resigned(payload=await peer.exchange.provide(poison))(header, node)
+def forged(forge: Callable[[bytes], bytes]) -> Lie:
+    """An honest payload, changed: committed, signed and served like any other."""
+
+    async def lie(header: ContributionHeader, node: Node) -> bytes:
+        assert node.session.pending is not None
+        payload = forge(node.session.pending.payload)
+        assert len(payload) <= node.peer.max_payload_bytes
+        changes = {"payload": await node.peer.exchange.provide(payload), "size_bytes": len(payload)}
+        return await resigned(**changes)(header, node)
+
+    return lie
+
+
+def with_exponent(exponent: int) -> Lie:
+    """Of the first tensor: it scales everything that the tensor says."""
+    return forged(lambda data: data[: HEADER.size] + bytes([exponent]) + data[HEADER.size + 1 :])
+
+
+def with_header(bits: int, chunk: int, k: int) -> Lie:
+    return forged(lambda data: HEADER.pack(MAGIC, VERSION, bits, chunk, k) + data[HEADER.size :])
+
+
+async def without_a_tensor(header: ContributionHeader, node: Node) -> bytes:
+    payload = node.peer.reducer.decode(node.session.pending.payload, node.peer.like)
+    parts = dict(list(payload.parts.items())[1:])
+    return await forged(lambda _: encode(SparsePayload(payload.sparsity, parts)))(header, node)
 
 
 async def wrong_bytes(header: ContributionHeader, node: Node) -> bytes:
@@ -84,7 +105,16 @@ async def endless_tokens(header: ContributionHeader, node: Node) -> bytes:
 
 LIES: dict[str, tuple[Lie, RejectReason]] = {
     "garbage payload": (garbage_payload, RejectReason.MALFORMED),
-    "levels that are no numbers": (nan_levels, RejectReason.MALFORMED),
+    "levels beyond all numbers": (with_exponent(255), RejectReason.MALFORMED),
+    "levels without an exponent": (with_exponent(0), RejectReason.MALFORMED),
+    "values of another width": (with_header(1, 256, 16), RejectReason.MALFORMED),
+    "chunks of another size": (with_header(2, 4096, 256), RejectReason.MALFORMED),
+    "chunks of no size": (with_header(2, 0, 0), RejectReason.MALFORMED),
+    "cut short": (forged(lambda data: data[:-1]), RejectReason.MALFORMED),
+    "only a header": (forged(lambda data: data[: HEADER.size]), RejectReason.MALFORMED),
+    "nothing": (forged(lambda data: b""), RejectReason.MALFORMED),
+    "places outside the tensor": (forged(lambda data: data[:-40] + bytes(39) + b"\1"), RejectReason.MALFORMED),
+    "without a tensor": (without_a_tensor, RejectReason.MALFORMED),
     "wrong bytes served": (wrong_bytes, RejectReason.UNFETCHABLE),
     "huge size claimed": (huge_claim, RejectReason.OVERSIZED),
     "other size claimed": (short_claim, RejectReason.UNFETCHABLE),

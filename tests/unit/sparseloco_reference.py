@@ -6,8 +6,9 @@ from itertools import product
 
 import numpy as np
 
-BF16_EPS = 2.0**-8
-"""Half a unit in the last place of bfloat16, relative."""
+SCALE_EPS = 1 / 31 + 1 / 256
+"""What rounding may add to a level, relative: half a step of four mantissa bits, at the top a whole one less a half,
+and half a step of the ratio, which the ratio's range can make a whole one."""
 
 
 def chunks(shape, chunk):
@@ -49,40 +50,56 @@ def best_split_error(magnitudes):
     )
 
 
+def level(code, exponent):
+    """A scale byte as it is written in the format."""
+    steps, binade = (code, 1) if code < 16 else (16 + code % 16, code // 16)
+    return Fraction(steps) * Fraction(2) ** (exponent - 127 - 4 - 15 + binade) if exponent else Fraction(0)
+
+
+def flatten(entries):
+    """Of every chunk: indices, codes, (lower, upper) as exact numbers."""
+    found = []
+    for indices_of_block, codes_of_block in zip(entries.indices, entries.codes, strict=True):
+        for indices, codes in zip(indices_of_block.tolist(), codes_of_block.tolist(), strict=True):
+            scales = entries.scales[len(found)].tolist()
+            upper = level(scales[0], entries.exponent)
+            lower = upper * Fraction(scales[1], 256) if len(scales) == 2 else upper
+            found.append((indices, codes, (lower, upper)))
+    return found
+
+
 def decode_value(code, levels):
-    magnitude = np.float32(float(levels[code & 1]))
-    return -magnitude if code & 2 else magnitude
+    magnitude = np.float32(float(levels[code >> 1]))
+    return -magnitude if code & 1 else magnitude
 
 
-def decompress(fields, shape, chunk):
+def decompress(entries, shape, chunk):
     dense = np.zeros(math.prod(shape), np.float32)
-    for c, positions in enumerate(chunks(shape, chunk)):
-        for index, code in zip(fields["indices"][c].tolist(), fields["values"][c].tolist(), strict=True):
-            if index >= 0:
-                dense[positions[index]] = decode_value(code, fields["levels"][c])
+    for positions, (indices, codes, levels) in zip(chunks(shape, chunk), flatten(entries), strict=True):
+        for index, code in zip(indices, codes, strict=True):
+            dense[positions[index]] = decode_value(code, levels)
     return dense.reshape(shape)
 
 
-def sent(fields, shape, chunk):
+def sent(entries, shape, chunk):
     mask = np.zeros(math.prod(shape), bool)
-    for c, positions in enumerate(chunks(shape, chunk)):
-        for index in fields["indices"][c].tolist():
-            if index >= 0:
-                mask[positions[index]] = True
+    for positions, (indices, _, _) in zip(chunks(shape, chunk), flatten(entries), strict=True):
+        for index in indices:
+            mask[positions[index]] = True
     return mask.reshape(shape)
 
 
 def aggregate(parts, shape, chunk, rule):
-    """Parts are (fields of one tensor, share)."""
-    dense = [decompress(fields, shape, chunk).reshape(-1) for fields, _ in parts]
+    """Parts are (entries of one tensor, share)."""
+    dense = [decompress(entries, shape, chunk).reshape(-1) for entries, _ in parts]
     norms = [math.sqrt(math.fsum(float(v) ** 2 for v in values)) for values in dense]
     ordered, middle = sorted(norms), len(norms) // 2
     median = ordered[middle] if len(norms) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
     total, senders = np.zeros(math.prod(shape), np.float32), np.zeros(math.prod(shape), np.float32)
-    for (fields, share), values, norm in zip(parts, dense, norms, strict=True):
+    for (entries, share), values, norm in zip(parts, dense, norms, strict=True):
         clip = min(1.0, median / norm) if norm > 0 else 1.0
         factor = np.float32(share * clip if rule == "mean" else clip)
-        for place in np.flatnonzero(sent(fields, shape, chunk)):
+        for place in np.flatnonzero(sent(entries, shape, chunk)):
             total[place] = np.float32(total[place] + np.float32(values[place] * factor))
             senders[place] += 1
     if rule == "senders":

@@ -21,7 +21,7 @@ from elastic.state.store import StateStore
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps
 from elastic.train.outer import MOMENTUM, initial_anchor, outer_step
 from elastic.train.session import Parts, Session, Worker
-from elastic.wire.codec import decode_state
+from elastic.wire.dense import decode_state
 from elastic.wire.signing import Identity
 
 ME, OTHER = (Identity.generate().peer for _ in range(2))

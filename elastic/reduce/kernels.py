@@ -1,0 +1,249 @@
+"""The sender's half of SparseLoCo, compiled: what `topk` does in torch, chunk by chunk while the chunk is in the cache.
+
+Compiled and called as `elastic.wire.kernels`; the same payloads and residuals as the torch path, bit for bit.
+"""
+
+# C chunks, K kept entries of a chunk, N entries of a tensor
+
+from __future__ import annotations
+
+import numpy as np
+
+from elastic.wire.kernels import _ACROSS, _COL, _DOWN, _HEIGHT, _KEPT, _RICE, _ROW, _STRIDE, _WIDTH, jit
+
+_BAND = 1024
+"""Elements of a row of chunks that are folded in one go: long enough to stream, short enough to stay in the cache."""
+_RANKED = 128
+"""Up to so many entries of a chunk are sorted by counting how many are larger: quadratic, but without branches."""
+_CANDIDATES = 2 * _RANKED
+_MARGIN = np.float32(0.92)
+"""The next chunk's candidates are the entries above this part of the last one's threshold; about a third too many."""
+_INFINITY = np.uint32(0x7F800000)
+
+
+@jit
+def pick(delta, residual, error, beta, table, indices, values, levels, two):
+    """e = β·residual + Δ, and of each chunk its largest entries and the levels that fit them best.
+
+    Args:
+        delta: Δ, flat, fp32.
+        residual: likewise; or empty: zeros.
+        error: e, written; may be `residual`.
+        beta: fp32.
+        table: the tensor's blocks.
+        indices: (N,) int32, written: places in the chunk, increasing in each chunk.
+        values: (N,) fp32, written: e there.
+        levels: (C, 2) fp64, written: lower and upper.
+        two: whether there are two levels.
+
+    Returns:
+        Whether all of e is finite; if not, what was written means nothing.
+    """
+    most, longest = 1, 1
+    for b in range(len(table)):
+        most = max(most, table[b, _HEIGHT] * table[b, _WIDTH])
+        longest = max(longest, table[b, _WIDTH] * max(1, _BAND // table[b, _WIDTH]))
+    line, sizes = np.empty(longest, np.float32), np.empty(most, np.uint32)
+    ranked, found = np.empty(most, np.float32), np.empty(most + 1, np.int32)
+    chunk, entry, guess = 0, 0, np.float32(0)
+    for b in range(len(table)):
+        height, width, stride, kept = table[b, _HEIGHT], table[b, _WIDTH], table[b, _STRIDE], table[b, _KEPT]
+        band = max(1, _BAND // width)
+        for down in range(table[b, _DOWN]):
+            for first in range(0, table[b, _ACROSS], band):
+                corner = (table[b, _ROW] + down * height) * stride + table[b, _COL] + first * width
+                tiles = min(band, table[b, _ACROSS] - first)
+                _fold(delta, residual, error, beta, corner, height, tiles * width, stride, line)
+                for tile in range(tiles):
+                    if not _magnitudes(error, corner + tile * width, height, width, stride, sizes):
+                        return False
+                    guess = _largest(sizes, height * width, kept, guess, found, ranked)
+                    _split(ranked, kept, levels[chunk], two)
+                    for i in range(kept):
+                        row, column = found[i] // width, found[i] % width
+                        indices[entry + i] = found[i]
+                        values[entry + i] = error[corner + tile * width + row * stride + column]
+                    chunk, entry = chunk + 1, entry + kept
+    return True
+
+
+@jit
+def _fold(delta, residual, error, beta, corner, height, width, stride, line):
+    """e of some neighbouring chunks: long rows, read and written once."""
+    for row in range(height):
+        there = corner + row * stride
+        new, old, out = delta[there : there + width], residual[there : there + width], error[there : there + width]
+        if residual.size:
+            for i in range(width):
+                line[i] = old[i] * beta + new[i]
+        else:
+            for i in range(width):
+                line[i] = new[i]
+        for i in range(width):  # apart, as `out` may be `old`: the compiler can then use vectors for both
+            out[i] = line[i]
+
+
+@jit
+def _magnitudes(error, corner, height, width, stride, sizes):
+    """Magnitudes of one chunk as the bits of fp32, which sort as they do; whether all are finite."""
+    for row in range(height):
+        there = corner + row * stride
+        here, bits = sizes[row * width : (row + 1) * width], error[there : there + width].view(np.uint32)
+        for i in range(width):
+            here[i] = bits[i]
+    largest = np.uint32(0)
+    for i in range(height * width):
+        sizes[i] &= np.uint32(0x7FFFFFFF)
+        largest = max(largest, sizes[i])
+    return largest < _INFINITY
+
+
+@jit
+def _largest(sizes, size, kept, guess, found, ranked):
+    """The first `kept` of `found`: places of the largest, increasing, of equals the first; `ranked`: their magnitudes,
+    decreasing. Returns what may be just below the threshold of the next chunk."""
+    num = 0
+    if kept <= _RANKED:
+        num = _at_least(sizes, size, guess, found)
+        for _ in range(8):
+            if kept <= num <= _CANDIDATES:
+                break
+            guess *= np.float32(0.8) if num < kept else np.float32(1.2)
+            num = _at_least(sizes, size, guess, found)
+    if not (kept <= num <= _CANDIDATES and _rank(sizes, found, num, kept, ranked)):
+        _sort(sizes, size, kept, found, ranked)
+    return ranked[kept - 1] * _MARGIN
+
+
+@jit
+def _at_least(sizes, size, floor, found):
+    """Places of the magnitudes of at least `floor`, increasing."""
+    least, num = _bits(floor), 0
+    for i in range(size):
+        found[np.uint64(num)] = i
+        num += sizes[i] >= least
+    return num
+
+
+@jit
+def _bits(number):
+    one = np.empty(1, np.float32)
+    one[0] = number
+    return one.view(np.uint32)[0]
+
+
+@jit
+def _rank(sizes, found, num, kept, ranked):
+    """Keep the `kept` largest of the candidates by counting how many are larger; False, and nothing done, if two are
+    equal."""
+    candidates, ranks = np.empty(_CANDIDATES, np.uint32), np.zeros(_CANDIDATES, np.int32)
+    magnitudes = candidates.view(np.float32)
+    for i in range(num):
+        candidates[i] = sizes[found[i]]
+    for j in range(num):
+        other = candidates[j]
+        for i in range(num):
+            ranks[i] += np.int32(other > candidates[i])
+    total = 0
+    for i in range(num):
+        total += ranks[i]
+    if total != num * (num - 1) // 2:
+        return False
+    taken = 0
+    for i in range(num):
+        if ranks[i] < kept:
+            ranked[ranks[i]] = magnitudes[i]
+            found[taken] = found[i]
+            taken += 1
+    return True
+
+
+@jit
+def _sort(sizes, size, kept, found, ranked):
+    """The same for any chunk, more slowly."""
+    ordered = np.sort(sizes[:size])
+    threshold, room, taken = ordered[size - kept], kept, 0
+    for i in range(size):
+        room -= sizes[i] > threshold
+    for i in range(size):
+        equal = sizes[i] == threshold
+        if sizes[i] > threshold or (equal and room > 0):
+            room -= equal
+            found[taken] = i
+            taken += 1
+    magnitudes = ordered.view(np.float32)
+    for i in range(kept):
+        ranked[i] = magnitudes[size - 1 - i]
+
+
+@jit
+def _split(ranked, kept, levels, two):
+    """The best two levels for magnitudes that decrease, or their mean; see `topk.split_levels`."""
+    whole = 0.0
+    for i in range(kept):
+        whole += np.float64(ranked[kept - 1 - i])
+    if not two:
+        levels[0] = levels[1] = whole / kept
+        return
+    low, best = 0.0, -1.0
+    for i in range(kept):
+        low += np.float64(ranked[kept - 1 - i])
+        high, num_high = whole - low, max(kept - 1 - i, 1)
+        gain = low * low / (i + 1) + high * high / num_high
+        if gain > best:
+            best = gain
+            levels[0], levels[1] = low / (i + 1), max(low / (i + 1), high / num_high)
+
+
+@jit
+def pack(error, table, indices, values, levels, head, bits, words):
+    """Code every entry, take what is sent out of e, and write the bit stream; returns the bytes used.
+
+    Args:
+        error: e, flat, fp32; on return e − D̂.
+        table: the tensor's blocks.
+        indices: (N,) from `pick`.
+        values: likewise.
+        levels: (C, 2) fp32, the levels as stored.
+        head: bytes of the tensor before the bit stream.
+        bits: per code.
+        words: uint64 zeros, enough for the tensor's longest bytes and two words more; the stream is written.
+    """
+    entries, plain = len(indices), len(indices) * bits
+    for b in range(len(table)):
+        plain += table[b, _DOWN] * table[b, _ACROSS] * table[b, _KEPT] * table[b, _RICE]
+    code, remainder, one = head * 8, head * 8 + entries * bits, head * 8 + plain
+    chunk, entry = 0, 0
+    for b in range(len(table)):
+        height, width, stride, rice = table[b, _HEIGHT], table[b, _WIDTH], table[b, _STRIDE], table[b, _RICE]
+        for c in range(table[b, _DOWN] * table[b, _ACROSS]):
+            place = (table[b, _ROW] + c // table[b, _ACROSS] * height) * stride
+            place += table[b, _COL] + c % table[b, _ACROSS] * width - 1
+            column, before = -1, -1
+            low, high = levels[chunk, 0], levels[chunk, 1]
+            for _ in range(table[b, _KEPT]):
+                gap = indices[entry] - before
+                before = indices[entry]
+                place, column = place + gap, column + gap
+                while column >= width:
+                    place, column = place + stride - width, column - width
+                value = values[entry]
+                size = abs(value)
+                upper = bits == 2 and size - low > high - size
+                sent = high if upper or bits == 1 else low
+                error[place] = value + sent if value < 0 else value - sent
+                _put(words, code, np.uint64(value < 0) | np.uint64(upper) << np.uint64(1))
+                _put(words, remainder, np.uint64(gap - 1) & np.uint64((1 << rice) - 1))
+                one += (gap - 1) >> rice
+                _put(words, one, np.uint64(1))
+                code, remainder, one, entry = code + bits, remainder + rice, one + 1, entry + 1
+            chunk += 1
+    return (one + 7) // 8
+
+
+@jit
+def _put(words, bit, number):
+    """Write a number below 2^16 into zeros."""
+    place, shift = np.uint64(bit >> 6), np.uint64(bit & 63)
+    words[place] |= number << shift
+    words[place + np.uint64(1)] |= (number >> np.uint64(1)) >> (np.uint64(63) - shift)
