@@ -4,15 +4,13 @@ import asyncio
 import shutil
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from elastic import __version__
+from elastic.bench.commands import bench
 from elastic.check import check_plugins, check_values, notes
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError
@@ -62,43 +60,7 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(1) from None
 
 
-bench = typer.Typer(help="Measure on this machine what the README states.", rich_markup_mode=None)
 app.add_typer(bench, name="bench")
-
-
-@bench.command("inner")
-def bench_inner(
-    steps: Annotated[int, typer.Option(min=1, help="inner steps per block")] = 30,
-    pairs: Annotated[int, typer.Option(min=1, help="alternating pairs of blocks")] = 7,
-) -> None:
-    """Inner steps under Ray Train beside a plain PyTorch loop: same model, same batches, same run."""
-    with _own_cluster() as folder:
-        from elastic.actors.bench import measure_inner
-
-        result = measure_inner(folder, steps, pairs, say)
-    say(f"median: peer {result['peer']:,.0f} tokens/s, plain loop {result['plain']:,.0f}, ratio {result['ratio']:.3f}")
-
-
-@bench.command("join")
-def bench_join(
-    peers: Annotated[int, typer.Option(min=1, max=8, help="peers that train already")] = 3,
-) -> None:
-    """Time from the command `elastic join` to the newcomer's first counted contribution."""
-    with _own_cluster() as folder:
-        from elastic.actors.bench import measure_join
-
-        seconds = measure_join(folder, peers, say)
-    say(f"join to first counted contribution: {seconds:.1f} s, beside {peers} training peers")
-
-
-@contextmanager
-def _own_cluster() -> Iterator[Path]:
-    """A folder and the environment for a Ray cluster of our own; Ray must not be imported before."""
-    from elastic.actors.environment import own_cluster
-
-    with tempfile.TemporaryDirectory(prefix="elastic-bench-") as name:
-        own_cluster(Path(name))
-        yield Path(name)
 
 
 def _version(value: bool) -> None:

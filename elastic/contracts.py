@@ -127,8 +127,13 @@ class Reducer(Protocol):
         """What the payload stands for, dense fp32."""
         ...
 
-    def aggregate(self, parts: Sequence[tuple[Payload, float]], like: Tensors) -> dict[str, Tensor]:
-        """(payload, share) in PeerId order → one dense fp32 update, bit for bit the same on every peer."""
+    def aggregate(
+        self, parts: Sequence[tuple[Payload, float]], like: Tensors, *, out: Tensors | None = None
+    ) -> dict[str, Tensor]:
+        """(payload, share) in PeerId order → one dense fp32 update, bit for bit the same on every peer.
+
+        `like` may name some of the tensors only. With `out`, tensors of the same shapes, it may be written there.
+        """
         ...
 
     def encode(self, payload: Payload) -> bytes: ...

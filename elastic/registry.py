@@ -34,6 +34,7 @@ KNOWN: dict[str, dict[str, str]] = {
 CORPUS = "model_zoo.corpus:load_tokens"
 """How a worker gets the run's tokens."""
 READ_CORPUS = "model_zoo.corpus:read_corpus"
+BPE = "model_zoo.tokenizer:BPETokenizer"
 """The bytes of a text that ships with the project."""
 
 EXTRAS = {

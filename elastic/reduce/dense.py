@@ -66,7 +66,9 @@ class Average:
         """The same numbers in fp32."""
         return {name: payload[name]["values"].float() for name in like}
 
-    def aggregate(self, parts: Sequence[tuple[Payload, float]], like: Tensors) -> dict[str, Tensor]:
+    def aggregate(
+        self, parts: Sequence[tuple[Payload, float]], like: Tensors, *, out: Tensors | None = None
+    ) -> dict[str, Tensor]:
         """The common average bit for bit if all payloads are equal, else Σ share · D̂ in the order given.
 
         Shares sum to 1 only up to rounding: the common case must not depend on them.

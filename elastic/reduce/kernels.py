@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from elastic.wire.kernels import _ACROSS, _COL, _DOWN, _HEIGHT, _KEPT, _RICE, _ROW, _STRIDE, _WIDTH, jit
+from elastic.wire.kernels import _ACROSS, _COL, _DOWN, _HEIGHT, _KEPT, _RICE, _ROW, _STRIDE, _WIDTH, jit, shift_of
 
 _BAND = 1024
 """Elements of a row of chunks that are folded in one go: long enough to stream, short enough to stay in the cache."""
@@ -39,67 +39,68 @@ def pick(delta, residual, error, beta, table, indices, values, levels, two):
     Returns:
         Whether all of e is finite; if not, what was written means nothing.
     """
-    most, longest = 1, 1
+    most, longest, widest = 1, 1, 1
     for b in range(len(table)):
+        tiles = max(1, _BAND // table[b, _WIDTH])
         most = max(most, table[b, _HEIGHT] * table[b, _WIDTH])
-        longest = max(longest, table[b, _WIDTH] * max(1, _BAND // table[b, _WIDTH]))
-    line, sizes = np.empty(longest, np.float32), np.empty(most, np.uint32)
+        longest = max(longest, tiles * table[b, _WIDTH])
+        widest = max(widest, tiles * table[b, _HEIGHT] * table[b, _WIDTH])
+    line, sizes = np.empty(longest, np.float32), np.empty(widest, np.uint32)
     ranked, found = np.empty(most, np.float32), np.empty(most + 1, np.int32)
+    candidates, ranks = np.empty(_CANDIDATES, np.uint32), np.empty(_CANDIDATES, np.int32)
     chunk, entry, guess = 0, 0, np.float32(0)
     for b in range(len(table)):
         height, width, stride, kept = table[b, _HEIGHT], table[b, _WIDTH], table[b, _STRIDE], table[b, _KEPT]
-        band = max(1, _BAND // width)
+        band, shift, size = max(1, _BAND // width), shift_of(width), height * width
         for down in range(table[b, _DOWN]):
             for first in range(0, table[b, _ACROSS], band):
                 corner = (table[b, _ROW] + down * height) * stride + table[b, _COL] + first * width
                 tiles = min(band, table[b, _ACROSS] - first)
-                _fold(delta, residual, error, beta, corner, height, tiles * width, stride, line)
+                if not _fold(delta, residual, error, beta, corner, height, width, tiles, stride, line, sizes):
+                    return False
                 for tile in range(tiles):
-                    if not _magnitudes(error, corner + tile * width, height, width, stride, sizes):
-                        return False
-                    guess = _largest(sizes, height * width, kept, guess, found, ranked)
+                    mine = sizes[tile * size : (tile + 1) * size]
+                    guess = _largest(mine, size, kept, guess, found, ranked, candidates, ranks)
                     _split(ranked, kept, levels[chunk], two)
                     for i in range(kept):
-                        row, column = found[i] // width, found[i] % width
+                        row = found[i] >> shift if shift >= 0 else np.int64(np.uint32(found[i]) // np.uint32(width))
                         indices[entry + i] = found[i]
-                        values[entry + i] = error[corner + tile * width + row * stride + column]
+                        values[entry + i] = error[corner + tile * width + found[i] + row * (stride - width)]
                     chunk, entry = chunk + 1, entry + kept
     return True
 
 
 @jit
-def _fold(delta, residual, error, beta, corner, height, width, stride, line):
-    """e of some neighbouring chunks: long rows, read and written once."""
+def _fold(delta, residual, error, beta, corner, height, width, tiles, stride, line, sizes):
+    """e of some neighbouring chunks, in long rows, and chunk by chunk its magnitudes; whether all are finite.
+
+    Magnitudes are the bits of fp32 without the sign, which sort as they do.
+    """
+    across, bits, largest = tiles * width, line.view(np.uint32), np.uint32(0)
     for row in range(height):
         there = corner + row * stride
-        new, old, out = delta[there : there + width], residual[there : there + width], error[there : there + width]
+        new, out = delta[there : there + across], error[there : there + across]
         if residual.size:
-            for i in range(width):
+            old = residual[there : there + across]
+            for i in range(across):
                 line[i] = old[i] * beta + new[i]
         else:
-            for i in range(width):
+            for i in range(across):
                 line[i] = new[i]
-        for i in range(width):  # apart, as `out` may be `old`: the compiler can then use vectors for both
+        for i in range(across):  # apart, as `out` may be `old`: the compiler can then use vectors for both
             out[i] = line[i]
-
-
-@jit
-def _magnitudes(error, corner, height, width, stride, sizes):
-    """Magnitudes of one chunk as the bits of fp32, which sort as they do; whether all are finite."""
-    for row in range(height):
-        there = corner + row * stride
-        here, bits = sizes[row * width : (row + 1) * width], error[there : there + width].view(np.uint32)
-        for i in range(width):
-            here[i] = bits[i]
-    largest = np.uint32(0)
-    for i in range(height * width):
-        sizes[i] &= np.uint32(0x7FFFFFFF)
-        largest = max(largest, sizes[i])
+        for i in range(across):
+            bits[i] &= np.uint32(0x7FFFFFFF)
+            largest = max(largest, bits[i])
+        for tile in range(tiles):
+            here = sizes[(tile * height + row) * width : (tile * height + row + 1) * width]
+            for i in range(width):
+                here[i] = bits[tile * width + i]
     return largest < _INFINITY
 
 
 @jit
-def _largest(sizes, size, kept, guess, found, ranked):
+def _largest(sizes, size, kept, guess, found, ranked, candidates, ranks):
     """The first `kept` of `found`: places of the largest, increasing, of equals the first; `ranked`: their magnitudes,
     decreasing. Returns what may be just below the threshold of the next chunk."""
     num = 0
@@ -110,7 +111,7 @@ def _largest(sizes, size, kept, guess, found, ranked):
                 break
             guess *= np.float32(0.8) if num < kept else np.float32(1.2)
             num = _at_least(sizes, size, guess, found)
-    if not (kept <= num <= _CANDIDATES and _rank(sizes, found, num, kept, ranked)):
+    if not (kept <= num <= _CANDIDATES and _rank(sizes, found, num, kept, ranked, candidates, ranks)):
         _sort(sizes, size, kept, found, ranked)
     return ranked[kept - 1] * _MARGIN
 
@@ -133,13 +134,12 @@ def _bits(number):
 
 
 @jit
-def _rank(sizes, found, num, kept, ranked):
+def _rank(sizes, found, num, kept, ranked, candidates, ranks):
     """Keep the `kept` largest of the candidates by counting how many are larger; False, and nothing done, if two are
     equal."""
-    candidates, ranks = np.empty(_CANDIDATES, np.uint32), np.zeros(_CANDIDATES, np.int32)
     magnitudes = candidates.view(np.float32)
     for i in range(num):
-        candidates[i] = sizes[found[i]]
+        candidates[i], ranks[i] = sizes[found[i]], 0
     for j in range(num):
         other = candidates[j]
         for i in range(num):
@@ -216,25 +216,24 @@ def pack(error, table, indices, values, levels, head, bits, words):
     chunk, entry = 0, 0
     for b in range(len(table)):
         height, width, stride, rice = table[b, _HEIGHT], table[b, _WIDTH], table[b, _STRIDE], table[b, _RICE]
+        shift = shift_of(width)
         for c in range(table[b, _DOWN] * table[b, _ACROSS]):
-            place = (table[b, _ROW] + c // table[b, _ACROSS] * height) * stride
-            place += table[b, _COL] + c % table[b, _ACROSS] * width - 1
-            column, before = -1, -1
-            low, high = levels[chunk, 0], levels[chunk, 1]
+            corner = (table[b, _ROW] + c // table[b, _ACROSS] * height) * stride
+            corner += table[b, _COL] + c % table[b, _ACROSS] * width
+            before, low, high = -1, levels[chunk, 0], levels[chunk, 1]
             for _ in range(table[b, _KEPT]):
-                gap = indices[entry] - before
-                before = indices[entry]
-                place, column = place + gap, column + gap
-                while column >= width:
-                    place, column = place + stride - width, column - width
+                index = int(indices[entry])
+                gap, before = index - before - 1, index
+                row = index >> shift if shift >= 0 else np.int64(np.uint32(index) // np.uint32(width))
+                place = corner + index + row * (stride - width)
                 value = values[entry]
                 size = abs(value)
                 upper = bits == 2 and size - low > high - size
                 sent = high if upper or bits == 1 else low
                 error[place] = value + sent if value < 0 else value - sent
                 _put(words, code, np.uint64(value < 0) | np.uint64(upper) << np.uint64(1))
-                _put(words, remainder, np.uint64(gap - 1) & np.uint64((1 << rice) - 1))
-                one += (gap - 1) >> rice
+                _put(words, remainder, np.uint64(gap) & np.uint64((1 << rice) - 1))
+                one += gap >> rice
                 _put(words, one, np.uint64(1))
                 code, remainder, one, entry = code + bits, remainder + rice, one + 1, entry + 1
             chunk += 1

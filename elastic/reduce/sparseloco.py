@@ -15,6 +15,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -109,7 +110,7 @@ class SparseLoCo:
             return part, left
 
         names = _largest_first(pseudo_gradient)
-        made = dict(zip(names, _in_threads(one, names), strict=True))
+        made = dict(zip(names, in_threads(one, names), strict=True))
         payload = SparsePayload(self.sparsity, {name: made[name][0] for name in pseudo_gradient})
         return payload, {name: made[name][1] for name in pseudo_gradient}
 
@@ -137,7 +138,7 @@ class SparseLoCo:
     def _pick_and_pack(self, delta: Array, residual: Array, error: Array, form: Layout) -> Array | None:
         if not form.num_chunks:
             return np.empty(0, np.uint8)
-        table, bits = np.array(form.blocks, np.int64), form.bits
+        table, bits = receiver.table_of(form), form.bits
         indices, values = np.empty(form.num_entries, np.int32), np.empty(form.num_entries, np.float32)
         levels_C2 = np.empty((form.num_chunks, 2))
         beta = np.float32(self.config.beta)
@@ -153,13 +154,16 @@ class SparseLoCo:
     def decompress(self, payload: SparsePayload, like: Tensors) -> dict[str, Tensor]:
         """D̂, dense fp32: zeros but for the entries sent."""
 
-        def one(name: str) -> Tensor:
-            return self._sum(name, [payload], [1.0], tuple(like[name].shape), None)
-
-        return dict(zip(like, _in_threads(one, like), strict=True))
+        alone = SparseLoCo(self.config.model_copy(update={"rule": "mean"}), self._compiled)
+        return alone.aggregate([(payload, 1.0)], like)  # nobody to be clipped to
 
     def aggregate(
-        self, parts: Sequence[tuple[SparsePayload, float]], like: Tensors, device: str = "cpu"
+        self,
+        parts: Sequence[tuple[SparsePayload, float]],
+        like: Tensors,
+        *,
+        out: Tensors | None = None,
+        device: str = "cpu",
     ) -> dict[str, Tensor]:
         """One dense fp32 update from (payload, share) in PeerId order, by the configured rule.
 
@@ -172,62 +176,64 @@ class SparseLoCo:
         Args:
             parts: payloads that `decode` gave or `compress` made, with shares that sum to 1.
             like: name → anything with a `.shape`.
+            out: name → fp32 contiguous tensor to write the update into, on its device; else there are new ones.
             device: where to sum; every device gives the same bits.
         """
-        payloads, shares = [payload for payload, _ in parts], [share for _, share in parts]
+        updates = {}
+        for name, meta in like.items():
+            room = torch.empty(tuple(meta.shape), device=device) if out is None else out[name]
+            updates[name] = self._sum([(payload.parts[name], share) for payload, share in parts], room)
+        return updates
 
-        def one(name: str) -> Tensor:
-            clips = clip_factors([self._norm(payload.parts[name], like[name].shape) for payload in payloads])
-            shape, target = tuple(like[name].shape), torch.device(device)
-            if self.config.rule == "mean":
-                factors = [share * clip for share, clip in zip(shares, clips, strict=True)]
-                return self._sum(name, payloads, factors, shape, None, target)
-            senders = torch.zeros(shape, dtype=torch.float32, device=target)
-            return self._sum(name, payloads, clips, shape, senders, target) / senders.clamp(min=1)
-
-        names = _largest_first(like)
-        found = dict(zip(names, _in_threads(one, names), strict=True))
-        return {name: found[name] for name in like}
-
-    def _sum(
-        self,
-        name: str,
-        payloads: Sequence[SparsePayload],
-        factors: Sequence[float],
-        shape: tuple[int, ...],
-        senders: Tensor | None,
-        device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
-    ) -> Tensor:
-        """Σ factor · D̂ of one tensor, and into `senders` how many sent each coordinate."""
-        form = layout(shape, self.sparsity)
-        total = torch.zeros(math.prod(shape), dtype=torch.float32, device=device)
-        parts = [payload.parts[name] for payload in payloads] if form.num_chunks else []
-        if self._compiled and device.type == "cpu" and parts:
-            words, starts = receiver.as_words(parts)
-            receiver.add(
-                total.numpy(), NOTHING if senders is None else senders.numpy().reshape(-1), words, starts, form.head,
-                form.bits, np.array(form.blocks, np.int64), np.stack([level_table(int(part[0])) for part in parts]),
-                np.array(factors, np.float32),
-            )  # fmt: skip
+    def _sum(self, parts: Sequence[tuple[Array, float]], room: Tensor) -> Tensor:
+        """One tensor's update by the configured rule, written into `room`."""
+        form, by_share = layout(tuple(room.shape), self.sparsity), self.config.rule == "mean"
+        total = room.view(-1)
+        senders = torch.zeros(0 if by_share else len(total), dtype=torch.float32, device=room.device)
+        if parts and form.num_chunks:
+            shares = [share if by_share else 1.0 for _, share in parts]
+            add = self._add_compiled if self._compiled and room.device.type == "cpu" else self._add
+            add(total, senders, [part for part, _ in parts], shares, form)
         else:
-            for part, factor in zip(parts, factors, strict=False):
-                places, values = topk.entries_of(unpack(part, form)[0], form)
-                places_N = torch.from_numpy(places).to(device)
-                scaled_N = torch.from_numpy(values * np.float32(factor)).to(device)
-                total[places_N] = total[places_N] + scaled_N
-                if senders is not None:
-                    senders.view(-1)[places_N] += 1
-        return total.reshape(shape)
+            total.zero_()
+        if not by_share:
+            total /= senders.clamp(min=1)
+        return room
 
-    def _norm(self, part: Array, shape: Sequence[int]) -> float:
-        form = layout(tuple(shape), self.sparsity)
-        if not self._compiled or not form.num_chunks:
-            return topk.norm(unpack(part, form)[0])
-        energies = np.empty(form.num_chunks)
-        words, _ = receiver.as_words([part])
-        table = np.array(form.blocks, np.int64)
-        receiver.energies(words, 0, form.head, form.bits, table, level_table(int(part[0])), energies)
-        return math.sqrt(math.fsum(energies.tolist()))
+    def _add(
+        self, total: Tensor, senders: Tensor, parts: Sequence[Array], shares: Sequence[float], form: Layout
+    ) -> None:
+        """total = Σ share · clip · D̂, and into `senders`, unless empty, how many sent each coordinate."""
+        total.zero_()
+        sent = [unpack(part, form)[0] for part in parts]
+        clips = clip_factors([math.sqrt(topk.energy(entries)) for entries in sent])
+        for entries, share, clip in zip(sent, shares, clips, strict=True):
+            places, values = topk.entries_of(entries, form)
+            places_N = torch.from_numpy(places).to(total.device)
+            scaled_N = torch.from_numpy(values * np.float32(share * clip)).to(total.device)
+            total[places_N] = total[places_N] + scaled_N
+            if len(senders):
+                senders[places_N] += 1
+
+    def _add_compiled(
+        self, total: Tensor, senders: Tensor, parts: Sequence[Array], shares: Sequence[float], form: Layout
+    ) -> None:
+        """The same on the CPU."""
+        words, starts = receiver.as_words(parts)
+        levels, table = np.stack([level_table(int(part[0])) for part in parts]), receiver.table_of(form)
+        energies = np.empty(len(parts))
+        receiver.energies(words, starts, form.head, form.bits, table, levels, energies)
+        clips = clip_factors([math.sqrt(each) for each in energies.tolist()])
+        factors = np.array([share * clip for share, clip in zip(shares, clips, strict=True)], np.float32)
+        slabs = receiver.slabs(words, starts, form, torch.get_num_threads())
+        sums, counts = total.numpy(), senders.numpy()
+
+        def add(slab: tuple[Array, Array]) -> None:
+            """Some chunks, of all peers: no other thread touches their elements."""
+            chunks, ones = slab
+            receiver.add(sums, counts, words, starts, chunks, ones, form.head, form.bits, table, levels, factors)
+
+        in_threads(add, slabs)
 
     def entries(self, payload: SparsePayload, name: str, shape: Sequence[int]) -> Entries:
         """What a payload sends of one tensor, unpacked: to look at, or to compare."""
@@ -269,10 +275,15 @@ def _largest_first(tensors: Mapping[str, Any]) -> list[str]:
     return sorted(tensors, key=lambda name: (-math.prod(tensors[name].shape), name))
 
 
-def _in_threads(call: Callable[[S], T], items: Iterable[S]) -> list[T]:
+def in_threads(call: Callable[[S], T], items: Iterable[S]) -> list[T]:
     """The call for each item, by as many threads as torch uses; the kernels run beside each other without the GIL."""
     items, threads = list(items), torch.get_num_threads()
     if threads == 1 or len(items) < 2:
         return [call(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(call, items))
+    return list(_pool(threads).map(call, items))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Kept: starting threads costs more than adding up a small tensor."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="sparseloco")

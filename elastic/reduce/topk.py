@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -124,17 +123,17 @@ def entries_of(entries: Entries, form: Layout) -> tuple[Array, Array]:
     return np.concatenate(positions), np.concatenate(values)
 
 
-def norm(entries: Entries) -> float:
-    """‖D̂‖ of one tensor, fp64, the same on every machine.
+def energy(entries: Entries) -> float:
+    """‖D̂‖² of one tensor, fp64, the same on every machine.
 
-    Per chunk n_low·low² + n_high·high², then `math.fsum` over the chunks: that sum is exactly rounded, so no
-    order and no instruction set can show in it.
+    Per chunk n_low·low² + n_high·high², of which each product is exact; the chunks are added up one after the other,
+    because any other order would round differently.
     """
     squares_C2 = levels_of(entries.scales, entries.exponent).astype(np.float64) ** 2
-    energies, start = [], 0
+    energies, start = [np.zeros(1)], 0
     for codes_CK in entries.codes:
         low_C, high_C = squares_C2[start : start + len(codes_CK)].T
         num_high_C = np.count_nonzero(codes_CK & 2, axis=1)
-        energies += ((codes_CK.shape[1] - num_high_C) * low_C + num_high_C * high_C).tolist()
+        energies.append((codes_CK.shape[1] - num_high_C) * low_C + num_high_C * high_C)
         start += len(codes_CK)
-    return math.sqrt(math.fsum(energies))
+    return float(np.cumsum(np.concatenate(energies))[-1])  # `sum` would add in another order

@@ -32,7 +32,7 @@ from elastic.messages import (
     digest_of,
 )
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps, warm_up
-from elastic.train.outer import initial_anchor, outer_step
+from elastic.train.outer import Turns, initial_anchor, outer_step
 from elastic.train.tokens import Batches, held_out_batches
 from elastic.wire.dense import decode_state, encode_state
 
@@ -95,6 +95,7 @@ class Session:
         loss: nn.Module = _Loss(model)
         self.loss = nn.parallel.DistributedDataParallel(loss) if worker.world_size > 1 else loss
         self.like = {name: torch.empty(param.shape, device="meta") for name, param in self.params.items()}
+        self.turns = Turns(self.like)
         self.anchor = initial_anchor(self.params, shared.outer)
         self.pending: Pending | None = None
         self._residual_file: str | None = None
@@ -182,8 +183,8 @@ class Session:
         if not manifest.void:
             decoded = {digest: self.reducer.decode(data, self.like) for digest, data in payloads.items()}
             parts = [(decoded[entry.payload], entry.share) for entry in manifest.counted]
-            for some in _some_at_a_time(self.like):
-                outer_step(self.anchor, self.reducer.aggregate(parts, some), self.shared.outer)
+            for some, room in self.turns:
+                outer_step(self.anchor, self.reducer.aggregate(parts, some, out=room), self.shared.outer)
         self._settle(manifest)
         return self._commit_anchor(RoundIndex(manifest.round + 1))
 
@@ -325,19 +326,6 @@ class Session:
     def _commit(self, meta: StateMeta) -> None:
         self.store.commit(meta)
         self.meta = meta
-
-
-def _some_at_a_time(like: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """All tensors in turns: threads have something to share, and no turn is dense for much more than the largest."""
-    largest = max((meta.numel() for meta in like.values()), default=0)
-    some: dict[str, Tensor] = {}
-    for name in sorted(like):
-        some[name] = like[name]
-        if sum(meta.numel() for meta in some.values()) >= largest:
-            yield some
-            some = {}
-    if some:
-        yield some
 
 
 def _payload_file(pending: Pending) -> str:

@@ -102,7 +102,7 @@ def _length(data: Array, words: Array, start: int, shape: tuple[int, ...], spars
         raise MalformedError("it ends early")
     check_scales(int(data[start]), data[start + 1 : start + form.head])
     stop = min(len(data), start + form.max_bytes)
-    used = kernels.scan(words, start, stop, form.head, form.bits, np.array(form.blocks, np.int64))
+    used = kernels.scan(words, start, stop, form.head, form.bits, kernels.table_of(form))
     if used < 0:
         raise MalformedError(kernels.PROBLEMS[used])
     return int(used)

@@ -91,6 +91,7 @@ class Entries(NamedTuple):
     """(C of all blocks, bits) uint8."""
 
 
+@lru_cache(maxsize=256)
 def level_table(exponent: int) -> Array:
     """(256,) fp32: what the first scale byte of a chunk stands for. Products of an integer and a power of two."""
     code = np.arange(256, dtype=np.int64)

@@ -89,10 +89,18 @@ def sent(entries, shape, chunk):
     return mask.reshape(shape)
 
 
+def energy(entries):
+    """Σ D̂², chunk by chunk in fp64: exact within a chunk, rounded where chunks are added."""
+    total = 0.0
+    for _, codes, levels in flatten(entries):
+        total += float(sum(levels[code >> 1] ** 2 for code in codes))
+    return total
+
+
 def aggregate(parts, shape, chunk, rule):
     """Parts are (entries of one tensor, share)."""
     dense = [decompress(entries, shape, chunk).reshape(-1) for entries, _ in parts]
-    norms = [math.sqrt(math.fsum(float(v) ** 2 for v in values)) for values in dense]
+    norms = [math.sqrt(energy(entries)) for entries, _ in parts]
     ordered, middle = sorted(norms), len(norms) // 2
     median = ordered[middle] if len(norms) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
     total, senders = np.zeros(math.prod(shape), np.float32), np.zeros(math.prod(shape), np.float32)

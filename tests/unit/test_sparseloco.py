@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from elastic.config import PluginChoice
 from elastic.errors import ConfigError, ElasticError
 from elastic.reduce.sparseloco import SparseLoCo, clip_factors
-from elastic.reduce.topk import choose, norm, select, split_levels, values_of
+from elastic.reduce.topk import choose, energy, select, split_levels, values_of
 from elastic.registry import build
 from elastic.wire import codec
 from elastic.wire.chunks import Sparsity, blocks
@@ -308,7 +308,7 @@ def test_loud_peers_are_clipped_to_the_median_and_quiet_ones_left_alone():
     sut, delta = reducer(16, 4), draw((8, 8), 5)
     payloads = [sut.compress(one(delta * scale), {})[0] for scale in (1.0, 1024.0, 0.125)]
     # when
-    norms = [norm(entries(sut, p, delta)) for p in payloads]
+    norms = [math.sqrt(energy(entries(sut, p, delta))) for p in payloads]
     update = sut.aggregate([(p, 1 / 4) for p in payloads], one(delta))["w"]
     # then
     assert clip_factors(norms) == [1.0, 1 / 1024, 1.0]
@@ -322,7 +322,7 @@ def test_norm_is_that_of_what_is_decoded():
     # when
     payload, _ = sut.compress(one(delta), {})
     # then
-    assert norm(entries(sut, payload, delta)) == pytest.approx(
+    assert math.sqrt(energy(entries(sut, payload, delta))) == pytest.approx(
         sut.decompress(payload, one(delta))["w"].double().norm().item()
     )
 

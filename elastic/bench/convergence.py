@@ -1,0 +1,140 @@
+"""`elastic bench convergence`: what each way of training comes to at equal tokens, as held-out loss and bytes sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+
+from elastic.bench.simulate import Recipe, Swarm, num_params
+from elastic.config import OuterConfig, PluginChoice
+from elastic.errors import ConfigError
+from elastic.reduce.sparseloco import SparseLoCo
+from elastic.registry import BPE, READ_CORPUS, load
+
+Say = Callable[[str], None]
+
+VOCABULARY = 2048
+MODEL = PluginChoice.model_validate(
+    {"name": "llama", "preset": "nano", "vocab_size": VOCABULARY, "layers": 4, "dim": 192, "heads": 6, "kv_heads": 3,
+     "ffn_dim": 512}
+)  # fmt: skip
+TOKENS = 600_000
+QUICK_TOKENS = 120_000
+DILOCO = OuterConfig(learning_rate=0.7, nesterov=0.9)
+"""The outer optimizer of DiLoCo, arXiv 2311.08105."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A finished recipe."""
+
+    name: str
+    seed: int
+    held_out: float
+    bytes_per_peer: int
+    tokens: int
+    seconds: float
+    curve: list[tuple[int, float]]
+
+
+def recipes(quick: bool, tokens: int) -> list[Recipe]:
+    """The rows, headline first: a run that is cut short has the rows that matter most."""
+    tokens = tokens or (QUICK_TOKENS if quick else TOKENS)
+    plain = Recipe("SparseLoCo", "sparseloco", tokens=tokens)
+    headline = [
+        replace(plain, name="AdamW, data-parallel", method="adamw"),
+        replace(plain, name="DiLoCo", method="diloco", outer=DILOCO),
+        plain,
+        _with(plain, "SparseLoCo, 1 bit", bits=1),
+    ]
+    if quick:
+        return headline
+    rows = [replace(recipe, seed=seed) for seed in range(3) for recipe in headline]
+    rows += [_with(plain, f"SparseLoCo, k = {k}", k=k) for k in (32, 128)]
+    rows += [_with(plain, f"SparseLoCo, β = {beta}", beta=beta) for beta in (0.9, 0.99)]
+    rows.append(replace(_with(plain, "SparseLoCo, senders, α = 0.4", rule="senders"), outer=_outer(0.4)))
+    rows.append(_with(plain, "SparseLoCo, senders", rule="senders"))
+    for steps in (15, 60):
+        inner = plain.inner.model_copy(update={"steps": steps})
+        rows.append(replace(plain, name=f"SparseLoCo, H = {steps}", inner=inner))
+    for recipe in headline[:3]:
+        rows.append(replace(recipe, name=f"{recipe.name}, 16 peers", peers=16))
+    return rows
+
+
+def _with(recipe: Recipe, name: str, **settings: Any) -> Recipe:
+    return replace(recipe, name=name, reducer=SparseLoCo.Config.model_validate(settings))
+
+
+def _outer(alpha: float) -> OuterConfig:
+    return OuterConfig(learning_rate=alpha)
+
+
+def run(quick: bool, tokens: int, texts: Sequence[Path], kept: Path | None, say: Say) -> list[Row]:
+    """Train every recipe that is not in the file `kept` yet; the file is written after each."""
+    text = read_text(texts)
+    data = load(BPE).train(text, VOCABULARY).encode(text).astype(np.uint16)
+    todo = recipes(quick, tokens)
+    say(f"{num_params(MODEL):,} parameters, {len(data):,} tokens of text, {torch.get_num_threads()} threads")
+    rows = _read(kept)
+    for number, recipe in enumerate(todo, 1):
+        if any((row.name, row.seed, row.tokens) == (recipe.name, recipe.seed, recipe_tokens(recipe)) for row in rows):
+            continue
+        outcome = Swarm(recipe, MODEL, data).train()
+        row = Row(recipe.name, recipe.seed, outcome.held_out, outcome.bytes_per_peer, outcome.tokens, outcome.seconds,
+                  outcome.curve)  # fmt: skip
+        rows.append(row)
+        say(f"{number:2d}/{len(todo)} {row.name}, seed {row.seed}: held out {row.held_out:.4f}, {row.seconds:.0f} s")
+        if kept is not None:
+            kept.write_bytes(orjson.dumps(rows, option=orjson.OPT_INDENT_2) + b"\n")
+    return rows
+
+
+def recipe_tokens(recipe: Recipe) -> int:
+    """Tokens that the recipe really takes: whole rounds of whole batches."""
+    return recipe.steps * recipe.peers * recipe.inner.batch_size * recipe.inner.sequence_length
+
+
+def read_text(texts: Sequence[Path]) -> str:
+    """These files, one after the other, or the text that ships with the project."""
+    if not texts:
+        return str(load(READ_CORPUS)("pride_and_prejudice").decode())
+    try:
+        return "\n".join(path.read_text(encoding="utf-8") for path in texts)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--text: {error}: expected UTF-8") from error
+
+
+def _read(kept: Path | None) -> list[Row]:
+    if kept is None or not kept.exists():
+        return []
+    try:
+        return [Row(**row) for row in orjson.loads(kept.read_bytes())]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{kept}: not a file of this benchmark ({error}); choose another") from error
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: means over seeds, and the distance to data-parallel AdamW of as many peers."""
+    names = list(dict.fromkeys(row.name for row in rows))
+    by_name = {name: [row for row in rows if row.name == name] for name in names}
+    lines = [
+        "| | held-out loss | against AdamW | sent per peer | times less than AdamW |",
+        "|---|---|---|---|---|",
+    ]
+    for name, mine in by_name.items():
+        rival = by_name.get("AdamW, data-parallel" + (", 16 peers" if "16 peers" in name else ""), mine)
+        loss, base = mean(row.held_out for row in mine), mean(row.held_out for row in rival)
+        spread = f" ± {stdev(row.held_out for row in mine):.3f}" if len(mine) > 1 else ""
+        sent, less = mine[0].bytes_per_peer, rival[0].bytes_per_peer / mine[0].bytes_per_peer
+        lines.append(
+            f"| {name} | {loss:.3f}{spread} | {100 * (loss / base - 1):+.1f} % | {sent / 1e6:,.2f} MB | {less:,.0f} |"
+        )
+    return "\n".join(lines)

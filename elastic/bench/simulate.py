@@ -1,0 +1,177 @@
+"""A swarm without a network: peers in one process, with the real model, inner steps, reducers, bytes and outer step.
+
+What is left out is what changes no number: Ray, Hivemind, agreement and time. Everyone arrives in every round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from elastic.config import InnerConfig, OuterConfig, PluginChoice
+from elastic.reduce.dense import Average
+from elastic.reduce.sparseloco import SparseLoCo
+from elastic.registry import READ_CORPUS, build, load
+from elastic.schedule.assignment import Shuffle, num_train_sequences
+from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps
+from elastic.train.outer import initial_anchor, outer_step
+from elastic.train.tokens import Batches, TokenArray, held_out_batches
+
+HELD_OUT = 0.05
+"""Part of the text at its end that is never trained on."""
+HELD_OUT_SEQUENCES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One way of training. All recipes with equal `tokens` see the same sequences in the same order."""
+
+    name: str
+    method: str
+    """"adamw": data-parallel, one step on everyone's batch. "diloco": dense, Nesterov. "sparseloco"."""
+    peers: int = 4
+    tokens: int = 600_000
+    """Of all peers together."""
+    seed: int = 0
+    inner: InnerConfig = field(default_factory=lambda: InnerConfig(steps=30, batch_size=4, sequence_length=64))
+    reducer: SparseLoCo.Config = field(default_factory=SparseLoCo.Config)
+    outer: OuterConfig = field(default_factory=OuterConfig)
+
+    @property
+    def steps(self) -> int:
+        """Inner steps of each peer, whole rounds."""
+        each = self.peers * self.inner.batch_size * self.inner.sequence_length
+        return max(1, round(self.tokens / each / self.inner.steps)) * self.inner.steps
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it."""
+
+    held_out: float
+    """Nats per token, after the last round."""
+    curve: list[tuple[int, float]]
+    """(tokens of all peers, mean training loss of the round)."""
+    bytes_per_peer: int
+    """Sent by each peer in all rounds; for data-parallel training fp32 gradients in every step."""
+    tokens: int
+    seconds: float
+
+
+class Swarm:
+    """The peers of one recipe."""
+
+    def __init__(self, recipe: Recipe, model_choice: PluginChoice, tokens: TokenArray) -> None:
+        self.recipe, self.tokens = recipe, tokens
+        self.model: Any = build("model", model_choice)
+        self.model.initialize(recipe.seed)
+        self.params = dict(self.model.named_parameters())
+        self.total = num_train_sequences(len(tokens), HELD_OUT, recipe.inner.sequence_length)
+
+    def train(self) -> Outcome:
+        """Run the recipe to its end."""
+        start, recipe = time.perf_counter(), self.recipe
+        curve, sent = self._data_parallel() if recipe.method == "adamw" else self._rounds()
+        tokens = recipe.steps * recipe.peers * recipe.inner.batch_size * recipe.inner.sequence_length
+        return Outcome(self._held_out_loss(), curve, sent, tokens, time.perf_counter() - start)
+
+    def _data_parallel(self) -> tuple[list[tuple[int, float]], int]:
+        """AdamW on everyone's batch, every step."""
+        recipe, inner = self.recipe, self.recipe.inner
+        together = inner.model_copy(update={"batch_size": inner.batch_size * recipe.peers})
+        optimizer, curve = make_optimizer(self.model, together), []
+        for round_ in range(recipe.steps // inner.steps):
+            batches = [self._batches(round_, peer) for peer in range(recipe.peers)]
+            joint = (torch.cat(parts) for parts in zip(*batches, strict=True))
+            curve.append(self._inner_steps(optimizer, joint, round_, together))
+        fp32 = 4 * sum(param.numel() for param in self.params.values())
+        return curve, fp32 * recipe.steps
+
+    def _rounds(self) -> tuple[list[tuple[int, float]], int]:
+        """Inner steps, payloads and one outer step, round by round."""
+        recipe, inner = self.recipe, self.recipe.inner
+        reducer: Any = SparseLoCo(recipe.reducer) if recipe.method == "sparseloco" else Average(Average.Config())
+        anchor = initial_anchor(self.params, recipe.outer)
+        optimizers = [make_optimizer(self.model, inner) for _ in range(recipe.peers)]
+        self.residuals = [{name: torch.zeros(param.shape) for name, param in self.params.items()} for _ in optimizers]
+        curve, sent = [], 0
+        for round_ in range(recipe.steps // inner.steps):
+            parts, losses = [], []
+            for peer, optimizer in enumerate(optimizers):
+                self._load(anchor)
+                tokens, loss = self._inner_steps(optimizer, self._batches(round_, peer), round_, inner)
+                losses.append(loss)
+                data = self._contribute(reducer, anchor, peer)
+                sent += len(data)
+                parts.append((reducer.decode(data, self.params), 1 / recipe.peers))
+            outer_step(anchor, reducer.aggregate(parts, self.params), recipe.outer)
+            curve.append((tokens * recipe.peers, sum(losses) / len(losses)))
+        self._load(anchor)
+        return curve, sent // recipe.peers
+
+    def _contribute(self, reducer: Any, anchor: dict[str, Tensor], peer: int) -> bytes:
+        delta = {name: anchor[name] - param.detach() for name, param in self.params.items()}
+        self.last_delta = delta
+        payload, self.residuals[peer] = reducer.compress(delta, self.residuals[peer])
+        return bytes(reducer.encode(payload))
+
+    def _inner_steps(
+        self, optimizer: torch.optim.Optimizer, batches: Iterator[Tensor], round_: int, inner: InnerConfig
+    ) -> tuple[int, float]:
+        """(tokens of this caller so far, mean loss)."""
+        offset = round_ * inner.steps
+        report = run_inner_steps(
+            self.model.loss, optimizer, batches,
+            learning_rates=lambda step: learning_rate(offset + step, self.recipe.steps, inner),
+            clip_norm=inner.clip_norm, stop=Stop(1e9),
+        )  # fmt: skip
+        return (round_ + 1) * report.tokens, report.mean_loss
+
+    def _batches(self, round_: int, peer: int) -> Iterator[Tensor]:
+        """Step s of all peers together is the same tokens for every number of inner steps: one long shuffle."""
+        inner, peers = self.recipe.inner, self.recipe.peers
+        steps = np.arange(round_ * inner.steps, (round_ + 1) * inner.steps)
+        places = (steps[:, None] * peers + peer) * inner.batch_size + np.arange(inner.batch_size)
+        epochs, places = np.divmod(places.reshape(-1), self.total)
+        sequences = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            shuffle = Shuffle(self.total, self.recipe.seed, "bench", int(epoch))
+            sequences[here] = shuffle.at(places[here])
+        return iter(Batches(self.tokens, sequences, inner.sequence_length, inner.batch_size))
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _load(self, anchor: dict[str, Tensor]) -> None:
+        for name, param in self.params.items():
+            param.copy_(anchor[name])
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _held_out_loss(self) -> float:
+        inner, losses = self.recipe.inner, []
+        for batch in held_out_batches(self.tokens, HELD_OUT, inner.sequence_length, 32, HELD_OUT_SEQUENCES):
+            losses.append((self.model.loss(batch).item(), len(batch)))
+        return float(sum(loss * count for loss, count in losses) / sum(count for _, count in losses))
+
+
+def num_params(model_choice: PluginChoice) -> int:
+    """Trained numbers of a model."""
+    with torch.device("meta"):
+        model: nn.Module = build("model", model_choice)
+    return sum(param.numel() for param in model.parameters())
+
+
+def recorded_residuals(seed: int, rounds: int = 8) -> dict[str, Tensor]:
+    """e of a peer in mid-run, β·residual + Δ, as `compress` meets it: one peer on the shipped text, some seconds."""
+    inner = InnerConfig(steps=10, batch_size=8, sequence_length=64)
+    recipe = replace(Recipe("residuals", "sparseloco", peers=1, seed=seed), inner=inner, tokens=rounds * 10 * 8 * 64)
+    tokens = np.frombuffer(load(READ_CORPUS)("pride_and_prejudice"), np.uint8).astype(np.uint16)
+    swarm = Swarm(recipe, PluginChoice(name="llama", preset="nano"), tokens)  # type: ignore[call-arg]
+    swarm.train()
+    kept, last = swarm.residuals[0], swarm.last_delta
+    return {name: recipe.reducer.beta * kept[name] + last[name] for name in last}
