@@ -13,7 +13,7 @@ import orjson
 import torch
 
 from elastic.bench.simulate import Recipe, Swarm, num_params
-from elastic.config import OuterConfig, PluginChoice
+from elastic.config import InnerConfig, OuterConfig, PluginChoice
 from elastic.errors import ConfigError
 from elastic.reduce.sparseloco import SparseLoCo
 from elastic.registry import BPE, READ_CORPUS, load
@@ -25,8 +25,15 @@ MODEL = PluginChoice.model_validate(
     {"name": "llama", "preset": "nano", "vocab_size": VOCABULARY, "layers": 4, "dim": 192, "heads": 6, "kv_heads": 3,
      "ffn_dim": 512}
 )  # fmt: skip
-TOKENS = 600_000
-QUICK_TOKENS = 120_000
+TOKENS = 250_000
+QUICK_TOKENS = 250_000
+INNER_STEPS = 30
+LONG = 8
+"""Times more tokens in the long rows."""
+LEARNING_RATE = {"adamw": 1.5e-3, "diloco": 1.5e-3, "sparseloco": 3e-3}
+"""Peak of the inner AdamW: for each method the best of 1.5e-3, 3e-3 and 6e-3 at 250,000 tokens."""
+SAME_AS = (", 16 peers", f", {LONG}x tokens")
+"""Endings of names: such rows are compared with AdamW in the same setting."""
 DILOCO = OuterConfig(learning_rate=0.7, nesterov=0.9)
 """The outer optimizer of DiLoCo, arXiv 2311.08105."""
 
@@ -47,11 +54,10 @@ class Row:
 def recipes(quick: bool, tokens: int) -> list[Recipe]:
     """The rows, headline first: a run that is cut short has the rows that matter most."""
     tokens = tokens or (QUICK_TOKENS if quick else TOKENS)
-    plain = Recipe("SparseLoCo", "sparseloco", tokens=tokens)
     headline = [
-        replace(plain, name="AdamW, data-parallel", method="adamw"),
-        replace(plain, name="DiLoCo", method="diloco", outer=DILOCO),
-        plain,
+        _recipe("AdamW, data-parallel", "adamw", tokens),
+        replace(_recipe("DiLoCo", "diloco", tokens), outer=DILOCO),
+        plain := _recipe("SparseLoCo", "sparseloco", tokens),
         _with(plain, "SparseLoCo, 1 bit", bits=1),
     ]
     if quick:
@@ -59,22 +65,27 @@ def recipes(quick: bool, tokens: int) -> list[Recipe]:
     rows = [replace(recipe, seed=seed) for seed in range(3) for recipe in headline]
     rows += [_with(plain, f"SparseLoCo, k = {k}", k=k) for k in (32, 128)]
     rows += [_with(plain, f"SparseLoCo, β = {beta}", beta=beta) for beta in (0.9, 0.99)]
-    rows.append(replace(_with(plain, "SparseLoCo, senders, α = 0.4", rule="senders"), outer=_outer(0.4)))
     rows.append(_with(plain, "SparseLoCo, senders", rule="senders"))
+    for alpha in (0.4, 2.0):
+        rule = "senders" if alpha < 1 else "mean"
+        rows.append(
+            replace(_with(plain, f"SparseLoCo, {rule}, α = {alpha}", rule=rule), outer=OuterConfig(learning_rate=alpha))
+        )
     for steps in (15, 60):
         inner = plain.inner.model_copy(update={"steps": steps})
         rows.append(replace(plain, name=f"SparseLoCo, H = {steps}", inner=inner))
-    for recipe in headline[:3]:
-        rows.append(replace(recipe, name=f"{recipe.name}, 16 peers", peers=16))
+    rows += [replace(recipe, name=recipe.name + SAME_AS[0], peers=16) for recipe in headline[:3]]
+    rows += [replace(recipe, name=recipe.name + SAME_AS[1], tokens=LONG * tokens) for recipe in headline[:3]]
     return rows
+
+
+def _recipe(name: str, method: str, tokens: int) -> Recipe:
+    inner = InnerConfig(steps=INNER_STEPS, batch_size=2, sequence_length=64, learning_rate=LEARNING_RATE[method])
+    return Recipe(name, method, inner, tokens=tokens)
 
 
 def _with(recipe: Recipe, name: str, **settings: Any) -> Recipe:
     return replace(recipe, name=name, reducer=SparseLoCo.Config.model_validate(settings))
-
-
-def _outer(alpha: float) -> OuterConfig:
-    return OuterConfig(learning_rate=alpha)
 
 
 def run(quick: bool, tokens: int, texts: Sequence[Path], kept: Path | None, say: Say) -> list[Row]:
@@ -116,7 +127,8 @@ def _read(kept: Path | None) -> list[Row]:
     if kept is None or not kept.exists():
         return []
     try:
-        return [Row(**row) for row in orjson.loads(kept.read_bytes())]
+        rows = [Row(**row) for row in orjson.loads(kept.read_bytes())]
+        return [replace(row, curve=[(int(tokens), loss) for tokens, loss in row.curve]) for row in rows]
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{kept}: not a file of this benchmark ({error}); choose another") from error
 
@@ -130,7 +142,8 @@ def table(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, mine in by_name.items():
-        rival = by_name.get("AdamW, data-parallel" + (", 16 peers" if "16 peers" in name else ""), mine)
+        setting = next((ending for ending in SAME_AS if name.endswith(ending)), "")
+        rival = by_name.get("AdamW, data-parallel" + setting, mine)
         loss, base = mean(row.held_out for row in mine), mean(row.held_out for row in rival)
         spread = f" ± {stdev(row.held_out for row in mine):.3f}" if len(mine) > 1 else ""
         sent, less = mine[0].bytes_per_peer, rival[0].bytes_per_peer / mine[0].bytes_per_peer

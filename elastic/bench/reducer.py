@@ -69,13 +69,13 @@ def draw(shapes: Mapping[str, tuple[int, ...]], seed: int, student: bool = True)
 
 def measure(setup: Setup, say: Say) -> dict[str, Any]:
     """All figures, as JSON."""
-    shapes = llama_shapes(setup.params)
+    shapes, small = llama_shapes(setup.params), llama_shapes(min(setup.params, 2e6))
     count = num_params(shapes)
     say(f"{count:,} parameters in {len(shapes)} tensors, {torch.get_num_threads()} threads, seed {setup.seed}")
     say("recording residuals of a real training run")
     errors = {
-        "student-t": quantiser_errors(draw(llama_shapes(2e6), setup.seed)),
-        "gaussian": quantiser_errors(draw(llama_shapes(2e6), setup.seed, student=False)),
+        "student-t": quantiser_errors(draw(small, setup.seed)),
+        "gaussian": quantiser_errors(draw(small, setup.seed, student=False)),
         "real residuals": quantiser_errors(recorded_residuals(setup.seed)),
     }
     say("making payloads")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from elastic.train.tokens import Batches, TokenArray, held_out_batches
 HELD_OUT = 0.05
 """Part of the text at its end that is never trained on."""
 HELD_OUT_SEQUENCES = 512
+POINTS = 8
+"""Points of a curve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,11 @@ class Recipe:
     name: str
     method: str
     """"adamw": data-parallel, one step on everyone's batch. "diloco": dense, Nesterov. "sparseloco"."""
+    inner: InnerConfig
     peers: int = 4
-    tokens: int = 600_000
+    tokens: int = 250_000
     """Of all peers together."""
     seed: int = 0
-    inner: InnerConfig = field(default_factory=lambda: InnerConfig(steps=30, batch_size=4, sequence_length=64))
     reducer: SparseLoCo.Config = field(default_factory=SparseLoCo.Config)
     outer: OuterConfig = field(default_factory=OuterConfig)
 
@@ -57,7 +60,7 @@ class Outcome:
     held_out: float
     """Nats per token, after the last round."""
     curve: list[tuple[int, float]]
-    """(tokens of all peers, mean training loss of the round)."""
+    """(tokens of all peers, held-out loss), some points."""
     bytes_per_peer: int
     """Sent by each peer in all rounds; for data-parallel training fp32 gradients in every step."""
     tokens: int
@@ -76,44 +79,49 @@ class Swarm:
 
     def train(self) -> Outcome:
         """Run the recipe to its end."""
-        start, recipe = time.perf_counter(), self.recipe
-        curve, sent = self._data_parallel() if recipe.method == "adamw" else self._rounds()
-        tokens = recipe.steps * recipe.peers * recipe.inner.batch_size * recipe.inner.sequence_length
-        return Outcome(self._held_out_loss(), curve, sent, tokens, time.perf_counter() - start)
+        start, recipe, inner = time.perf_counter(), self.recipe, self.recipe.inner
+        rounds, each = (
+            recipe.steps // inner.steps,
+            inner.steps * recipe.peers * inner.batch_size * inner.sequence_length,
+        )
+        step = self._data_parallel() if recipe.method == "adamw" else self._rounds()
+        curve, sent = [], 0
+        for round_ in range(rounds):
+            sent += next(step)
+            if (round_ + 1) % max(1, rounds // POINTS) == 0 and round_ + 1 < rounds:
+                curve.append(((round_ + 1) * each, self._held_out_loss()))
+        loss = self._held_out_loss()
+        curve.append((rounds * each, loss))
+        return Outcome(loss, curve, sent, rounds * each, time.perf_counter() - start)
 
-    def _data_parallel(self) -> tuple[list[tuple[int, float]], int]:
-        """AdamW on everyone's batch, every step."""
+    def _data_parallel(self) -> Iterator[int]:
+        """AdamW on everyone's batch in every step; yields the bytes that a peer sends in a round."""
         recipe, inner = self.recipe, self.recipe.inner
-        together = inner.model_copy(update={"batch_size": inner.batch_size * recipe.peers})
-        optimizer, curve = make_optimizer(self.model, together), []
-        for round_ in range(recipe.steps // inner.steps):
-            batches = [self._batches(round_, peer) for peer in range(recipe.peers)]
-            joint = (torch.cat(parts) for parts in zip(*batches, strict=True))
-            curve.append(self._inner_steps(optimizer, joint, round_, together))
+        optimizer = make_optimizer(self.model, inner)
         fp32 = 4 * sum(param.numel() for param in self.params.values())
-        return curve, fp32 * recipe.steps
+        for round_ in count():
+            batches = [self._batches(round_, peer) for peer in range(recipe.peers)]
+            self._inner_steps(optimizer, (torch.cat(parts) for parts in zip(*batches, strict=True)), round_)
+            yield fp32 * inner.steps
 
-    def _rounds(self) -> tuple[list[tuple[int, float]], int]:
-        """Inner steps, payloads and one outer step, round by round."""
-        recipe, inner = self.recipe, self.recipe.inner
+    def _rounds(self) -> Iterator[int]:
+        """Inner steps, payloads and one outer step; yields the bytes that a peer sends in a round."""
+        recipe = self.recipe
         reducer: Any = SparseLoCo(recipe.reducer) if recipe.method == "sparseloco" else Average(Average.Config())
         anchor = initial_anchor(self.params, recipe.outer)
-        optimizers = [make_optimizer(self.model, inner) for _ in range(recipe.peers)]
+        optimizers = [make_optimizer(self.model, recipe.inner) for _ in range(recipe.peers)]
         self.residuals = [{name: torch.zeros(param.shape) for name, param in self.params.items()} for _ in optimizers]
-        curve, sent = [], 0
-        for round_ in range(recipe.steps // inner.steps):
-            parts, losses = [], []
+        for round_ in count():
+            parts, sent = [], 0
             for peer, optimizer in enumerate(optimizers):
                 self._load(anchor)
-                tokens, loss = self._inner_steps(optimizer, self._batches(round_, peer), round_, inner)
-                losses.append(loss)
+                self._inner_steps(optimizer, self._batches(round_, peer), round_)
                 data = self._contribute(reducer, anchor, peer)
-                sent += len(data)
                 parts.append((reducer.decode(data, self.params), 1 / recipe.peers))
+                sent += len(data)
             outer_step(anchor, reducer.aggregate(parts, self.params), recipe.outer)
-            curve.append((tokens * recipe.peers, sum(losses) / len(losses)))
-        self._load(anchor)
-        return curve, sent // recipe.peers
+            self._load(anchor)
+            yield sent // recipe.peers
 
     def _contribute(self, reducer: Any, anchor: dict[str, Tensor], peer: int) -> bytes:
         delta = {name: anchor[name] - param.detach() for name, param in self.params.items()}
@@ -121,17 +129,13 @@ class Swarm:
         payload, self.residuals[peer] = reducer.compress(delta, self.residuals[peer])
         return bytes(reducer.encode(payload))
 
-    def _inner_steps(
-        self, optimizer: torch.optim.Optimizer, batches: Iterator[Tensor], round_: int, inner: InnerConfig
-    ) -> tuple[int, float]:
-        """(tokens of this caller so far, mean loss)."""
-        offset = round_ * inner.steps
-        report = run_inner_steps(
+    def _inner_steps(self, optimizer: torch.optim.Optimizer, batches: Iterator[Tensor], round_: int) -> None:
+        inner, offset = self.recipe.inner, round_ * self.recipe.inner.steps
+        run_inner_steps(
             self.model.loss, optimizer, batches,
             learning_rates=lambda step: learning_rate(offset + step, self.recipe.steps, inner),
             clip_norm=inner.clip_norm, stop=Stop(1e9),
         )  # fmt: skip
-        return (round_ + 1) * report.tokens, report.mean_loss
 
     def _batches(self, round_: int, peer: int) -> Iterator[Tensor]:
         """Step s of all peers together is the same tokens for every number of inner steps: one long shuffle."""
@@ -169,7 +173,7 @@ def num_params(model_choice: PluginChoice) -> int:
 def recorded_residuals(seed: int, rounds: int = 8) -> dict[str, Tensor]:
     """e of a peer in mid-run, β·residual + Δ, as `compress` meets it: one peer on the shipped text, some seconds."""
     inner = InnerConfig(steps=10, batch_size=8, sequence_length=64)
-    recipe = replace(Recipe("residuals", "sparseloco", peers=1, seed=seed), inner=inner, tokens=rounds * 10 * 8 * 64)
+    recipe = Recipe("residuals", "sparseloco", inner, peers=1, tokens=rounds * 10 * 8 * 64, seed=seed)
     tokens = np.frombuffer(load(READ_CORPUS)("pride_and_prejudice"), np.uint8).astype(np.uint16)
     swarm = Swarm(recipe, PluginChoice(name="llama", preset="nano"), tokens)  # type: ignore[call-arg]
     swarm.train()
