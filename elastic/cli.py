@@ -45,7 +45,8 @@ def main() -> None:
         library = (error.name or "").partition(".")[0]
         if library not in EXTRAS:
             raise
-        _fail(f"{library} is not installed: pip install 'elastic[peer]'")
+        extra = EXTRAS[library] if EXTRAS[library] in ("bittensor", "plot") else "peer"
+        _fail(f"{library} is not installed: pip install 'elastic[{extra}]'")
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None  # Ctrl-C before there is anything to leave
     except OSError as error:

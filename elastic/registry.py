@@ -46,6 +46,7 @@ EXTRAS = {
     "msgpack": "hivemind",
     "opentelemetry": "otel",
     "bittensor": "bittensor",
+    "matplotlib": "plot",
 }
 """Library → the extra of ours that installs it."""
 

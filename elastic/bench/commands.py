@@ -71,16 +71,27 @@ def convergence(
     tokens: Annotated[int, typer.Option(min=0, help="tokens of each row; 0: as many as the rows want")] = 0,
     text: Annotated[list[Path] | None, typer.Option(help="texts to train on instead of the shipped one")] = None,
     threads: Threads = 0,
-    json: Json = None,
+    json: Annotated[Path | None, typer.Option("--json", help="keep the rows here, and skip those it has")] = None,
+    picture: Annotated[Path | None, typer.Option("--plot", help="draw the rows here (.svg, .png, .pdf)")] = None,
 ) -> None:
-    """Held-out loss at equal tokens: data-parallel AdamW, DiLoCo, SparseLoCo and its settings. Rows done are kept."""
+    """Held-out loss at equal tokens: data-parallel AdamW, DiLoCo, SparseLoCo and its settings.
+
+    The whole table takes about an hour on two cores. With --json a run that was stopped goes on where it was.
+    """
     import torch
 
-    from elastic.bench.convergence import run, table
+    from elastic.bench.convergence import plot, run, table
+
+    if picture is not None:
+        import matplotlib  # noqa: F401 - better to miss it now than in an hour
 
     if threads:
         torch.set_num_threads(threads)
-    say(table(run(quick, tokens, text or [], json, say)))
+    rows = run(quick, tokens, text or [], json, say)
+    say(table(rows))
+    if picture is not None:
+        plot(rows, picture)
+        say(f"wrote {picture}")
 
 
 def _count(argument: str) -> int:

@@ -151,3 +151,27 @@ def table(rows: Sequence[Row]) -> str:
             f"| {name} | {loss:.3f}{spread} | {100 * (loss / base - 1):+.1f} % | {sent / 1e6:,.2f} MB | {less:,.0f} |"
         )
     return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Held-out loss over tokens and over bytes sent, of the first seed's rows; the suffix decides the format."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    over_tokens, over_bytes = figure.subplots(1, 2, sharey=True)
+    for row in rows:
+        if row.seed != 0:
+            continue
+        tokens, losses = zip(*row.curve, strict=True)
+        headline = row.name.removesuffix(SAME_AS[1]) in ("AdamW, data-parallel", "DiLoCo", "SparseLoCo")
+        if headline:
+            over_tokens.plot(tokens, losses, marker=".", label=row.name)
+        over_bytes.plot(
+            row.bytes_per_peer / 1e6, row.held_out, "o" if headline else ".", color=None if headline else "grey"
+        )
+        if headline or row.name.endswith("bit"):
+            over_bytes.annotate(row.name, (row.bytes_per_peer / 1e6, row.held_out), fontsize=7)
+    over_tokens.set(xscale="log", xlabel="tokens of all peers", ylabel="held-out loss, nats per token")
+    over_bytes.set(xscale="log", xlabel="MB sent by each peer")
+    over_tokens.legend(fontsize=7)
+    figure.savefig(path)
