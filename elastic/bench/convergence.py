@@ -62,7 +62,10 @@ def recipes(quick: bool, tokens: int) -> list[Recipe]:
     ]
     if quick:
         return headline
-    rows = [replace(recipe, seed=seed) for seed in range(3) for recipe in headline]
+    rows = [
+        *headline,
+        *(replace(recipe, name=recipe.name + SAME_AS[1], tokens=LONG * tokens) for recipe in headline[:3]),
+    ]
     rows += [_with(plain, f"SparseLoCo, k = {k}", k=k) for k in (32, 128)]
     rows += [_with(plain, f"SparseLoCo, β = {beta}", beta=beta) for beta in (0.9, 0.99)]
     rows.append(_with(plain, "SparseLoCo, senders", rule="senders"))
@@ -75,8 +78,7 @@ def recipes(quick: bool, tokens: int) -> list[Recipe]:
         inner = plain.inner.model_copy(update={"steps": steps})
         rows.append(replace(plain, name=f"SparseLoCo, H = {steps}", inner=inner))
     rows += [replace(recipe, name=recipe.name + SAME_AS[0], peers=16) for recipe in headline[:3]]
-    rows += [replace(recipe, name=recipe.name + SAME_AS[1], tokens=LONG * tokens) for recipe in headline[:3]]
-    return rows
+    return rows + [replace(recipe, seed=seed) for seed in (1, 2) for recipe in headline]
 
 
 def _recipe(name: str, method: str, tokens: int) -> Recipe:
