@@ -20,10 +20,13 @@ from torch import Tensor
 from elastic.bench import published
 from elastic.bench.simulate import recorded_residuals
 from elastic.messages import ContributionHeader, RoundIndex, digest_of
-from elastic.reduce.sparseloco import SparseLoCo, in_threads
+from elastic.reduce.sparseloco import SparseLoCo, compile_kernels
+from elastic.reduce.topk import entries_of
 from elastic.train.outer import Turns
 from elastic.wire.codec import SparsePayload
+from elastic.wire.packing import layout
 from elastic.wire.signing import Identity
+from elastic.wire.threads import in_threads
 
 Say = Callable[[str], None]
 
@@ -81,6 +84,7 @@ def measure(setup: Setup, say: Say) -> dict[str, Any]:
         "real residuals": quantiser_errors(recorded_residuals(setup.seed)),
     }
     say("making payloads")
+    compile_kernels()
     bench = _Bench(shapes, setup, count)
     # Ours with its signed commitment, all that is sent; theirs without its container.
     sizes = {"ours": len(bench.payloads[0]) + len(_commitment(bench.payloads[0])),
@@ -197,12 +201,15 @@ def quantiser_errors(tensors: Mapping[str, Tensor]) -> dict[str, float]:
             continue
         payload, _ = reducer.compress({name: tensor}, {})
         ours = reducer.decompress(payload, {name: tensor})[name]
-        _note(found["ours"], tensor, ours, ours != 0)
+        places = entries_of(
+            reducer.entries(payload, name, tensor.shape), layout(tuple(tensor.shape), reducer.sparsity)
+        )[0]
+        _note(found["ours"], tensor.view(-1)[places], ours.view(-1)[places])
         chunks = published.to_chunks(tensor)
         indices = chunks.abs().topk(published.KEPT, dim=1).indices
         values = chunks.gather(1, indices)
         theirs = published.dequantise(published.Part(indices, *published.quantise(values)))
-        _note(found["published"], values, theirs, torch.ones_like(values, dtype=torch.bool))
+        _note(found["published"], values, theirs)
     return {
         label: value
         for who, (error, energy, wrong, sent) in found.items()
@@ -210,10 +217,11 @@ def quantiser_errors(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     }
 
 
-def _note(sums: list[float], true: Tensor, sent: Tensor, where: Tensor) -> None:
-    a, b = true[where].double(), sent[where].double()
-    for i, value in enumerate(((a - b).square().sum(), a.square().sum(), (a * b < 0).sum(), where.sum())):
+def _note(sums: list[float], true: Tensor, sent: Tensor) -> None:
+    a, b = true.double(), sent.double()
+    for i, value in enumerate(((a - b).square().sum(), a.square().sum(), (a * b < 0).sum())):
         sums[i] += float(value)
+    sums[3] += true.numel()
 
 
 def table(result: Mapping[str, Any]) -> str:

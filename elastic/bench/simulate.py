@@ -75,6 +75,9 @@ class Swarm:
         self.model: Any = build("model", model_choice)
         self.model.initialize(recipe.seed)
         self.params = dict(self.model.named_parameters())
+        self.residuals: list[dict[str, Tensor]] = []
+        self.last_error: dict[str, Tensor] = {}
+        """β·residual + Δ of the peer that contributed last, as its `compress` met it."""
         self.total = num_train_sequences(len(tokens), HELD_OUT, recipe.inner.sequence_length)
 
     def train(self) -> Outcome:
@@ -125,7 +128,7 @@ class Swarm:
 
     def _contribute(self, reducer: Any, anchor: dict[str, Tensor], peer: int) -> bytes:
         delta = {name: anchor[name] - param.detach() for name, param in self.params.items()}
-        self.last_delta = delta
+        self.last_error = {name: self.recipe.reducer.beta * self.residuals[peer][name] + delta[name] for name in delta}
         payload, self.residuals[peer] = reducer.compress(delta, self.residuals[peer])
         return bytes(reducer.encode(payload))
 
@@ -177,5 +180,4 @@ def recorded_residuals(seed: int, rounds: int = 8) -> dict[str, Tensor]:
     tokens = np.frombuffer(load(READ_CORPUS)("pride_and_prejudice"), np.uint8).astype(np.uint16)
     swarm = Swarm(recipe, PluginChoice(name="llama", preset="nano"), tokens)  # type: ignore[call-arg]
     swarm.train()
-    kept, last = swarm.residuals[0], swarm.last_delta
-    return {name: recipe.reducer.beta * kept[name] + last[name] for name in last}
+    return swarm.last_error

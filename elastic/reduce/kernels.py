@@ -1,6 +1,6 @@
 """The sender's half of SparseLoCo, compiled: what `topk` does in torch, chunk by chunk while the chunk is in the cache.
 
-Compiled and called as `elastic.wire.kernels`; the same payloads and residuals as the torch path, bit for bit.
+The same payloads and residuals as the torch path, bit for bit. There are no bounds checks.
 """
 
 # C chunks, K kept entries of a chunk, N entries of a tensor
@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from elastic.wire.kernels import _ACROSS, _COL, _DOWN, _HEIGHT, _KEPT, _RICE, _ROW, _STRIDE, _WIDTH, jit, shift_of
+from elastic.wire.compiled import jit
+from elastic.wire.kernels import ACROSS, COL, DOWN, HEIGHT, KEPT, RICE, ROW, STRIDE, WIDTH, shift_of
 
 _BAND = 1024
 """Elements of a row of chunks that are folded in one go: long enough to stream, short enough to stay in the cache."""
 _RANKED = 128
 """Up to so many entries of a chunk are sorted by counting how many are larger: quadratic, but without branches."""
 _CANDIDATES = 2 * _RANKED
+_LAST = 65535
+"""No place in a chunk is larger."""
+_TRIES = 3
 _MARGIN = np.float32(0.92)
 """The next chunk's candidates are the entries above this part of the last one's threshold; about a third too many."""
 _INFINITY = np.uint32(0x7F800000)
@@ -41,21 +45,21 @@ def pick(delta, residual, error, beta, table, indices, values, levels, two):
     """
     most, longest, widest = 1, 1, 1
     for b in range(len(table)):
-        tiles = max(1, _BAND // table[b, _WIDTH])
-        most = max(most, table[b, _HEIGHT] * table[b, _WIDTH])
-        longest = max(longest, tiles * table[b, _WIDTH])
-        widest = max(widest, tiles * table[b, _HEIGHT] * table[b, _WIDTH])
+        tiles = max(1, _BAND // table[b, WIDTH])
+        most = max(most, table[b, HEIGHT] * table[b, WIDTH])
+        longest = max(longest, tiles * table[b, WIDTH])
+        widest = max(widest, tiles * table[b, HEIGHT] * table[b, WIDTH])
     line, sizes = np.empty(longest, np.float32), np.empty(widest, np.uint32)
     ranked, found = np.empty(most, np.float32), np.empty(most + 1, np.int32)
-    candidates, ranks = np.empty(_CANDIDATES, np.uint32), np.empty(_CANDIDATES, np.int32)
+    candidates, ranks = np.empty(_CANDIDATES, np.uint64), np.empty(_CANDIDATES, np.int32)
     chunk, entry, guess = 0, 0, np.float32(0)
     for b in range(len(table)):
-        height, width, stride, kept = table[b, _HEIGHT], table[b, _WIDTH], table[b, _STRIDE], table[b, _KEPT]
+        height, width, stride, kept = table[b, HEIGHT], table[b, WIDTH], table[b, STRIDE], table[b, KEPT]
         band, shift, size = max(1, _BAND // width), shift_of(width), height * width
-        for down in range(table[b, _DOWN]):
-            for first in range(0, table[b, _ACROSS], band):
-                corner = (table[b, _ROW] + down * height) * stride + table[b, _COL] + first * width
-                tiles = min(band, table[b, _ACROSS] - first)
+        for down in range(table[b, DOWN]):
+            for first in range(0, table[b, ACROSS], band):
+                corner = (table[b, ROW] + down * height) * stride + table[b, COL] + first * width
+                tiles = min(band, table[b, ACROSS] - first)
                 if not _fold(delta, residual, error, beta, corner, height, width, tiles, stride, line, sizes):
                     return False
                 for tile in range(tiles):
@@ -103,16 +107,14 @@ def _fold(delta, residual, error, beta, corner, height, width, tiles, stride, li
 def _largest(sizes, size, kept, guess, found, ranked, candidates, ranks):
     """The first `kept` of `found`: places of the largest, increasing, of equals the first; `ranked`: their magnitudes,
     decreasing. Returns what may be just below the threshold of the next chunk."""
-    num = 0
-    if kept <= _RANKED:
-        num = _at_least(sizes, size, guess, found)
-        for _ in range(8):
-            if kept <= num <= _CANDIDATES:
-                break
-            guess *= np.float32(0.8) if num < kept else np.float32(1.2)
+    if kept <= _RANKED and guess > 0:
+        for _ in range(_TRIES):
             num = _at_least(sizes, size, guess, found)
-    if not (kept <= num <= _CANDIDATES and _rank(sizes, found, num, kept, ranked, candidates, ranks)):
-        _sort(sizes, size, kept, found, ranked)
+            if kept <= num <= _CANDIDATES:
+                _rank(sizes, found, num, kept, ranked, candidates, ranks)
+                return ranked[kept - 1] * _MARGIN
+            guess *= np.float32(0.8) if num < kept else np.float32(1.2)
+    _select(sizes, size, kept, found, ranked)
     return ranked[kept - 1] * _MARGIN
 
 
@@ -135,11 +137,25 @@ def _bits(number):
 
 @jit
 def _rank(sizes, found, num, kept, ranked, candidates, ranks):
-    """Keep the `kept` largest of the candidates by counting how many are larger; False, and nothing done, if two are
-    equal."""
-    magnitudes = candidates.view(np.float32)
+    """Keep the `kept` largest of the candidates by counting how many are larger; of equals the first."""
     for i in range(num):
         candidates[i], ranks[i] = sizes[found[i]], 0
+    total = _count_larger(candidates, num, ranks)
+    if total != num * (num - 1) // 2:  # some are equal: compare places too
+        for i in range(num):
+            candidates[i], ranks[i] = candidates[i] << np.uint64(32) | np.uint64(_LAST - found[i]), 0
+        _count_larger(candidates, num, ranks)
+    taken, bits = 0, ranked.view(np.uint32)
+    for i in range(num):
+        if ranks[i] < kept:
+            bits[ranks[i]] = sizes[found[i]]
+            found[taken] = found[i]
+            taken += 1
+
+
+@jit
+def _count_larger(candidates, num, ranks):
+    """Into `ranks` for each how many are larger; returns their sum. One plain loop, which becomes vectors."""
     for j in range(num):
         other = candidates[j]
         for i in range(num):
@@ -147,33 +163,30 @@ def _rank(sizes, found, num, kept, ranked, candidates, ranks):
     total = 0
     for i in range(num):
         total += ranks[i]
-    if total != num * (num - 1) // 2:
-        return False
-    taken = 0
-    for i in range(num):
-        if ranks[i] < kept:
-            ranked[ranks[i]] = magnitudes[i]
-            found[taken] = found[i]
-            taken += 1
-    return True
+    return total
 
 
 @jit
-def _sort(sizes, size, kept, found, ranked):
+def _select(sizes, size, kept, found, ranked):
     """The same for any chunk, more slowly."""
-    ordered = np.sort(sizes[:size])
-    threshold, room, taken = ordered[size - kept], kept, 0
+    threshold, above, taken = np.uint32(0), 0, 0
     for i in range(size):
-        room -= sizes[i] > threshold
+        above += sizes[i] > threshold
+    if above >= kept:
+        threshold = np.partition(sizes[:size], size - kept)[size - kept]
+        above = 0
+        for i in range(size):
+            above += sizes[i] > threshold
+    room = kept - above
     for i in range(size):
-        equal = sizes[i] == threshold
-        if sizes[i] > threshold or (equal and room > 0):
-            room -= equal
+        if sizes[i] > threshold or (sizes[i] == threshold and room > 0):
+            room -= sizes[i] == threshold
             found[taken] = i
             taken += 1
-    magnitudes = ordered.view(np.float32)
+    bits = ranked.view(np.uint32)
     for i in range(kept):
-        ranked[i] = magnitudes[size - 1 - i]
+        bits[i] = sizes[found[i]]
+    bits[:kept] = np.sort(bits[:kept])[::-1]
 
 
 @jit
@@ -211,17 +224,17 @@ def pack(error, table, indices, values, levels, head, bits, words):
     """
     entries, plain = len(indices), len(indices) * bits
     for b in range(len(table)):
-        plain += table[b, _DOWN] * table[b, _ACROSS] * table[b, _KEPT] * table[b, _RICE]
+        plain += table[b, DOWN] * table[b, ACROSS] * table[b, KEPT] * table[b, RICE]
     code, remainder, one = head * 8, head * 8 + entries * bits, head * 8 + plain
     chunk, entry = 0, 0
     for b in range(len(table)):
-        height, width, stride, rice = table[b, _HEIGHT], table[b, _WIDTH], table[b, _STRIDE], table[b, _RICE]
+        height, width, stride, rice = table[b, HEIGHT], table[b, WIDTH], table[b, STRIDE], table[b, RICE]
         shift = shift_of(width)
-        for c in range(table[b, _DOWN] * table[b, _ACROSS]):
-            corner = (table[b, _ROW] + c // table[b, _ACROSS] * height) * stride
-            corner += table[b, _COL] + c % table[b, _ACROSS] * width
+        for c in range(table[b, DOWN] * table[b, ACROSS]):
+            corner = (table[b, ROW] + c // table[b, ACROSS] * height) * stride
+            corner += table[b, COL] + c % table[b, ACROSS] * width
             before, low, high = -1, levels[chunk, 0], levels[chunk, 1]
-            for _ in range(table[b, _KEPT]):
+            for _ in range(table[b, KEPT]):
                 index = int(indices[entry])
                 gap, before = index - before - 1, index
                 row = index >> shift if shift >= 0 else np.int64(np.uint32(index) // np.uint32(width))

@@ -5,18 +5,16 @@ magnitude levels per chunk, chosen optimally (there: one table per tensor), and 
 (there: over the peers that sent the coordinate; here that is `rule = "senders"`).
 
 Everything a peer must reproduce bit for bit (`decompress`, `aggregate`) is single element-wise fp32 operations in
-PeerId order, and norms by exactly rounded sums: neither threads, nor the CPU, nor the choice between the compiled
-kernels and torch shows.
+PeerId order, and norms by fp64 sums in chunk order: neither threads, nor the CPU, nor the choice between the compiled
+kernels and torch shows, as long as nobody tells the CPU to flush subnormal numbers to zero.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -27,8 +25,9 @@ from elastic.errors import DivergedError
 from elastic.reduce import topk
 from elastic.wire import codec
 from elastic.wire.chunks import Array, Sparsity
-from elastic.wire.codec import SparsePayload
+from elastic.wire.codec import Part, SparsePayload
 from elastic.wire.packing import Entries, Layout, layout, level_table, levels_of, pack, round_levels, unpack
+from elastic.wire.threads import in_threads
 
 try:
     from elastic.reduce import kernels as sender
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from elastic.contracts import Tensors
-
-T = TypeVar("T")
-S = TypeVar("S")
 
 NOTHING = np.empty(0, np.float32)
 
@@ -111,13 +107,17 @@ class SparseLoCo:
 
         names = _largest_first(pseudo_gradient)
         made = dict(zip(names, in_threads(one, names), strict=True))
-        payload = SparsePayload(self.sparsity, {name: made[name][0] for name in pseudo_gradient})
+        payload = SparsePayload(
+            self.sparsity, {name: Part(tuple(pseudo_gradient[name].shape), made[name][0]) for name in pseudo_gradient}
+        )
         return payload, {name: made[name][1] for name in pseudo_gradient}
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _compress(self, delta: Tensor, residual: Tensor | None, *, inplace: bool) -> tuple[Array | None, Tensor]:
         """One tensor's bytes (None: not finite) and what is left of e."""
         form, shape = layout(tuple(delta.shape), self.sparsity), delta.shape
+        if residual is not None and residual.shape != shape:
+            raise ValueError(f"a residual of shape {tuple(residual.shape)} for a pseudo-gradient of {tuple(shape)}")
         delta = delta.detach().to(torch.float32).contiguous()
         error = torch.empty_like(delta)
         if residual is not None:
@@ -182,8 +182,18 @@ class SparseLoCo:
         updates = {}
         for name, meta in like.items():
             room = torch.empty(tuple(meta.shape), device=device) if out is None else out[name]
-            updates[name] = self._sum([(payload.parts[name], share) for payload, share in parts], room)
+            mine = [(self._checked(payload, name, room), share) for payload, share in parts]
+            updates[name] = self._sum(mine, room)
         return updates
+
+    def _checked(self, payload: SparsePayload, name: str, like: Tensor) -> Array:
+        """A tensor's bytes; the kernels read and write where these bytes say, so they must have been checked for it."""
+        part = payload.parts[name]
+        if payload.sparsity != self.sparsity or part.shape != tuple(like.shape):
+            raise ValueError(
+                f"{name}: {payload.sparsity} of {part.shape} cannot be added as {self.sparsity} of {tuple(like.shape)}"
+            )
+        return part.data
 
     def _sum(self, parts: Sequence[tuple[Array, float]], room: Tensor) -> Tensor:
         """One tensor's update by the configured rule, written into `room`."""
@@ -237,7 +247,7 @@ class SparseLoCo:
 
     def entries(self, payload: SparsePayload, name: str, shape: Sequence[int]) -> Entries:
         """What a payload sends of one tensor, unpacked: to look at, or to compare."""
-        return unpack(payload.parts[name], layout(tuple(shape), self.sparsity))[0]
+        return unpack(payload.parts[name].data, layout(tuple(shape), self.sparsity))[0]
 
     def encode(self, payload: SparsePayload) -> bytes:
         return codec.encode(payload)
@@ -273,17 +283,3 @@ def clip_factors(norms: Sequence[float]) -> list[float]:
 def _largest_first(tensors: Mapping[str, Any]) -> list[str]:
     """Names in the order in which threads should take them, so that all end at about the same time."""
     return sorted(tensors, key=lambda name: (-math.prod(tensors[name].shape), name))
-
-
-def in_threads(call: Callable[[S], T], items: Iterable[S]) -> list[T]:
-    """The call for each item, by as many threads as torch uses; the kernels run beside each other without the GIL."""
-    items, threads = list(items), torch.get_num_threads()
-    if threads == 1 or len(items) < 2:
-        return [call(item) for item in items]
-    return list(_pool(threads).map(call, items))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Kept: starting threads costs more than adding up a small tensor."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="sparseloco")

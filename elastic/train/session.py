@@ -35,6 +35,7 @@ from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_s
 from elastic.train.outer import Turns, initial_anchor, outer_step
 from elastic.train.tokens import Batches, held_out_batches
 from elastic.wire.dense import decode_state, encode_state
+from elastic.wire.threads import in_threads
 
 Assign = Callable[[RoundPlan], np.ndarray[Any, np.dtype[np.int64]]]
 """Plan → ids of the token sequences assigned to this peer."""
@@ -181,7 +182,8 @@ class Session:
     def outer_step(self, manifest: Manifest, payloads: Mapping[Digest, bytes]) -> Digest:
         """θ ← θ − α · Σ share · D̂ over what the manifest counts; settle our own contribution; write both to disk."""
         if not manifest.void:
-            decoded = {digest: self.reducer.decode(data, self.like) for digest, data in payloads.items()}
+            found = in_threads(lambda data: self.reducer.decode(data, self.like), payloads.values())
+            decoded = dict(zip(payloads, found, strict=True))
             parts = [(decoded[entry.payload], entry.share) for entry in manifest.counted]
             for some, room in self.turns:
                 outer_step(self.anchor, self.reducer.aggregate(parts, some, out=room), self.shared.outer)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,15 @@ try:
 except ImportError:  # no numba: everything in numpy
     kernels = None  # type: ignore[assignment]
 
+
+class Part(NamedTuple):
+    """What is sent of one tensor."""
+
+    shape: tuple[int, ...]
+    data: Array
+    """Its bytes, uint8; see `packing`."""
+
+
 MAGIC = b"eSPL"
 VERSION = 2
 HEADER = struct.Struct("<4sBBII")
@@ -35,14 +44,14 @@ class SparsePayload:
     """A pseudo-gradient's largest entries, packed."""
 
     sparsity: Sparsity
-    parts: Mapping[str, Array]
-    """Tensor name → its bytes (see `packing`), uint8."""
+    parts: Mapping[str, Part]
+    """By tensor name."""
 
 
 def encode(payload: SparsePayload) -> bytes:
     """Payload → bytes; the same for equal payloads, in any dict order."""
     chunk, k, bits = payload.sparsity
-    parts = [payload.parts[name].tobytes() for name in sorted(payload.parts)]
+    parts = [payload.parts[name].data.tobytes() for name in sorted(payload.parts)]
     return b"".join([HEADER.pack(MAGIC, VERSION, bits, chunk, k), *parts])
 
 
@@ -67,10 +76,11 @@ def decode(data: bytes, like: Mapping[str, Any], sparsity: Sparsity | None = Non
     words = body if kernels is None else kernels.as_words([body])[0]
     for name in sorted(like):
         try:
-            used = _length(body, words, start, tuple(like[name].shape), made_with)
+            shape = tuple(like[name].shape)
+            used = _length(body, words, start, shape, made_with)
         except MalformedError as error:
             raise MalformedError(f"payload: {name}: {error}") from None
-        parts[name] = body[start : start + used]
+        parts[name] = Part(shape, body[start : start + used])
         start += used
     if start != len(data):
         raise MalformedError(f"payload: {len(data) - start} bytes too many")

@@ -1,8 +1,8 @@
 """Reading sparse payloads, compiled: `packing.unpack` and what is done with its result, without the arrays between.
 
-numba compiles these at their first call and keeps the result beside this file. Every function releases the GIL and
-allocates no more than one chunk. Bytes come as `words`: little-endian uint64 with at least 16 bytes of zeros behind
-the last (`as_words`). `table` is a tensor's blocks, int64, a row per block, columns as in `chunks.Block`.
+No function allocates more than a chunk's places. There are no bounds checks: what `scan` has not accepted, with the
+same shape and sparsity, must not be added. Bytes come as `words`: little-endian uint64 with at least 16 bytes of zeros
+behind the last (`as_words`). `table` is a tensor's blocks, int64, a row per block, columns as in `chunks.Block`.
 """
 
 # C chunks, K kept entries of a chunk, P peers
@@ -14,13 +14,11 @@ from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
-from numba import njit
 from numba.cpython.unsafe.numbers import trailing_zeros
 
 from elastic.wire.chunks import Array, Block
+from elastic.wire.compiled import jit
 from elastic.wire.packing import Layout
-
-jit = njit(nogil=True, cache=True, error_model="numpy")
 
 ENDS_EARLY, PADDING, OUTSIDE = -1, -2, -3
 """What `scan` returns for bytes that `pack` never writes."""
@@ -30,7 +28,7 @@ PROBLEMS = {
     OUTSIDE: "an index is outside its chunk",
 }
 
-_ROW, _COL, _DOWN, _ACROSS, _HEIGHT, _WIDTH, _STRIDE, _KEPT, _RICE = range(len(Block._fields))
+ROW, COL, DOWN, ACROSS, HEIGHT, WIDTH, STRIDE, KEPT, RICE = range(len(Block._fields))
 _ZEROS = np.zeros(24, np.uint8)
 _SLAB = 64
 """Chunks of the sum that are worked on at a time: they stay in the cache while all peers are added."""
@@ -98,9 +96,9 @@ def _plain(bits, table):
     """(entries, bits of the stream whose number is fixed) of a tensor."""
     entries, plain = 0, 0
     for b in range(len(table)):
-        count = table[b, _DOWN] * table[b, _ACROSS] * table[b, _KEPT]
+        count = table[b, DOWN] * table[b, ACROSS] * table[b, KEPT]
         entries += count
-        plain += count * (bits + table[b, _RICE])
+        plain += count * (bits + table[b, RICE])
     return entries, plain
 
 
@@ -114,8 +112,8 @@ def scan(words, start, stop, head, bits, table):
     remainder, one = begin + entries * bits, begin + plain
     gaps = np.empty(_most(table), np.int64)
     for b in range(len(table)):
-        size, kept, rice = table[b, _HEIGHT] * table[b, _WIDTH], table[b, _KEPT], table[b, _RICE]
-        for _ in range(table[b, _DOWN] * table[b, _ACROSS]):
+        size, kept, rice = table[b, HEIGHT] * table[b, WIDTH], table[b, KEPT], table[b, RICE]
+        for _ in range(table[b, DOWN] * table[b, ACROSS]):
             one = _gaps(words, remainder, one, end, kept, rice, gaps)
             remainder += kept * rice
             if one > end:
@@ -147,8 +145,8 @@ def energies(words, starts, head, bits, table, levels, out):
     for p in range(len(starts)):
         chunk, code, total = 0, (starts[p] + head) * 8, 0.0
         for b in range(len(table)):
-            kept = table[b, _KEPT]
-            for _ in range(table[b, _DOWN] * table[b, _ACROSS]):
+            kept = table[b, KEPT]
+            for _ in range(table[b, DOWN] * table[b, ACROSS]):
                 low, high = _levels(words, starts[p], bits, chunk, levels[p])
                 num_high = 0
                 if bits == 2:
@@ -177,7 +175,7 @@ def _most(table):
     """Most entries of a chunk."""
     most = 1
     for b in range(len(table)):
-        most = max(most, table[b, _KEPT])
+        most = max(most, table[b, KEPT])
     return most
 
 
@@ -208,9 +206,9 @@ def _seek(words, starts, head, bits, table, edges, ones):
         for edge in range(1, len(edges) - 1):
             missing, chunk = 0, 0
             for b in range(len(table)):
-                num_chunks = table[b, _DOWN] * table[b, _ACROSS]
+                num_chunks = table[b, DOWN] * table[b, ACROSS]
                 here = min(max(edges[edge] - chunk, 0), num_chunks) - min(max(edges[edge - 1] - chunk, 0), num_chunks)
-                missing, chunk = missing + here * table[b, _KEPT], chunk + num_chunks
+                missing, chunk = missing + here * table[b, KEPT], chunk + num_chunks
             ones[edge, p] = _skip(words, ones[edge - 1, p], missing)
 
 
@@ -251,7 +249,7 @@ def add(total, senders, words, starts, chunks, ones, head, bits, table, levels, 
     gaps = np.empty(_most(table), np.int64)
     chunk, code, remainder = 0, head * 8, head * 8 + entries * bits
     for b in range(len(table)):
-        kept, num_chunks = table[b, _KEPT], table[b, _DOWN] * table[b, _ACROSS]
+        kept, num_chunks = table[b, KEPT], table[b, DOWN] * table[b, ACROSS]
         begin, end = max(chunks[0] - chunk, 0), min(chunks[1] - chunk, num_chunks)
         for first in range(begin, end, _SLAB):
             last, done = min(first + _SLAB, end), first * kept
@@ -260,21 +258,21 @@ def add(total, senders, words, starts, chunks, ones, head, bits, table, levels, 
                 at = starts[p] * 8
                 ones[p] = _add_chunks(
                     total, senders, words, starts[p], first, last, chunk, bits, table[b], levels[p],
-                    factors[p], at + code + done * bits, at + remainder + done * table[b, _RICE], ones[p], gaps,
+                    factors[p], at + code + done * bits, at + remainder + done * table[b, RICE], ones[p], gaps,
                 )  # fmt: skip
         chunk += num_chunks
         code += num_chunks * kept * bits
-        remainder += num_chunks * kept * table[b, _RICE]
+        remainder += num_chunks * kept * table[b, RICE]
 
 
 @jit
 def _clear(total, block, first, last):
     """Zeros where these chunks are, just before they are needed: memory is passed over once."""
-    width, stride = block[_WIDTH], block[_STRIDE]
+    width, stride = block[WIDTH], block[STRIDE]
     for c in range(first, last):
-        corner = (block[_ROW] + c // block[_ACROSS] * block[_HEIGHT]) * stride
-        corner += block[_COL] + c % block[_ACROSS] * width
-        for row in range(block[_HEIGHT]):
+        corner = (block[ROW] + c // block[ACROSS] * block[HEIGHT]) * stride
+        corner += block[COL] + c % block[ACROSS] * width
+        for row in range(block[HEIGHT]):
             total[corner + row * stride : corner + row * stride + width] = 0
 
 
@@ -283,15 +281,13 @@ def _add_chunks(
     total, senders, words, start, first, last, offset, bits, block, levels, factor, code, remainder, one, gaps
 ):
     """Some chunks of one peer; returns where their ones end."""
-    kept, width, stride, rice = block[_KEPT], block[_WIDTH], block[_STRIDE], block[_RICE]
+    kept, width, stride, rice = block[KEPT], block[WIDTH], block[STRIDE], block[RICE]
     end, values, shift = words.size * 64, np.empty(4, np.float32), shift_of(width)
     for c in range(first, last):
         low, high = _levels(words, start, bits, offset + c, levels)
         low, high = low * factor, high * factor
         values[0], values[1], values[2], values[3] = low, -low, high, -high
-        corner = (
-            (block[_ROW] + c // block[_ACROSS] * block[_HEIGHT]) * stride + block[_COL] + c % block[_ACROSS] * width
-        )
+        corner = (block[ROW] + c // block[ACROSS] * block[HEIGHT]) * stride + block[COL] + c % block[ACROSS] * width
         one = _gaps(words, remainder, one, end, kept, rice, gaps)
         remainder += kept * rice
         index, codes = -1, np.uint64(0)

@@ -25,7 +25,7 @@ from elastic.errors import MalformedError
 from elastic.wire.chunks import Array, Block, Sparsity, blocks
 
 MIN_EXPONENT = 20
-"""Of a tensor that says anything, as in fp32 (biased by 127): below it levels would not be normal fp32 numbers."""
+"""Of a tensor that says anything, as in fp32 (biased by 127): below it upper levels would not be normal fp32."""
 MAX_EXPONENT = 254
 _SPAN = 15
 """Binades below the tensor's exponent that a scale reaches at full precision; below them it is subnormal."""
@@ -115,7 +115,8 @@ def round_levels(levels_C2: Array, bits: int) -> tuple[int, Array]:
     """Levels, fp64, lower first → the tensor's exponent and the nearest scales, (C, bits) uint8."""
     upper_C = levels_C2[:, 1]
     _, exponents_C = np.frexp(upper_C)
-    exponent = int(exponents_C.max()) + 126 if (upper_C > 0).any() else 0
+    exponent = int(np.frexp(upper_C.max())[1]) + 126  # not the largest of the exponents: that of 0 is 0
+    exponent = exponent if upper_C.any() else 0
     if exponent < MIN_EXPONENT:
         return 0, np.zeros((len(levels_C2), bits), np.uint8)
     exponent = min(exponent, MAX_EXPONENT)

@@ -18,7 +18,8 @@ from elastic.reduce.topk import choose, energy, select, split_levels, values_of
 from elastic.registry import build
 from elastic.wire import codec
 from elastic.wire.chunks import Sparsity, blocks
-from elastic.wire.packing import levels_of, round_levels
+from elastic.wire.packing import layout, levels_of, round_levels
+from elastic.wire.threads import in_threads
 
 SHAPES = [
     (),
@@ -38,6 +39,7 @@ SHAPES = [
 ]
 SETTINGS = [(16, 4), (16, 1), (16, 16), (24, 5), (64, 3)]
 RULES = ["mean", "senders"]
+HARD = ["all equal", "zeros", "two values", "quieter and quieter", "one loud chunk", "bfloat16", "few at all"]
 
 shapes = st.sampled_from(SHAPES)
 densities = st.sampled_from(SETTINGS)
@@ -136,6 +138,47 @@ def test_the_kernels_are_the_torch_path_bit_for_bit(shapes, density, seed, kind,
     assert all(torch.equal(updates[0][name], updates[1][name]) for name in names)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_silent_chunk_does_not_silence_its_neighbours(compiled):
+    # given a quiet tensor with one chunk of zeros
+    values = draw((8, 4096), 3) * 1e-7
+    values[5] = 0
+    delta = values.reshape(-1)
+    # when
+    sut = reducer(compiled=compiled)
+    decoded = sut.decompress(sut.compress(one(delta), {})[0], one(delta))["w"].reshape(8, 4096)
+    # then
+    for chunk, sent in zip(values, decoded, strict=True):
+        assert (sent != 0).sum() == (64 if chunk.any() else 0)
+        assert torch.allclose(sent[sent != 0], chunk[sent != 0], rtol=0.5)
+
+
+def test_payloads_are_added_only_to_what_they_were_checked_for():
+    # given a payload that was decoded, as anyone may, with what its own header says
+    other, like = reducer(65536, 1), one(torch.zeros(256, 256))
+    foreign = codec.decode(other.encode(other.compress(one(draw((256, 256), 1)), {})[0]), like)
+    mine, _ = reducer().compress(one(draw((256, 256), 1)), {})
+    # when it is added as if it were made like ours, or to another shape
+    with pytest.raises(ValueError, match="cannot be added as"):
+        reducer().aggregate([(foreign, 1.0)], like)
+    with pytest.raises(ValueError, match="cannot be added as"):
+        reducer().aggregate([(mine, 1.0)], one(torch.zeros(64, 192)))
+    # and a residual must have its tensor's shape
+    with pytest.raises(ValueError, match="residual of shape"):
+        reducer().compress(one(draw((256, 256), 1)), one(torch.zeros(3)), inplace=True)
+
+
+def test_threads_may_use_the_reducer_too(threads):
+    # given
+    threads(2)
+    sut, delta = reducer(16, 4), {name: draw((400, 40), seed) for seed, name in enumerate("abc")}
+    payload, _ = sut.compress(delta, {})
+    # when its own threads add up
+    updates = in_threads(lambda _: sut.aggregate([(payload, 1.0)], delta), range(4))
+    # then nobody waits for ever
+    assert all(torch.equal(update["a"], updates[0]["a"]) for update in updates)
+
+
 def test_a_residual_is_changed_only_when_told_so():
     # given
     delta, residual = draw((70, 70), 1), draw((70, 70), 2)
@@ -193,7 +236,7 @@ def test_codes_choose_the_nearer_level_and_keep_the_sign(seed, kind):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("hard", ["all equal", "zeros", "two values", "quieter and quieter", "one loud chunk"])
+@pytest.mark.parametrize("hard", HARD)
 def test_chunks_that_are_unlike_their_neighbours(hard, compiled):
     # given twelve chunks of 4096 whose thresholds say nothing of each other's
     values = draw((12, 4096), 3)
@@ -203,6 +246,8 @@ def test_chunks_that_are_unlike_their_neighbours(hard, compiled):
         "two values": (values > 1).float() + 0.5,
         "quieter and quieter": values * 8.0 ** -torch.arange(12)[:, None],
         "one loud chunk": values * (1 + 1e6 * (torch.arange(12) == 5))[:, None],
+        "bfloat16": values.bfloat16().float(),
+        "few at all": values * (torch.arange(4096) % 200 == 7),
     }[hard]
     sut = reducer(compiled=compiled)
     # when
@@ -346,9 +391,10 @@ def threads():
 
 @pytest.mark.parametrize("rule", RULES)
 def test_number_of_threads_and_dict_order_do_not_show(threads, rule):
-    # given
-    sut = reducer(rule=rule)
-    deltas = [{"b": draw((200, 130), s, "heavy"), "a": draw((70_000,), s), "c": draw((), s)} for s in range(3)]
+    # given tensors that are large enough to be cut for several threads, with edges
+    sut = reducer(1024, 16, rule=rule)
+    deltas = [{"b": draw((500, 530), s, "heavy"), "a": draw((300_000,), s), "c": draw((), s)} for s in range(3)]
+    assert all(layout(tuple(deltas[0][name].shape), sut.sparsity).num_chunks > 4 * 64 for name in "ab")
 
     def everything(num_threads, order):
         threads(num_threads)
@@ -360,7 +406,13 @@ def test_number_of_threads_and_dict_order_do_not_show(threads, rule):
         return wire, left, [update[name].numpy().tobytes() for name in "abc"]
 
     # when / then
-    assert everything(1, "abc") == everything(2, "cab")
+    alone = everything(1, "abc")
+    assert everything(2, "cab") == alone
+    assert everything(3, "bca") == alone
+    # and the torch path says the same
+    slow = reducer(1024, 16, compiled=False, rule=rule)
+    parts = [(slow.decode(data, deltas[0]), 1 / 3) for data in alone[0]]
+    assert [slow.aggregate(parts, deltas[0])[name].numpy().tobytes() for name in "abc"] == alone[2]
 
 
 def test_bytes_per_parameter_of_a_llama_like_model():
