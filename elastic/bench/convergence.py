@@ -171,7 +171,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         over_bytes.plot(
             row.bytes_per_peer / 1e6, row.held_out, "o" if headline else ".", color=None if headline else "grey"
         )
-        if headline or row.name.endswith("bit"):
+        if headline:
             over_bytes.annotate(row.name, (row.bytes_per_peer / 1e6, row.held_out), fontsize=7)
     over_tokens.set(xscale="log", xlabel="tokens of all peers", ylabel="held-out loss, nats per token")
     over_bytes.set(xscale="log", xlabel="MB sent by each peer")
