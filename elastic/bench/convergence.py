@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,6 @@ MODEL = PluginChoice.model_validate(
      "ffn_dim": 512}
 )  # fmt: skip
 TOKENS = 250_000
-QUICK_TOKENS = 250_000
 INNER_STEPS = 30
 LONG = 8
 """Times more tokens in the long rows."""
@@ -42,6 +42,8 @@ DILOCO = OuterConfig(learning_rate=0.7, nesterov=0.9)
 class Row:
     """A finished recipe."""
 
+    key: str
+    """Digest of the recipe and of the text."""
     name: str
     seed: int
     held_out: float
@@ -53,7 +55,7 @@ class Row:
 
 def recipes(quick: bool, tokens: int) -> list[Recipe]:
     """The rows, headline first: a run that is cut short has the rows that matter most."""
-    tokens = tokens or (QUICK_TOKENS if quick else TOKENS)
+    tokens = tokens or TOKENS
     headline = [
         _recipe("AdamW, data-parallel", "adamw", tokens),
         replace(_recipe("DiLoCo", "diloco", tokens), outer=DILOCO),
@@ -98,21 +100,19 @@ def run(quick: bool, tokens: int, texts: Sequence[Path], kept: Path | None, say:
     say(f"{num_params(MODEL):,} parameters, {len(data):,} tokens of text, {torch.get_num_threads()} threads")
     rows = _read(kept)
     for number, recipe in enumerate(todo, 1):
-        if any((row.name, row.seed, row.tokens) == (recipe.name, recipe.seed, recipe_tokens(recipe)) for row in rows):
+        key = hashlib.sha256(repr(recipe).encode() + data.tobytes()).hexdigest()[:16]
+        if any(row.key == key for row in rows):
             continue
         outcome = Swarm(recipe, MODEL, data).train()
-        row = Row(recipe.name, recipe.seed, outcome.held_out, outcome.bytes_per_peer, outcome.tokens, outcome.seconds,
-                  outcome.curve)  # fmt: skip
+        row = Row(
+            key, recipe.name, recipe.seed, outcome.held_out, outcome.bytes_per_peer, outcome.tokens, outcome.seconds,
+            outcome.curve,
+        )  # fmt: skip
         rows.append(row)
         say(f"{number:2d}/{len(todo)} {row.name}, seed {row.seed}: held out {row.held_out:.4f}, {row.seconds:.0f} s")
         if kept is not None:
             kept.write_bytes(orjson.dumps(rows, option=orjson.OPT_INDENT_2) + b"\n")
     return rows
-
-
-def recipe_tokens(recipe: Recipe) -> int:
-    """Tokens that the recipe really takes: whole rounds of whole batches."""
-    return recipe.steps * recipe.peers * recipe.inner.batch_size * recipe.inner.sequence_length
 
 
 def read_text(texts: Sequence[Path]) -> str:

@@ -145,11 +145,11 @@ class Swarm:
         inner, peers = self.recipe.inner, self.recipe.peers
         steps = np.arange(round_ * inner.steps, (round_ + 1) * inner.steps)
         places = (steps[:, None] * peers + peer) * inner.batch_size + np.arange(inner.batch_size)
-        epochs, places = np.divmod(places.reshape(-1), self.total)
+        laps, places = np.divmod(places.reshape(-1), self.total)
         sequences = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            shuffle = Shuffle(self.total, self.recipe.seed, "bench", int(epoch))
+        for lap in np.unique(laps):
+            here = laps == lap
+            shuffle = Shuffle(self.total, self.recipe.seed, "bench", int(lap))
             sequences[here] = shuffle.at(places[here])
         return iter(Batches(self.tokens, sequences, inner.sequence_length, inner.batch_size))
 

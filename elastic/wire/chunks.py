@@ -105,10 +105,10 @@ def blocks(shape: tuple[int, ...], sparsity: Sparsity) -> tuple[Block, ...]:
 
 
 def rice_parameter(size: int, kept: int) -> int:
-    """The number of plain bits that codes the gaps between `kept` places of `size` shortest, in integers only.
+    """The number of plain bits for the gaps between `kept` random places of `size`, in integers only.
 
-    Gaps of random places are nearly geometric; the best divisor is about ln 2 (45/64) times their mean (Gallager and
-    van Voorhis 1975), and we take the power of two below it.
+    Such gaps are nearly geometric; the best divisor is about ln 2 (45/64) times their mean (Gallager and van Voorhis
+    1975), and we take the power of two below it: the best for 32, 64, 128 or 256 of 4096, at worst some percent off.
     """
     return max(0, ((size - kept) * 45 // ((kept + 1) * 64)).bit_length() - 1)
 

@@ -146,7 +146,7 @@ def test_rows_that_are_done_are_kept(tmp_path, monkeypatch):
 
 def test_the_table_compares_with_the_rival_in_the_same_setting():
     def row(name, loss, sent):
-        return Row(name, 0, loss, sent, 100, 1.0, [(100, loss)])
+        return Row(name, name, 0, loss, sent, 100, 1.0, [(100, loss)])
 
     text = table(
         [
