@@ -76,7 +76,7 @@ class Program:
 
 
 def _free_port() -> int:
-    """Ray takes no port 0 for its dashboard."""
+    """Ray takes no port 0 for its dashboard and its agents, and two clusters would want the same default."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -96,6 +96,7 @@ def ray_cluster(cpus: int = 4, *, jobs: bool = False) -> Iterator[str]:
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port", "0",
         "--num-cpus", str(cpus),
         "--include-dashboard", str(jobs).lower(), "--dashboard-port", str(_free_port()),
+        "--dashboard-agent-listen-port", str(_free_port()),
         "--temp-dir", str(folder), "--object-store-memory", "200000000",
     ]  # fmt: skip
     with log.open("wb") as out:
