@@ -119,10 +119,9 @@ class SparseLoCo:
         if residual is not None and residual.shape != shape:
             raise ValueError(f"a residual of shape {tuple(residual.shape)} for a pseudo-gradient of {tuple(shape)}")
         delta = delta.detach().to(torch.float32).contiguous()
-        error = torch.empty_like(delta)
         if residual is not None:
             residual = residual.detach().to(delta.device, torch.float32).contiguous()
-            error = residual if inplace else error
+        error = residual if inplace and residual is not None else torch.empty_like(delta)
         if self._compiled and delta.device.type == "cpu":
             old = NOTHING if residual is None else residual.numpy().reshape(-1)
             part = self._pick_and_pack(delta.numpy().reshape(-1), old, error.numpy().reshape(-1), form)
