@@ -62,6 +62,14 @@ class Seen:
         """Headers of the contributions that may count, in PeerId order."""
         return [self.arrivals[sender].header for sender in sorted(self.arrivals) if self.verdicts[sender].accepted]
 
+    def corrected(self, decision: Commit | Skip) -> "Seen":
+        """Who counted was there: that the round was decided before we had their bytes is no fault of theirs."""
+        if isinstance(decision, Skip):
+            return self
+        manifest = decision.manifest
+        unseen = [entry.peer for entry in manifest.counted if entry.peer not in self.arrivals]
+        return Seen(self.arrivals, self.verdicts | {peer: Verdict(peer=peer, round=manifest.round) for peer in unseen})
+
     def payloads(self) -> dict[Digest, bytes]:
         """The bytes that we hold."""
         return {each.header.payload: each.payload for each in self.arrivals.values() if each.payload is not None}
@@ -76,6 +84,7 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
         seen = judge(peer, plan, await collect(peer, plan, phases))
         manifest = await agree(peer, plan, seen, phases)
         decision = await conclude(peer, plan, manifest, seen, phases)
+        seen = seen.corrected(decision)
     if manifest is not None and manifest.proposer == peer.id:
         trace.root_span(plan.run, plan.round, began, time.time_ns(), counted=len(manifest.counted))
     remember(peer, plan, seen, decision, phases)

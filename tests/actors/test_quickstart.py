@@ -43,7 +43,7 @@ def test_a_quickstart_ends_with_equal_anchors_and_leaves_nothing(tmp_path: Path,
         assert len({line["digest"] for line in mine}) == 1
         assert all(line["tokens"] > 0 for line in mine)
         if index == 1:  # later ones have deadlines that a busy machine may miss
-            assert all(line["counted"] and set(line["verdicts"].values()) == {"accepted"} for line in mine)
+            assert all(line["counted"] and set(line["verdicts"].values()) == {"accepted"} for line in mine), mine
     # and the trace of each round is one trace, with one root
     spans = _spans(tmp_path)
     roots = [span for span in spans if span["name"] == "swarm.round"]

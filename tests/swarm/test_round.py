@@ -217,3 +217,15 @@ async def test_a_round_in_which_all_counted_teaches_everyone_its_length(tmp_path
         for node in swarm.nodes.values():
             assert len(node.peer.history) == 3
             assert all(seconds < 3.0 for seconds in node.peer.history)
+
+
+async def test_who_counted_is_not_called_missing_by_those_who_had_not_fetched_it_yet(tmp_path: Path) -> None:
+    # given one whose downloads end after the round is decided
+    async with Swarm(tmp_path, "ann", "bob", "cyd", rounds=2) as swarm:
+        swarm["cyd"].lag = 0.4
+        # when
+        swarm.start()
+        await swarm.finish()
+        # then it fetched and applied what counted, and its verdicts say so
+        for round_ in (1, 2):
+            assert set(swarm["cyd"].report(round_).verdicts.values()) == {"accepted"}
