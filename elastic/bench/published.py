@@ -2,7 +2,8 @@
 
 Written from its description, not from its source: top-k per chunk, two 12-bit indices in three bytes, 2-bit values in a
 byte each, four bins per tensor, dense reconstruction at the sender, concatenation and scatter-mean at the receiver.
-Left out to its advantage: its pickle container, its second unpacking of the indices, its optimizer step.
+Left out to its advantage: its pickle container, and its optimizer step. Indices are unpacked twice, as there: once to
+check what arrived, once to add it up.
 """
 
 from __future__ import annotations
@@ -49,20 +50,28 @@ def compress(delta: Mapping[str, Tensor], error: dict[str, Tensor]) -> dict[str,
     return parts
 
 
+def check(parts: Mapping[str, Part], like: Mapping[str, Tensor]) -> Mapping[str, Part]:
+    """What a receiver looks at as a payload arrives: indices inside their chunks, finite levels."""
+    for name, tensor in like.items():
+        part = parts[name]
+        if bool((unpack12(part.indices) >= chunk_size(tensor)).any()):
+            raise ValueError("an index is outside its chunk")
+        if not bool(torch.isfinite(part.shift) & torch.isfinite(part.lookup).all()):
+            raise ValueError("levels are not finite")
+    return parts
+
+
 def aggregate(parts: Sequence[Mapping[str, Part]], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Per coordinate the mean over the peers that sent it, each clipped down to the median norm."""
     updates = {}
     for name, tensor in like.items():
         mine = [part[name] for part in parts]
         indices = [unpack12(part.indices) for part in mine]
-        num_chunks, size = len(mine[0].indices), chunk_size(tensor)
-        if any(bool((each >= size).any()) for each in indices):
-            raise ValueError("an index is outside its chunk")
         values = [dequantise(part) for part in mine]
         norms = torch.stack([torch.linalg.vector_norm(each) for each in values])
         factors = (norms.median() / norms).clamp(max=1)
         clipped = [each * factor for each, factor in zip(values, factors, strict=True)]
-        dense = torch.zeros(num_chunks, size)
+        dense = torch.zeros(len(mine[0].indices), chunk_size(tensor))
         dense.scatter_reduce_(1, torch.cat(indices, 1), torch.cat(clipped, 1), "mean", include_self=False)
         updates[name] = from_chunks(dense, tensor.shape)
     return updates

@@ -33,6 +33,8 @@ Say = Callable[[str], None]
 DISTINCT = 4
 """Different payloads that are made; more peers send these again."""
 VOCABULARY = 50_304
+SENT = ("student-t", "uneven", "bf16")
+"""What is compressed: see `draw`; bf16 is Student-t, as inner steps in bfloat16 leave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,19 @@ def num_params(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(int(np.prod(shape)) for shape in shapes.values())
 
 
-def draw(shapes: Mapping[str, tuple[int, ...]], seed: int, student: bool = True) -> dict[str, Tensor]:
-    """Heavy-tailed (Student-t, 4 degrees of freedom) or Gaussian values, a thousandth in size."""
+def draw(shapes: Mapping[str, tuple[int, ...]], seed: int, kind: str = "student-t") -> dict[str, Tensor]:
+    """Values, a thousandth in size: "student-t" (4 degrees of freedom), "gaussian", or "uneven", which is Student-t
+    with a size of its own for every 64 × 64 tile: lognormal, most within a factor of twenty."""
     rng = np.random.default_rng(seed)
-    sample = (lambda shape: rng.standard_t(4, shape)) if student else rng.standard_normal
-    return {name: torch.from_numpy((sample(shape) * 1e-3).astype(np.float32)) for name, shape in shapes.items()}
+
+    def one(shape: tuple[int, ...]) -> Tensor:
+        values = rng.standard_normal(shape) if kind == "gaussian" else rng.standard_t(4, shape)
+        if kind == "uneven" and len(shape) == 2:
+            sizes = np.exp(1.5 * rng.standard_normal([-(-length // published.SIDE) for length in shape]))
+            values *= np.kron(sizes, np.ones((published.SIDE,) * 2))[: shape[0], : shape[1]]
+        return torch.from_numpy((values * 1e-3).astype(np.float32))
+
+    return {name: one(shape) for name, shape in shapes.items()}
 
 
 def measure(setup: Setup, say: Say) -> dict[str, Any]:
@@ -80,7 +90,7 @@ def measure(setup: Setup, say: Say) -> dict[str, Any]:
     say("recording residuals of a real training run")
     errors = {
         "student-t": quantiser_errors(draw(small, setup.seed)),
-        "gaussian": quantiser_errors(draw(small, setup.seed, student=False)),
+        "gaussian": quantiser_errors(draw(small, setup.seed, "gaussian")),
         "real residuals": quantiser_errors(recorded_residuals(setup.seed)),
     }
     say("making payloads")
@@ -89,11 +99,13 @@ def measure(setup: Setup, say: Say) -> dict[str, Any]:
     # Ours with its signed commitment, all that is sent; theirs without its container.
     sizes = {"ours": len(bench.payloads[0]) + len(_commitment(bench.payloads[0])),
              "published": published.size_bytes(bench.parts[0])}  # fmt: skip
-    say("sender")
     result: dict[str, Any] = {"params": count, "threads": torch.get_num_threads(), "errors": errors}
     result["bytes per parameter"] = {who: size / count for who, size in sizes.items()}
     result["times smaller than fp32"] = {who: 4 * count / size for who, size in sizes.items()}
-    result["sender"] = bench.sender()
+    result["sender"] = {}
+    for kind in SENT:
+        say(f"sender, {kind}")
+        result["sender"][kind] = bench.sender(kind)
     result["receiver"] = {}
     for peers in setup.peers:
         say(f"receiver, {peers} peers")
@@ -108,7 +120,7 @@ class _Bench:
         self.reducer, self.setup, self.millions = SparseLoCo(SparseLoCo.Config()), setup, count / 1e6
         self.like = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         self.turns = Turns(self.like)
-        self.delta = draw(shapes, setup.seed)
+        self.shapes, self.delta = shapes, draw(shapes, setup.seed)
         self.error = {name: value.clone() for name, value in draw(shapes, setup.seed + 1).items()}
         self.their_error = {name: value.clone() for name, value in self.error.items()}
         self.payloads, self.parts = [], []
@@ -120,8 +132,14 @@ class _Bench:
         payload, self.error = self.reducer.compress(self.delta, self.error, inplace=True)
         return payload
 
-    def sender(self) -> dict[str, Any]:
+    def sender(self, kind: str) -> dict[str, Any]:
         """ms per 1M parameters of each stage, and the ratio to the reference."""
+        if kind == "uneven":
+            self.delta = draw(self.shapes, self.setup.seed, kind)
+        elif kind == "bf16":
+            self.delta = {name: value.bfloat16() for name, value in draw(self.shapes, self.setup.seed).items()}
+        self._compress()  # residuals of the same kind
+        published.compress(self.delta, self.their_error)
         ours: list[dict[str, float]] = []
         theirs: list[dict[str, float]] = []
         for _ in range(self.setup.passes):
@@ -131,9 +149,9 @@ class _Bench:
                     compress=lambda _: published.compress(self.delta, self.their_error), encode=published.encode
                 )
             )
-        moved = sum(3 * 4 * tensor.numel() for tensor in self.delta.values())
         summary = _summary(ours, theirs)
         seconds = summary["ours"]["total"] * self.millions / 1e3
+        moved = sum((2 * 4 + delta.element_size()) * delta.numel() for delta in self.delta.values())
         return {**summary, "state GB/s": moved / seconds / 1e9}
 
     def receiver(self, peers: int) -> dict[str, Any]:
@@ -158,9 +176,10 @@ class _Bench:
         data = [self.payloads[peer % DISTINCT] for peer in range(peers)]
         return in_threads(lambda each: self.reducer.decode(each, self.like), data)
 
-    def _their_decode(self, peers: int) -> list[dict[str, published.Part]]:
-        """They have no bytes of their own to read: their container is left out."""
-        return [self.parts[peer % DISTINCT] for peer in range(peers)]
+    def _their_decode(self, peers: int) -> list[Mapping[str, published.Part]]:
+        """Their container is left out, so this is the check alone."""
+        data = [self.parts[peer % DISTINCT] for peer in range(peers)]
+        return [published.check(each, self.delta) for each in data]
 
     def _stages(self, **stages: Callable[[Any], Any]) -> dict[str, float]:
         """Each stage works on what the one before made: ms per 1M parameters."""
@@ -227,7 +246,8 @@ def _note(sums: list[float], true: Tensor, sent: Tensor) -> None:
 def table(result: Mapping[str, Any]) -> str:
     """For people."""
     lines = [f"{'ms per 1M parameters':<28}{'ours':>10}{'published':>12}{'times faster':>14}"]
-    rows = [("sender", result["sender"])] + [(f"receiver, {n} peers", r) for n, r in result["receiver"].items()]
+    rows = [(f"sender, {kind}", row) for kind, row in result["sender"].items()]
+    rows += [(f"receiver, {peers} peers", row) for peers, row in result["receiver"].items()]
     for label, row in rows:
         for stage in row["ours"]:
             times = f"{row['times faster']:>13.1f}x" if stage == "total" else ""
@@ -240,5 +260,6 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append(f"{'rel. L2, ' + what:<28}{errors['ours']:>10.3f}{errors['published']:>12.3f}")
         wrong = [100 * errors[f"{who}, wrong signs"] for who in ("ours", "published")]
         lines.append(f"{'  wrong signs, %':<28}{wrong[0]:>10.1f}{wrong[1]:>12.1f}")
-    lines.append(f"sender: {result['sender']['state GB/s']:.1f} GB/s of state read and written")
+    speed = result["sender"][SENT[0]]["state GB/s"]
+    lines.append(f"sender: {speed:.1f} GB/s of state read and written")
     return "\n".join(lines)

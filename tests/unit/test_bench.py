@@ -61,6 +61,27 @@ def test_the_yardstick_takes_the_mean_over_who_sent_a_coordinate():
     assert all(torch.allclose(both[name], one[name]) for name in both)
 
 
+def test_the_yardstick_refuses_what_it_would_add_in_the_wrong_place():
+    # given
+    delta = tensors(1)
+    parts = published.compress(delta, {name: torch.zeros_like(value) for name, value in delta.items()})
+    assert published.check(parts, delta) is parts
+    # when an index of a vector's chunk, 64 long, is larger
+    name = next(name for name in delta if delta[name].ndim == 1)
+    wrong = replace(parts[name], indices=torch.full_like(parts[name].indices, 255))
+    # then
+    with pytest.raises(ValueError, match="outside"):
+        published.check({**parts, name: wrong}, delta)
+
+
+def test_uneven_tiles_differ_in_size_from_each_other_and_not_inside():
+    # given / when
+    value = draw({"w": (128, 192)}, seed=1, kind="uneven")["w"]
+    tiles = published.to_chunks(value).double().square().mean(1).sqrt()
+    # then
+    assert tiles.max() > 3 * tiles.min()
+
+
 def test_a_llama_of_about_as_many_parameters():
     for params in (1e6, 3e7, 1.24e8):
         shapes = llama_shapes(params)
@@ -83,7 +104,8 @@ def test_the_reducer_benchmark_says_what_it_measured(monkeypatch):
     # then
     assert set(result["receiver"]) == {"1", "3"}
     assert result["times smaller than fp32"]["ours"] > 190 > result["times smaller than fp32"]["published"]
-    assert all(result["sender"][who]["total"] > 0 for who in ("ours", "published"))
+    assert set(result["sender"]) == {"student-t", "uneven", "bf16"}
+    assert all(row[who]["total"] > 0 for row in result["sender"].values() for who in ("ours", "published"))
     assert "receiver, 3 peers" in reducer_table(result)
 
 
