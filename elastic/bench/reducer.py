@@ -134,12 +134,11 @@ class _Bench:
 
     def sender(self, kind: str) -> dict[str, Any]:
         """ms per 1M parameters of each stage, and the ratio to the reference."""
-        if kind == "uneven":
-            self.delta = draw(self.shapes, self.setup.seed, kind)
-        elif kind == "bf16":
-            self.delta = {name: value.bfloat16() for name, value in draw(self.shapes, self.setup.seed).items()}
-        self._compress()  # residuals of the same kind
-        published.compress(self.delta, self.their_error)
+        drawn = [draw(self.shapes, self.setup.seed + i, kind.replace("bf16", "student-t")) for i in range(2)]
+        self.delta, self.error = drawn
+        self.their_error = {name: value.clone() for name, value in self.error.items()}
+        if kind == "bf16":
+            self.delta = {name: value.bfloat16() for name, value in self.delta.items()}
         ours: list[dict[str, float]] = []
         theirs: list[dict[str, float]] = []
         for _ in range(self.setup.passes):
