@@ -1,81 +1,23 @@
 """SparseLoCo against a slow reference, and the numbers it promises."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 import sparseloco_reference as reference
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from sparseloco_cases import HARD, RULES, compiled, densities, draw, entries, kinds, one, quick, reducer, seeds, shapes
 
 from elastic.config import PluginChoice
 from elastic.errors import ConfigError, ElasticError
-from elastic.reduce.sparseloco import SparseLoCo, clip_factors
-from elastic.reduce.topk import choose, energy, select, split_levels, values_of
+from elastic.reduce.sparseloco import SparseLoCo
+from elastic.reduce.topk import choose, select, split_levels, values_of
 from elastic.registry import build
 from elastic.wire import codec
-from elastic.wire.chunks import Sparsity, blocks
-from elastic.wire.packing import layout, levels_of, round_levels
-from elastic.wire.threads import in_threads
-
-SHAPES = [
-    (),
-    (0,),
-    (0, 5),
-    (5, 0),
-    (1,),
-    (3,),
-    (16,),
-    (37,),
-    (4, 4),
-    (8, 12),
-    (9, 10),
-    (3, 21),
-    (1, 40),
-    (2, 3, 7),
-]
-SETTINGS = [(16, 4), (16, 1), (16, 16), (24, 5), (64, 3)]
-RULES = ["mean", "senders"]
-HARD = ["all equal", "zeros", "two values", "quieter and quieter", "one loud chunk", "bfloat16", "few at all"]
-
-shapes = st.sampled_from(SHAPES)
-densities = st.sampled_from(SETTINGS)
-seeds = st.integers(0, 2**32 - 1)
-kinds = st.sampled_from(["normal", "heavy", "ties", "zeros", "tiny", "huge"])
-quick = settings(max_examples=40, deadline=None)
-
-
-compiled = st.booleans()
-
-
-def reducer(chunk=4096, k=64, compiled=True, **fields):
-    return SparseLoCo(SparseLoCo.Config(chunk=chunk, k=k, **fields), compiled)
-
-
-def entries(sut, payload, like):
-    """What a payload sends of the tensor "w"."""
-    return sut.entries(payload, "w", like.shape)
-
-
-def draw(shape, seed, kind="normal"):
-    """Seeded fp32 values of a kind that is hard in its own way."""
-    rng = np.random.default_rng(seed)
-    values = {
-        "normal": lambda: rng.standard_normal(shape),
-        "heavy": lambda: rng.standard_t(2, shape) * 1e-3,
-        "ties": lambda: rng.integers(-2, 3, shape).astype(float),
-        "zeros": lambda: np.zeros(shape),
-        "tiny": lambda: rng.standard_normal(shape) * 1e-40,
-        "huge": lambda: rng.uniform(-1, 1, shape) * 3.4e38,
-    }[kind]()
-    return torch.from_numpy(np.asarray(values, np.float32))
-
-
-def one(tensor):
-    return {"w": tensor}
+from elastic.wire.packing import levels_of, round_levels
 
 
 @quick
@@ -166,17 +108,6 @@ def test_payloads_are_added_only_to_what_they_were_checked_for():
     # and a residual must have its tensor's shape
     with pytest.raises(ValueError, match="residual of shape"):
         reducer().compress(one(draw((256, 256), 1)), one(torch.zeros(3)), inplace=True)
-
-
-def test_threads_may_use_the_reducer_too(threads):
-    # given
-    threads(2)
-    sut, delta = reducer(16, 4), {name: draw((400, 40), seed) for seed, name in enumerate("abc")}
-    payload, _ = sut.compress(delta, {})
-    # when its own threads add up
-    updates = in_threads(lambda _: sut.aggregate([(payload, 1.0)], delta), range(4))
-    # then nobody waits for ever
-    assert all(torch.equal(update["a"], updates[0]["a"]) for update in updates)
 
 
 def test_a_residual_is_changed_only_when_told_so():
@@ -319,102 +250,6 @@ def test_diverged_pseudo_gradient_is_refused(bad, compiled):
             reducer(compiled=compiled).compress(one(delta), {})
 
 
-@quick
-@given(shapes, densities, seeds, st.sampled_from(RULES), st.integers(1, 4), compiled)
-def test_aggregate_is_the_reference_bit_for_bit(shape, density, seed, rule, num_peers, compiled):
-    # given peers of different loudness and shares
-    sut = reducer(*density, compiled, rule=rule)
-    deltas = [draw(shape, seed + peer) * 3.0**peer for peer in range(num_peers)]
-    payloads = [sut.compress(one(delta), {})[0] for delta in deltas]
-    weights = [peer + 1 for peer in range(num_peers)]
-    parts = [(p, weight / sum(weights)) for p, weight in zip(payloads, weights, strict=True)]
-    # when
-    update = sut.aggregate(parts, one(deltas[0]))["w"]
-    # then
-    sent = [(entries(sut, payload, deltas[0]), share) for payload, share in parts]
-    expected = reference.aggregate(sent, shape, density[0], rule)
-    assert np.array_equal(update.numpy(), expected)
-
-
-def test_mean_moves_a_lonely_coordinate_by_its_share_and_senders_fully():
-    # given two peers that send different coordinates of the same size
-    like = one(torch.zeros(16))
-    deltas = [torch.zeros(16), torch.zeros(16)]
-    deltas[0][3], deltas[1][5] = 2.0, -2.0
-    mean, senders = reducer(16, 1), reducer(16, 1, rule="senders")
-    parts = [(mean.compress(one(d), {})[0], share) for d, share in zip(deltas, [0.25, 0.75], strict=True)]
-    # when / then
-    assert mean.aggregate(parts, like)["w"][[3, 5]].tolist() == [0.5, -1.5]
-    assert senders.aggregate(parts, like)["w"][[3, 5]].tolist() == [2.0, -2.0]
-
-
-def test_loud_peers_are_clipped_to_the_median_and_quiet_ones_left_alone():
-    # given three peers that say the same, one 1000 times as loud, one ten times as quietly
-    sut, delta = reducer(16, 4), draw((8, 8), 5)
-    payloads = [sut.compress(one(delta * scale), {})[0] for scale in (1.0, 1024.0, 0.125)]
-    # when
-    norms = [math.sqrt(energy(entries(sut, p, delta))) for p in payloads]
-    update = sut.aggregate([(p, 1 / 4) for p in payloads], one(delta))["w"]
-    # then
-    assert clip_factors(norms) == [1.0, 1 / 1024, 1.0]
-    alone = sut.decompress(payloads[0], one(delta))["w"]
-    assert torch.allclose(update, alone * (2.125 / 4), rtol=1e-6)
-
-
-def test_norm_is_that_of_what_is_decoded():
-    # given
-    sut, delta = reducer(16, 4), draw((9, 10), 5)
-    # when
-    payload, _ = sut.compress(one(delta), {})
-    # then
-    assert math.sqrt(energy(entries(sut, payload, delta))) == pytest.approx(
-        sut.decompress(payload, one(delta))["w"].double().norm().item()
-    )
-
-
-def test_silent_peers_and_no_peers_are_fine():
-    # given peers that send only zeros
-    sut, like = reducer(16, 4), one(torch.zeros(4, 4))
-    silent, _ = sut.compress(like, {})
-    # when / then
-    assert clip_factors([0.0, 0.0]) == [1.0, 1.0]
-    assert torch.equal(sut.aggregate([(silent, 1.0)], like)["w"], torch.zeros(4, 4))
-    assert torch.equal(sut.aggregate([], like)["w"], torch.zeros(4, 4))
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_number_of_threads_and_dict_order_do_not_show(threads, rule):
-    # given tensors that are large enough to be cut for several threads, with edges
-    sut = reducer(1024, 16, rule=rule)
-    deltas = [{"b": draw((500, 530), s, "heavy"), "a": draw((300_000,), s), "c": draw((), s)} for s in range(3)]
-    assert all(layout(tuple(deltas[0][name].shape), sut.sparsity).num_chunks > 4 * 64 for name in "ab")
-
-    def everything(num_threads, order):
-        threads(num_threads)
-        ordered = [{name: delta[name] for name in order} for delta in deltas]
-        made = [sut.compress(delta, {}) for delta in ordered]
-        update = sut.aggregate([(payload, 1 / 3) for payload, _ in made], ordered[0])
-        wire = [sut.encode(payload) for payload, _ in made]
-        left = [residual[name].numpy().tobytes() for _, residual in made for name in "abc"]
-        return wire, left, [update[name].numpy().tobytes() for name in "abc"]
-
-    # when / then
-    alone = everything(1, "abc")
-    assert everything(2, "cab") == alone
-    assert everything(3, "bca") == alone
-    # and the torch path says the same
-    slow = reducer(1024, 16, compiled=False, rule=rule)
-    parts = [(slow.decode(data, deltas[0]), 1 / 3) for data in alone[0]]
-    assert [slow.aggregate(parts, deltas[0])[name].numpy().tobytes() for name in "abc"] == alone[2]
-
-
 def test_bytes_per_parameter_of_a_llama_like_model():
     # given a million parameters: an embedding, four layers, norms
     like = {"embed": torch.empty(2048, 128, device="meta"), "norm": torch.empty(128, device="meta")}
@@ -431,38 +266,6 @@ def test_bytes_per_parameter_of_a_llama_like_model():
     assert 900_000 < num_params < 1_200_000
     assert len(data) / num_params < 0.0195
     assert reducer().max_bytes(like) / num_params < 0.021
-
-
-@pytest.mark.parametrize(
-    ("shape", "sizes"), [((), [1]), ((0, 3), []), ((130, 64), [4096, 128]), ((5000,), [4096, 904])]
-)
-def test_chunks_cover_odd_shapes(shape, sizes):
-    assert [block.size for block in blocks(shape, Sparsity())] == sizes
-
-
-@quick
-@given(shapes, densities)
-def test_every_element_is_in_exactly_one_chunk(shape, density):
-    # given / when
-    places = [
-        block.positions(np.tile(np.arange(block.size, dtype=np.int32), (block.num_chunks, 1)))
-        for block in blocks(shape, Sparsity(*density))
-    ]
-    flat = [row.tolist() for positions in places for row in positions]
-    # then
-    assert flat == reference.chunks(shape, density[0])
-    assert sorted(itertools.chain.from_iterable(flat)) == list(range(math.prod(shape)))
-
-
-@quick
-@given(st.integers(1, 300), st.data())
-def test_kept_is_the_same_proportion_of_any_chunk(chunk, data):
-    # given
-    sparsity = Sparsity(chunk, data.draw(st.integers(1, chunk)))
-    size = data.draw(st.integers(1, chunk))
-    # when / then
-    assert sparsity.kept(size) == reference.num_kept(size, *sparsity[:2])
-    assert 1 <= sparsity.kept(size) <= size
 
 
 def test_settings_are_checked():
