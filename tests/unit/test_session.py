@@ -1,7 +1,6 @@
 """The session of one worker: its schedule, its steps against slow references, and what it finds on disk again."""
 
 import math
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,17 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from elastic.agreement.validator import draft, genesis
-from elastic.config import InnerConfig, OuterConfig, Shared
+from elastic.config import Shared
 from elastic.errors import DivergedError, StateError
 from elastic.messages import Counted, Manifest, PeerId, RoundIndex, RoundPlan, digest_of
 from elastic.registry import build
 from elastic.schedule.plan import plan_round
 from elastic.state.store import StateStore
-from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps
-from elastic.train.outer import MOMENTUM, initial_anchor, outer_step
+from elastic.train.inner import learning_rate
+from elastic.train.outer import MOMENTUM
 from elastic.train.session import Parts, Session, Worker
 from elastic.wire.dense import decode_state
 from elastic.wire.signing import Identity
@@ -82,82 +80,7 @@ def same(one: Any, other: Any) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# --- the learning rate -----------------------------------------------------------------------------------------------
-
-
-def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
-    # given
-    config = InnerConfig(learning_rate=0.5, warmup_steps=4, final_fraction=0.2)
-    # when
-    rates = [learning_rate(step, 24, config) for step in range(30)]
-    # then
-    assert rates[:4] == pytest.approx([0.125, 0.25, 0.375, 0.5])
-    assert rates[4] == pytest.approx(0.5)
-    assert rates[14] == pytest.approx(0.1 + 0.4 * 0.5)
-    assert rates[24:] == pytest.approx([0.1] * 6)
-    assert all(earlier >= later for earlier, later in pairwise(rates[4:]))
-
-
-@pytest.mark.parametrize("total", [0, 1, 3])
-def test_a_run_shorter_than_its_warm_up_has_finite_rates(total: int) -> None:
-    config = InnerConfig(warmup_steps=3)
-    peak = config.learning_rate * (1 + 1e-9)
-    assert all(0 < learning_rate(step, total, config) <= peak for step in range(10))
-
-
-def test_no_warm_up_starts_at_the_peak() -> None:
-    assert learning_rate(0, 10, InnerConfig(warmup_steps=0, learning_rate=0.1)) == pytest.approx(0.1)
-
-
 # --- inner steps -----------------------------------------------------------------------------------------------------
-
-
-def inner(loss: Any, stop: Stop, steps: int = 4) -> Any:
-    model = nn.Linear(2, 1)
-    batches = (torch.ones(3, 9, dtype=torch.int64) for _ in range(steps))
-    optimizer = make_optimizer(model, InnerConfig())
-    return run_inner_steps(
-        lambda batch: loss(model(torch.ones(2)).sum()), optimizer, batches,
-        learning_rates=lambda step: 0.1, clip_norm=1.0, stop=stop,
-    )  # fmt: skip
-
-
-def test_the_report_counts_steps_and_tokens() -> None:
-    report = inner(lambda loss: loss, Stop(100.0))
-    assert (report.steps, report.tokens) == (4, 4 * 3 * 8)
-    assert report.last_loss < report.mean_loss < report.first_loss
-
-
-def test_time_is_up_after_the_step_in_which_it_ends() -> None:
-    assert inner(lambda loss: loss, Stop(0.0)).steps == 1
-
-
-def test_all_workers_stop_when_one_must() -> None:
-    # given another worker whose time is up after the second step
-    asked: list[bool] = []
-
-    def agree(mine: bool) -> bool:
-        asked.append(mine)
-        return len(asked) == 2
-
-    # when
-    report = inner(lambda loss: loss, Stop(100.0, agree))
-    # then
-    assert report.steps == 2 and not any(asked)
-
-
-@pytest.mark.parametrize("factor", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_divergence(factor: float) -> None:
-    with pytest.raises(DivergedError, match="learning_rate"):
-        inner(lambda loss: loss * factor, Stop(100.0))
-
-
-def test_what_diverged_on_another_worker_diverged_here_too() -> None:
-    # given a worker whose own steps went well
-    answers = iter([False, True])
-    # when / then no worker waits for one that gave up
-    with pytest.raises(DivergedError):
-        inner(lambda loss: loss, Stop(100.0, lambda mine: next(answers)), steps=1)
 
 
 def test_diverged_steps_leave_anchor_and_residual_and_reset_the_optimizer(tmp_path: Path) -> None:
@@ -208,50 +131,7 @@ def test_a_fresh_optimizer_in_mid_run_warms_up_again(tmp_path: Path) -> None:
     assert rates == [min(learning_rate(6 + s, 10, config.inner), peak * (s + 1) / 4) for s in range(4)]
 
 
-# --- the outer step --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("nesterov", [0.0, 0.9])
-def test_the_outer_step_is_that_of_torch(nesterov: float) -> None:
-    # given torch's SGD, fed the updates as gradients
-    config = OuterConfig(learning_rate=0.7, nesterov=nesterov)
-    params = {"a": torch.randn(5, 3), "b": torch.randn(4)}
-    anchor = initial_anchor(params, config)
-    reference = {name: nn.Parameter(value.clone()) for name, value in params.items()}
-    sgd = torch.optim.SGD(reference.values(), lr=0.7, momentum=nesterov, nesterov=nesterov > 0)
-    for _ in range(4):
-        update = {name: torch.randn_like(value) for name, value in params.items()}
-        # when
-        outer_step(anchor, update, config)
-        for name, param in reference.items():
-            param.grad = update[name].clone()
-        sgd.step()
-        # then
-        for name, param in reference.items():
-            assert torch.allclose(anchor[name], param.detach(), rtol=1e-5, atol=1e-6)
-    assert all((MOMENTUM + name in anchor) == (nesterov > 0) for name in params)
-
-
-@pytest.mark.parametrize("nesterov", [0.0, 0.9])
-def test_the_outer_step_rounds_as_separate_operations_do(nesterov: float) -> None:
-    # given a slow reference in numpy, one operation at a time
-    config = OuterConfig(learning_rate=0.7, nesterov=nesterov)
-    params = {"a": torch.randn(1000)}
-    anchor = initial_anchor(params, config)
-    theta, momentum = params["a"].numpy().copy(), np.zeros(1000, np.float32)
-    mu, alpha = np.float32(nesterov), np.float32(0.7)
-    for _ in range(3):
-        update = torch.randn(1000)
-        # when
-        outer_step(anchor, {"a": update}, config)
-        # then bit for bit
-        step = update.numpy()
-        if nesterov:
-            decayed = (momentum * mu).astype(np.float32)
-            momentum = (decayed + step).astype(np.float32)
-            step = ((momentum * mu).astype(np.float32) + step).astype(np.float32)
-        theta = (theta - (step * alpha).astype(np.float32)).astype(np.float32)
-        assert np.array_equal(anchor["a"].numpy(), theta)
+# --- settling --------------------------------------------------------------------------------------------------------
 
 
 def test_a_counted_contribution_leaves_the_residual_for_good(tmp_path: Path) -> None:
