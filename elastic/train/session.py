@@ -167,11 +167,8 @@ class Session:
         From here on the residual is what is left once the payload counts; if it does not, the payload goes back in.
         """
         assert self.pending is None, "a contribution is settled before the next is made"
-        pseudo_gradient = {
-            name: self.anchor[name] - param.detach().cpu().float() for name, param in self.params.items()
-        }
         try:
-            payload, self.residual = self.reducer.compress(pseudo_gradient, self.residual, inplace=True)
+            payload, self.residual = self.reducer.compress(self._pseudo_gradient(), self.residual, inplace=True)
         except DivergedError:
             self._read_residual()
             raise
@@ -227,6 +224,13 @@ class Session:
 
     def _reset_optimizer(self) -> None:
         self.optimizer, self._optimizer_steps = make_optimizer(self.model, self.shared.inner), 0
+
+    def _pseudo_gradient(self) -> dict[str, Tensor]:
+        """Δ = θ − params, on the CPU; where the params are there already, in their place: they have served."""
+        found = {name: param.detach().cpu().float() for name, param in self.params.items()}
+        for name, value in found.items():
+            torch.sub(self.anchor[name], value, out=value)
+        return found
 
     def _batches(self, plan: RoundPlan) -> Any:
         inner, worker = self.shared.inner, self.worker
@@ -292,9 +296,10 @@ class Session:
         # An average holds everyone's work, so there any manifest that is not void has ours.
         counted = manifest.counts(self.peer) or (self.reducer.averages and not manifest.void)
         if pending.round < manifest.round or not counted:
-            back = self.reducer.decompress(self.reducer.decode(pending.payload, self.like), self.like)
-            for name, value in back.items():
-                self.residual[name].add_(value)
+            mine = self.reducer.decode(pending.payload, self.like)
+            for some, room in self.turns:
+                for name, value in self.reducer.aggregate([(mine, 1.0)], some, out=room).items():
+                    self.residual[name].add_(value)
             self._write_residual(pending.round)
         self.pending = None
 

@@ -71,8 +71,8 @@ def state_header(like: Mapping[str, Any]) -> bytes:
 def _join(header: bytes, tensors: Mapping[str, Tensor], dtype: str) -> bytes:
     ordered = (tensors[name].detach().cpu() for name in sorted(tensors))
     torch_dtype = {"<f2": torch.float16, "<f4": torch.float32}[dtype]
-    raw = (tensor.to(torch_dtype).numpy().astype(dtype, copy=False).tobytes() for tensor in ordered)
-    return b"".join([header, *raw])
+    raw = (tensor.to(torch_dtype).contiguous().numpy().astype(dtype, copy=False) for tensor in ordered)
+    return b"".join([header, *(values.data for values in raw)])  # views: the bytes are copied once
 
 
 def _split(what: str, data: bytes, header: bytes, like: Mapping[str, Any], dtype: str) -> dict[str, Tensor]:

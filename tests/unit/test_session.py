@@ -148,8 +148,10 @@ def test_a_counted_contribution_leaves_the_residual_for_good(tmp_path: Path) -> 
 def test_an_uncounted_contribution_goes_back_into_the_residual(tmp_path: Path) -> None:
     # given
     session, head = founded(tmp_path, shared())
-    payload = contributed(session, head)
+    plan = plan_of(session, head)
+    inner = session.inner_steps(plan)
     done = {name: session.anchor[name] - param.detach() for name, param in session.params.items()}
+    payload = session.compress(plan, inner)
     others = contributed(founded(tmp_path / "other", shared(seed=1))[0], head)
     # when
     session.outer_step(after(session, head, (OTHER, others)), {digest_of(others): others})
