@@ -162,7 +162,6 @@ class SparseLoCo:
         like: Tensors,
         *,
         out: Tensors | None = None,
-        device: str = "cpu",
     ) -> dict[str, Tensor]:
         """One dense fp32 update from (payload, share) in PeerId order, by the configured rule.
 
@@ -175,12 +174,12 @@ class SparseLoCo:
         Args:
             parts: payloads that `decode` gave or `compress` made, with shares that sum to 1.
             like: name → anything with a `.shape`.
-            out: name → fp32 contiguous tensor to write the update into, on its device; else there are new ones.
-            device: where to sum; every device gives the same bits.
+            out: name → fp32 contiguous tensor to write the update into, on any device: all give the same bits. Else
+                there are new ones on the CPU.
         """
         updates = {}
         for name, meta in like.items():
-            room = torch.empty(tuple(meta.shape), device=device) if out is None else out[name]
+            room = torch.empty(tuple(meta.shape)) if out is None else out[name]
             mine = [(self._checked(payload, name, room), share) for payload, share in parts]
             updates[name] = self._sum(mine, room)
         return updates
@@ -214,10 +213,9 @@ class SparseLoCo:
     ) -> None:
         """total = Σ share · clip · D̂, and into `senders`, unless empty, how many sent each coordinate."""
         total.zero_()
-        sent = [unpack(part, form)[0] for part in parts]
-        clips = clip_factors([math.sqrt(topk.energy(entries)) for entries in sent])
-        for entries, share, clip in zip(sent, shares, clips, strict=True):
-            places, values = topk.entries_of(entries, form)
+        clips = clip_factors([math.sqrt(topk.energy(unpack(part, form)[0])) for part in parts])
+        for part, share, clip in zip(parts, shares, clips, strict=True):  # unpacked again: one peer's entries at a time
+            places, values = topk.entries_of(unpack(part, form)[0], form)
             places_N = torch.from_numpy(places).to(total.device)
             scaled_N = torch.from_numpy(values * np.float32(share * clip)).to(total.device)
             total[places_N] = total[places_N] + scaled_N

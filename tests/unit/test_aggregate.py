@@ -86,6 +86,28 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rule", RULES)
+def test_a_gpu_makes_the_same_bits_as_the_cpu(rule):
+    # given three peers' work of two rounds
+    sut = reducer(1024, 16, rule=rule)
+    deltas = [{"a": draw((500, 530), seed, "heavy"), "b": draw((3000,), seed)} for seed in range(3)]
+
+    def everything(device):
+        made = []
+        for delta in deltas:
+            there = {name: value.to(device) for name, value in delta.items()}
+            _, residual = sut.compress(there, {})
+            made.append(sut.compress(there, residual))
+        room = {name: torch.empty(value.shape, device=device) for name, value in deltas[0].items()}
+        update = sut.aggregate([(payload, 1 / 3) for payload, _ in made], deltas[0], out=room)
+        left = [residual[name].cpu().numpy().tobytes() for _, residual in made for name in "ab"]
+        return [sut.encode(payload) for payload, _ in made], left, [update[n].cpu().numpy().tobytes() for n in "ab"]
+
+    # when / then
+    assert everything("cuda") == everything("cpu")
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_number_of_threads_and_dict_order_do_not_show(threads, rule):
     # given tensors that are large enough to be cut for several threads, with edges
