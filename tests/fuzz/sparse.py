@@ -106,18 +106,21 @@ def add_between_guards(part: np.ndarray, form: object) -> None:
     if not form.num_chunks:
         return
     size = sum(block.num_chunks * block.size for block in form.blocks)
-    memory = np.full(size + 2 * GUARD, 7, np.float32)
+    sums, counts = (np.full(size + 2 * GUARD, 7, np.float32) for _ in range(2))
+    counts[GUARD:-GUARD] = 0
     words, starts = kernels.as_words([part])
-    (slab,) = kernels.slabs(words, starts, form, 1)
-    kernels.add(
-        memory[GUARD:-GUARD], np.empty(0, np.float32), words, starts, *slab, form.head, form.bits,
-        kernels.table_of(form), level_table(int(part[0]))[None], np.ones(1, np.float32),
-    )  # fmt: skip
-    assert (memory[:GUARD] == 7).all() and (memory[-GUARD:] == 7).all(), "a write outside the tensor"
-    expected = np.zeros(size, np.float32)
+    for chunks, ones in kernels.slabs(words, starts, form, 3):
+        kernels.add(
+            sums[GUARD:-GUARD], counts[GUARD:-GUARD], words, starts, chunks, ones, form.head, form.bits,
+            kernels.table_of(form), level_table(int(part[0]))[None], np.ones(1, np.float32),
+        )  # fmt: skip
+    expected = np.zeros((2, size), np.float32)
     places, values = entries_of(unpack(part, form)[0], form)
-    expected[places] += values
-    assert expected.tobytes() == memory[GUARD:-GUARD].tobytes(), "another sum than in numpy"
+    expected[0, places] += values
+    expected[1, places] += 1
+    for memory, right in zip((sums, counts), expected, strict=True):
+        assert (memory[:GUARD] == 7).all() and (memory[-GUARD:] == 7).all(), "a write outside the tensor"
+        assert right.tobytes() == memory[GUARD:-GUARD].tobytes(), "another sum than in numpy"
 
 
 def main() -> None:
