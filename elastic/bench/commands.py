@@ -44,23 +44,29 @@ def join(
 
 
 @bench.command("reducer", context_settings={"allow_extra_args": True})
-def reducer(
+def reducer(  # noqa: PLR0913 - options of a command
     context: typer.Context,
     params: Annotated[float, typer.Option(min=1e5, max=1e10, help="parameters of the model, about")] = 30e6,
-    peers: Annotated[list[int] | None, typer.Option(help="payloads to add up, e.g. --peers 8 16 70")] = None,
+    peers: Annotated[
+        list[int] | None, typer.Option(min=1, max=1024, help="payloads to add up, e.g. --peers 8 16 70")
+    ] = None,
     passes: Annotated[int, typer.Option(min=1, help="passes; figures are their medians")] = 7,
     threads: Threads = 0,
+    device: Annotated[str, typer.Option(help="cpu: compiled kernels; cuda: the torch path, on both sides")] = "cpu",
     json: Json = None,
 ) -> None:
     """SparseLoCo beside plain PyTorch in the style of the published code: time per stage, bytes, errors."""
     counts = [*(peers or []), *map(_count, context.args)] or [8, 16]
+    _has_folder(json)
     import torch
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here")
     from elastic.bench.reducer import Setup, measure, table
 
     if threads:
         torch.set_num_threads(threads)
-    result = measure(Setup(params, counts, passes), say)
+    result = measure(Setup(params, counts, passes, device=device), say)
     say(table(result))
     _write(json, result)
 
@@ -78,6 +84,8 @@ def convergence(
 
     The whole table takes about an hour on two cores. With --json a run that was stopped goes on where it was.
     """
+    _has_folder(json)
+    _has_folder(picture)
     import torch
 
     from elastic.bench.convergence import plot, run, table
@@ -98,6 +106,12 @@ def _count(argument: str) -> int:
     if not argument.isdecimal() or not 1 <= int(argument) <= 1024:
         raise ConfigError(f"--peers {argument}: expected numbers from 1 to 1024, as in --peers 8 16 70")
     return int(argument)
+
+
+def _has_folder(path: Path | None) -> None:
+    """Better to find out now than when everything is measured."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
 
 
 def _write(path: Path | None, result: Any) -> None:

@@ -18,6 +18,7 @@ from elastic.config import InnerConfig, OuterConfig, PluginChoice
 from elastic.errors import ConfigError
 from elastic.reduce.sparseloco import SparseLoCo
 from elastic.registry import BPE, READ_CORPUS, load
+from elastic.train.tokens import TokenArray
 
 Say = Callable[[str], None]
 
@@ -26,7 +27,8 @@ MODEL = PluginChoice.model_validate(
     {"name": "llama", "preset": "nano", "vocab_size": VOCABULARY, "layers": 4, "dim": 192, "heads": 6, "kv_heads": 3,
      "ffn_dim": 512}
 )  # fmt: skip
-TOKENS = 250_000
+TOKENS = 245_760
+"""480 steps of 4 peers with 128 tokens each: whole rounds of 15, 30 and 60 steps."""
 INNER_STEPS = 30
 LONG = 8
 """Times more tokens in the long rows."""
@@ -99,8 +101,8 @@ def run(quick: bool, tokens: int, texts: Sequence[Path], kept: Path | None, say:
     todo = recipes(quick, tokens)
     say(f"{num_params(MODEL):,} parameters, {len(data):,} tokens of text, {torch.get_num_threads()} threads")
     rows = _read(kept)
-    for number, recipe in enumerate(todo, 1):
-        key = hashlib.sha256(repr(recipe).encode() + data.tobytes()).hexdigest()[:16]
+    keys = [_key(recipe, data) for recipe in todo]
+    for number, (recipe, key) in enumerate(zip(todo, keys, strict=True), 1):
         if any(row.key == key for row in rows):
             continue
         outcome = Swarm(recipe, MODEL, data).train()
@@ -111,8 +113,15 @@ def run(quick: bool, tokens: int, texts: Sequence[Path], kept: Path | None, say:
         rows.append(row)
         say(f"{number:2d}/{len(todo)} {row.name}, seed {row.seed}: held out {row.held_out:.4f}, {row.seconds:.0f} s")
         if kept is not None:
-            kept.write_bytes(orjson.dumps(rows, option=orjson.OPT_INDENT_2) + b"\n")
-    return rows
+            new = kept.with_name(kept.name + ".new")
+            new.write_bytes(orjson.dumps(rows, option=orjson.OPT_INDENT_2) + b"\n")
+            new.replace(kept)  # whoever kills us here finds the old rows or the new ones
+    return [row for row in rows if row.key in keys]
+
+
+def _key(recipe: Recipe, data: TokenArray) -> str:
+    """Names what a row says: its recipe, the model and the text."""
+    return hashlib.sha256(repr((recipe, MODEL)).encode() + data.tobytes()).hexdigest()[:16]
 
 
 def read_text(texts: Sequence[Path]) -> str:

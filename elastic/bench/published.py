@@ -71,7 +71,7 @@ def aggregate(parts: Sequence[Mapping[str, Part]], like: Mapping[str, Tensor]) -
         norms = torch.stack([torch.linalg.vector_norm(each) for each in values])
         factors = (norms.median() / norms).clamp(max=1)
         clipped = [each * factor for each, factor in zip(values, factors, strict=True)]
-        dense = torch.zeros(len(mine[0].indices), chunk_size(tensor))
+        dense = values[0].new_zeros(len(mine[0].indices), chunk_size(tensor))
         dense.scatter_reduce_(1, torch.cat(indices, 1), torch.cat(clipped, 1), "mean", include_self=False)
         updates[name] = from_chunks(dense, tensor.shape)
     return updates
@@ -84,7 +84,9 @@ def size_bytes(parts: Mapping[str, Part]) -> int:
 
 def encode(parts: Mapping[str, Part]) -> list[bytes]:
     """The bytes themselves, in place of a container."""
-    return [field.numpy().tobytes() for part in parts.values() for field in (part.indices, part.codes, part.lookup)]
+    return [
+        field.cpu().numpy().tobytes() for part in parts.values() for field in (part.indices, part.codes, part.lookup)
+    ]
 
 
 def chunk_size(tensor: Tensor) -> int:
@@ -127,7 +129,7 @@ def quantise(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = (SIGMAS * centred.std() / BINS).clamp(min=1e-12)
     codes = (centred / scale + BINS // 2).round().clamp(0, BINS - 1).to(torch.uint8)
     flat = codes.reshape(-1).to(torch.int64)
-    sums = torch.zeros(BINS).scatter_add_(0, flat, centred.reshape(-1))
+    sums = centred.new_zeros(BINS).scatter_add_(0, flat, centred.reshape(-1))
     counts = torch.bincount(flat, minlength=BINS).clamp(min=1)
     return codes, shift, sums / counts
 

@@ -45,6 +45,7 @@ class Setup:
     peers: Sequence[int]
     passes: int
     seed: int = 0
+    device: str = "cpu"
 
 
 def llama_shapes(params: float) -> dict[str, tuple[int, ...]]:
@@ -86,7 +87,8 @@ def measure(setup: Setup, say: Say) -> dict[str, Any]:
     """All figures, as JSON."""
     shapes, small = llama_shapes(setup.params), llama_shapes(min(setup.params, 2e6))
     count = num_params(shapes)
-    say(f"{count:,} parameters in {len(shapes)} tensors, {torch.get_num_threads()} threads, seed {setup.seed}")
+    where = f"{torch.get_num_threads()} threads, {setup.device}"
+    say(f"{count:,} parameters in {len(shapes)} tensors, {where}, seed {setup.seed}")
     say("recording residuals of a real training run")
     errors = {
         "student-t": quantiser_errors(draw(small, setup.seed)),
@@ -99,7 +101,8 @@ def measure(setup: Setup, say: Say) -> dict[str, Any]:
     # Ours with its signed commitment, all that is sent; theirs without its container.
     sizes = {"ours": len(bench.payloads[0]) + len(_commitment(bench.payloads[0])),
              "published": published.size_bytes(bench.parts[0])}  # fmt: skip
-    result: dict[str, Any] = {"params": count, "threads": torch.get_num_threads(), "errors": errors}
+    result: dict[str, Any] = {"params": count, "threads": torch.get_num_threads(), "device": setup.device}
+    result["errors"] = errors
     result["bytes per parameter"] = {who: size / count for who, size in sizes.items()}
     result["times smaller than fp32"] = {who: 4 * count / size for who, size in sizes.items()}
     result["sender"] = {}
@@ -119,14 +122,21 @@ class _Bench:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], setup: Setup, count: int) -> None:
         self.reducer, self.setup, self.millions = SparseLoCo(SparseLoCo.Config()), setup, count / 1e6
         self.like = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        self.turns = Turns(self.like)
-        self.shapes, self.delta = shapes, draw(shapes, setup.seed)
-        self.error = {name: value.clone() for name, value in draw(shapes, setup.seed + 1).items()}
-        self.their_error = {name: value.clone() for name, value in self.error.items()}
+        self.turns = Turns(self.like, setup.device)
+        self.shapes = shapes
+        self._draw(SENT[0])
         self.payloads, self.parts = [], []
         for _ in range(DISTINCT):
             self.payloads.append(self.reducer.encode(self._compress()))
             self.parts.append(published.compress(self.delta, self.their_error))
+
+    def _draw(self, kind: str) -> None:
+        """Pseudo-gradient and residual of that kind, on the device; one residual for each sender."""
+        values = draw(self.shapes, self.setup.seed, "student-t" if kind == "bf16" else kind)
+        dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+        self.delta = {name: value.to(self.setup.device, dtype) for name, value in values.items()}
+        self.error = {name: value.to(self.setup.device, copy=True) for name, value in values.items()}
+        self.their_error = {name: value.clone() for name, value in self.error.items()}
 
     def _compress(self) -> SparsePayload:
         payload, self.error = self.reducer.compress(self.delta, self.error, inplace=True)
@@ -134,11 +144,7 @@ class _Bench:
 
     def sender(self, kind: str) -> dict[str, Any]:
         """ms per 1M parameters of each stage, and the ratio to the reference."""
-        drawn = [draw(self.shapes, self.setup.seed + i, kind.replace("bf16", "student-t")) for i in range(2)]
-        self.delta, self.error = drawn
-        self.their_error = {name: value.clone() for name, value in self.error.items()}
-        if kind == "bf16":
-            self.delta = {name: value.bfloat16() for name, value in self.delta.items()}
+        self._draw(kind)
         ours: list[dict[str, float]] = []
         theirs: list[dict[str, float]] = []
         for _ in range(self.setup.passes):
@@ -187,6 +193,8 @@ class _Bench:
         for stage, call in stages.items():
             start = time.perf_counter()
             value = call(value)
+            if self.setup.device == "cuda":
+                torch.cuda.synchronize()
             times[stage] = (time.perf_counter() - start) * 1e3 / self.millions
         return times
 

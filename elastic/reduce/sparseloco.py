@@ -205,7 +205,7 @@ class SparseLoCo:
         else:
             total.zero_()
         if not by_share:
-            total /= senders.clamp(min=1)
+            total /= senders.clamp_(min=1)
         return room
 
     def _add(
@@ -272,8 +272,13 @@ def compile_kernels() -> None:
 
 
 def clip_factors(norms: Sequence[float]) -> list[float]:
-    """min(1, median / norm) for each peer; of an even number the median is the mean of the middle two."""
-    median = statistics.median(norms) if norms else 0.0
+    """min(1, median / norm) for each peer.
+
+    Of an even number the lower of the middle two is the median: else the loud half would say what is loud. Who sent
+    nothing but zeros has no say.
+    """
+    loud = [peer_norm for peer_norm in norms if peer_norm > 0]
+    median = statistics.median_low(loud) if loud else 0.0
     return [min(1.0, median / peer_norm) if peer_norm > 0 else 1.0 for peer_norm in norms]
 
 

@@ -40,7 +40,8 @@ class Turns:
     and every round: fresh memory costs more than what is added up in it.
     """
 
-    def __init__(self, like: Mapping[str, Tensor]) -> None:
+    def __init__(self, like: Mapping[str, Tensor], device: str = "cpu") -> None:
+        self._device = device
         self._turns: list[dict[str, Tensor]] = [{}]
         most = max((meta.numel() for meta in like.values()), default=0)
         for name in sorted(like):
@@ -52,7 +53,7 @@ class Turns:
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """(name → what it looks like, name → uninitialised fp32 tensor of that shape)."""
         if not len(self._room):
-            self._room = torch.empty(max(map(_num_elements, self._turns)))
+            self._room = torch.empty(max(map(_num_elements, self._turns)), device=self._device)
         for some in self._turns:
             pieces = self._room[: _num_elements(some)].split([meta.numel() for meta in some.values()])
             yield some, {name: piece.view(some[name].shape) for name, piece in zip(some, pieces, strict=True)}

@@ -226,10 +226,14 @@ class Session:
         self.optimizer, self._optimizer_steps = make_optimizer(self.model, self.shared.inner), 0
 
     def _pseudo_gradient(self) -> dict[str, Tensor]:
-        """Δ = θ − params, on the CPU; where the params are there already, in their place: they have served."""
-        found = {name: param.detach().cpu().float() for name, param in self.params.items()}
-        for name, value in found.items():
-            torch.sub(self.anchor[name], value, out=value)
+        """Δ = where the params started − where they are, fp32 on the CPU; if they are that already, in their place.
+
+        They started from θ as their type can say it: what bf16 cannot say of θ was not learned, and must stay.
+        """
+        found = {}
+        for name, param in self.params.items():
+            found[name] = value = param.detach().cpu().float()
+            torch.sub(self.anchor[name].to(param.dtype).float(), value, out=value)
         return found
 
     def _batches(self, plan: RoundPlan) -> Any:

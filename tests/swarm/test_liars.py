@@ -152,6 +152,19 @@ async def test_a_lie_gets_its_verdict_and_the_round_goes_on(tmp_path: Path, name
         assert len(swarm.anchors()) == 1
 
 
+async def test_a_loud_payload_counts_and_moves_nothing_further_than_the_others(tmp_path: Path) -> None:
+    # given one whose levels are as large as can be written, alone with one honest peer
+    async with Swarm(tmp_path, "ann", "loud", rounds=2) as swarm:
+        swarm["loud"].lie, swarm["loud"].pace = with_exponent(254), 1.0
+        # when
+        swarm.start()
+        await swarm.finish()
+        # then it is clipped to what the honest one said
+        assert swarm["ann"].report(1).verdicts[swarm["loud"].id] == "accepted"
+        assert len(swarm.anchors()) == 1
+        assert max(value.abs().max() for value in swarm["ann"].session.anchor.values()) < 2.0
+
+
 async def test_who_is_not_in_the_roster_is_not_even_looked_at(tmp_path: Path) -> None:
     # given somebody who was not there when the run began, and contributes all the same
     async with Swarm(tmp_path, "ann", "bob", rounds=2) as swarm:

@@ -101,8 +101,8 @@ def aggregate(parts, shape, chunk, rule):
     """Parts are (entries of one tensor, share)."""
     dense = [decompress(entries, shape, chunk).reshape(-1) for entries, _ in parts]
     norms = [math.sqrt(energy(entries)) for entries, _ in parts]
-    ordered, middle = sorted(norms), len(norms) // 2
-    median = ordered[middle] if len(norms) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    loud = sorted(norm for norm in norms if norm > 0)
+    median = loud[(len(loud) - 1) // 2] if loud else 0.0
     total, senders = np.zeros(math.prod(shape), np.float32), np.zeros(math.prod(shape), np.float32)
     for (entries, share), values, norm in zip(parts, dense, norms, strict=True):
         clip = min(1.0, median / norm) if norm > 0 else 1.0

@@ -58,6 +58,21 @@ def test_loud_peers_are_clipped_to_the_median_and_quiet_ones_left_alone():
     assert torch.allclose(update, alone * (2.125 / 4), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("norms", "clips"),
+    [
+        ([], []),
+        ([3.0], [1.0]),
+        ([1.0, 1e38], [1.0, 1e-38]),
+        ([2.0, 8.0, 1.0, 1e38], [1.0, 0.25, 1.0, 2e-38]),
+        ([0.0, 4.0], [1.0, 1.0]),
+        ([0.0, 0.0], [1.0, 1.0]),
+    ],
+)
+def test_half_of_the_peers_cannot_say_what_is_loud(norms, clips):
+    assert clip_factors(norms) == pytest.approx(clips)
+
+
 def test_norm_is_that_of_what_is_decoded():
     # given
     sut, delta = reducer(16, 4), draw((9, 10), 5)

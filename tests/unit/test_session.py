@@ -131,6 +131,17 @@ def test_a_fresh_optimizer_in_mid_run_warms_up_again(tmp_path: Path) -> None:
     assert rates == [min(learning_rate(6 + s, 10, config.inner), peak * (s + 1) / 4) for s in range(4)]
 
 
+def test_what_bf16_cannot_say_of_the_anchor_is_not_mistaken_for_learning(tmp_path: Path) -> None:
+    # given a model in bf16 that learns nothing
+    session, _ = founded(tmp_path, shared())
+    session.model.bfloat16()
+    session.params = dict(session.model.named_parameters())
+    session._start_from_anchor()
+    # when / then
+    assert all(not value.any() for value in session._pseudo_gradient().values())
+    assert any(not torch.equal(session.anchor[n], p.detach().float()) for n, p in session.params.items())
+
+
 # --- settling --------------------------------------------------------------------------------------------------------
 
 
