@@ -34,7 +34,9 @@ LONG = 8
 """Times more tokens in the long rows."""
 LEARNING_RATE = {"adamw": 1.5e-3, "diloco": 1.5e-3, "sparseloco": 3e-3}
 """Peak of the inner AdamW: for each method the best of 1.5e-3, 3e-3 and 6e-3 at 250,000 tokens."""
-SAME_AS = (", 16 peers", f", {LONG}x tokens")
+LARGE = 4
+"""Times larger batches, and more tokens, in the rows of larger batches; their H is half as large."""
+SAME_AS = (", 16 peers", f", {LONG}x tokens", f", {LARGE}x batch")
 """Endings of names: such rows are compared with AdamW in the same setting."""
 DILOCO = OuterConfig(learning_rate=0.7, nesterov=0.9)
 """The outer optimizer of DiLoCo, arXiv 2311.08105."""
@@ -62,14 +64,14 @@ def recipes(quick: bool, tokens: int) -> list[Recipe]:
         _recipe("AdamW, data-parallel", "adamw", tokens),
         replace(_recipe("DiLoCo", "diloco", tokens), outer=DILOCO),
         plain := _recipe("SparseLoCo", "sparseloco", tokens),
-        _with(plain, "SparseLoCo, 1 bit", bits=1),
     ]
     if quick:
         return headline
-    rows = [
-        *headline,
-        *(replace(recipe, name=recipe.name + SAME_AS[1], tokens=LONG * tokens) for recipe in headline[:3]),
-    ]
+    mean_of_params = replace(_recipe("Averaging (α = 1, no momentum)", "diloco", tokens), outer=OuterConfig())
+    rows = [*headline, mean_of_params]
+    rows += [_large(recipe) for recipe in rows]
+    rows += [replace(recipe, name=recipe.name + SAME_AS[1], tokens=LONG * tokens) for recipe in headline]
+    rows.append(_with(plain, "SparseLoCo, 1 bit", bits=1))
     rows += [_with(plain, f"SparseLoCo, k = {k}", k=k) for k in (32, 128)]
     rows += [_with(plain, f"SparseLoCo, β = {beta}", beta=beta) for beta in (0.9, 0.99)]
     rows.append(_with(plain, "SparseLoCo, senders", rule="senders"))
@@ -81,8 +83,16 @@ def recipes(quick: bool, tokens: int) -> list[Recipe]:
     for steps in (15, 60):
         inner = plain.inner.model_copy(update={"steps": steps})
         rows.append(replace(plain, name=f"SparseLoCo, H = {steps}", inner=inner))
-    rows += [replace(recipe, name=recipe.name + SAME_AS[0], peers=16) for recipe in headline[:3]]
+    rows += [replace(recipe, name=recipe.name + SAME_AS[0], peers=16) for recipe in headline]
     return rows + [replace(recipe, seed=seed) for seed in (1, 2) for recipe in headline]
+
+
+def _large(recipe: Recipe) -> Recipe:
+    """The same with less noise in every step, and twice as many rounds."""
+    inner = recipe.inner.model_copy(
+        update={"batch_size": LARGE * recipe.inner.batch_size, "steps": INNER_STEPS // 2, "learning_rate": 3e-3}
+    )
+    return replace(recipe, name=recipe.name + SAME_AS[2], inner=inner, tokens=LARGE * recipe.tokens)
 
 
 def _recipe(name: str, method: str, tokens: int) -> Recipe:
