@@ -20,6 +20,8 @@ RoundIndex = NewType("RoundIndex", int)
 Digest = NewType("Digest", str)
 """SHA-256 as 64 lower-case hex characters."""
 Seconds = NewType("Seconds", float)
+View = NewType("View", int)
+"""Views of a round's agreement count from 0; see `agreement.simplex`."""
 
 PROTOCOL_VERSION = 1
 """Raised when peers of two versions can no longer understand each other's records."""
@@ -35,6 +37,7 @@ Signature = Annotated[str, Field(pattern=r"^([0-9a-f]{128})?$")]
 NonNegative = Annotated[int, Field(ge=0, le=2**53)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
 Index = Annotated[RoundIndex, Field(ge=0, le=2**40)]
+ViewField = Annotated[View, Field(ge=0, le=2**20)]
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> Digest:
@@ -251,6 +254,46 @@ class Manifest(Signed):
     def counts(self, peer: PeerId) -> bool:
         """Whether this peer's contribution is in it."""
         return any(entry.peer == peer for entry in self.counted)
+
+
+class VoteKind(StrEnum):
+    """What a validator says in a view; see `agreement.simplex`."""
+
+    NOTARIZE = "notarize"
+    VOID = "void"
+    FINALIZE = "finalize"
+
+
+class Vote(Signed):
+    """One validator's vote in one view of a round's agreement."""
+
+    run: RunName
+    round: Index
+    view: ViewField
+    kind: VoteKind
+    manifest: HexDigest = NO_DIGEST
+    """Digest of the manifest it is for; `NO_DIGEST` for void."""
+    peer: PeerIdField
+
+    @property
+    def signer(self) -> PeerId:
+        return self.peer
+
+
+class Proposal(Signed):
+    """What the proposer of a view proposes."""
+
+    run: RunName
+    round: Index
+    view: ViewField
+    manifest: HexDigest
+    parent: ViewField | None = None
+    """The view whose notarized manifest it repeats; None: a manifest of its own."""
+    proposer: PeerIdField
+
+    @property
+    def signer(self) -> PeerId:
+        return self.proposer
 
 
 class RoundReport(Message):

@@ -101,6 +101,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("rule", RULES)
 def test_a_gpu_makes_the_same_bits_as_the_cpu(rule):

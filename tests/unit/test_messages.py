@@ -56,6 +56,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "run": "demo", "round": 7, "previous": DIGEST, "anchor": DIGEST, "counted": [COUNTED], "roster": [PEER],
         "proposer": PEER,
     },
+    "Vote": {"run": "demo", "round": 7, "view": 1, "kind": "notarize", "manifest": DIGEST, "peer": PEER},
+    "Proposal": {"run": "demo", "round": 7, "view": 1, "manifest": DIGEST, "parent": 0, "proposer": PEER},
     "RoundReport": {
         "run": "demo", "round": 7, "peer": PEER, "name": "a", "contributed": True, "counted": False, "digest": DIGEST,
         "verdicts": {PEER: "accepted"}, "seconds": {"total": 1.5},
