@@ -46,7 +46,7 @@ def main() -> None:
         if library not in EXTRAS:
             raise
         extra = EXTRAS[library] if EXTRAS[library] in ("bittensor", "plot") else "peer"
-        _fail(f"{library} is not installed: pip install 'elastic[{extra}]'")
+        _fail(f"{library} is not installed: pip install 'elastic[{extra}]' (in a clone: pip install -e '.[{extra}]')")
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None  # Ctrl-C before there is anything to leave
     except OSError as error:

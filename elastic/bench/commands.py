@@ -1,8 +1,10 @@
 """`elastic bench …`. Heavy libraries are imported inside the commands that need them."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,16 @@ bench = typer.Typer(help="Measure on this machine what the README and the docs s
 say = typer.echo
 
 Json = Annotated[Path | None, typer.Option("--json", help="write all figures here")]
+PICTURES = (".svg", ".png", ".pdf")
+
+
+class Device(StrEnum):
+    """Where the reducer is measured."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 Threads = Annotated[int, typer.Option(min=0, help="threads; 0: as many as torch takes by itself")]
 
 
@@ -23,7 +35,10 @@ def inner(
     steps: Annotated[int, typer.Option(min=1, help="inner steps per block")] = 30,
     pairs: Annotated[int, typer.Option(min=1, help="alternating pairs of blocks")] = 7,
 ) -> None:
-    """Inner steps under Ray Train beside a plain PyTorch loop: same model, same batches, same run."""
+    """Inner steps under Ray Train, beside a plain loop.
+
+    The same model, batches and run, in alternating blocks.
+    """
     with _own_cluster() as folder:
         from elastic.bench.peer import measure_inner
 
@@ -35,7 +50,7 @@ def inner(
 def join(
     peers: Annotated[int, typer.Option(min=1, max=8, help="peers that train already")] = 3,
 ) -> None:
-    """Time from the command `elastic join` to the newcomer's first counted contribution."""
+    """Time from `elastic join` to the first counted work."""
     with _own_cluster() as folder:
         from elastic.bench.peer import measure_join
 
@@ -48,44 +63,53 @@ def reducer(  # noqa: PLR0913 - options of a command
     context: typer.Context,
     params: Annotated[float, typer.Option(min=1e5, max=1e10, help="parameters of the model, about")] = 30e6,
     peers: Annotated[
-        list[int] | None, typer.Option(min=1, max=1024, help="payloads to add up, e.g. --peers 8 16 70")
+        list[int] | None,
+        typer.Option(min=1, max=1024, help="payloads to add up, e.g. --peers 8 16 70; 8 16 if not given"),
     ] = None,
     passes: Annotated[int, typer.Option(min=1, help="passes; figures are their medians")] = 7,
     threads: Threads = 0,
-    device: Annotated[str, typer.Option(help="cpu: compiled kernels; cuda: the torch path, on both sides")] = "cpu",
+    device: Annotated[Device, typer.Option(help="cpu: compiled kernels; cuda: the torch path")] = Device.CPU,
     json: Json = None,
 ) -> None:
-    """SparseLoCo beside plain PyTorch in the style of the published code: time per stage, bytes, errors."""
+    """SparseLoCo's speed, bytes and errors, beside plain PyTorch.
+
+    The other side is in the style of the published code. Senders work on Student-t values, on values whose tiles differ
+    in size by orders of magnitude ("uneven"), and on bf16. "decode" is what happens as a payload arrives.
+    """
     counts = [*(peers or []), *map(_count, context.args)] or [8, 16]
-    _has_folder(json)
+    _can_be_written(json)
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
+    if device is Device.CUDA and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here")
     from elastic.bench.reducer import Setup, measure, table
 
     if threads:
         torch.set_num_threads(threads)
-    result = measure(Setup(params, counts, passes, device=device), say)
+    result = measure(Setup(params, counts, passes, device=device.value), say)
     say(table(result))
     _write(json, result)
 
 
 @bench.command("convergence")
 def convergence(
-    quick: Annotated[bool, typer.Option("--quick", help="a few rows, five minutes")] = False,
-    tokens: Annotated[int, typer.Option(min=0, help="tokens of each row; 0: as many as the rows want")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="three rows, some minutes")] = False,
+    tokens: Annotated[
+        int, typer.Option(min=0, help="tokens of each row, to whole rounds; 0: as many as the rows want")
+    ] = 0,
     text: Annotated[list[Path] | None, typer.Option(help="texts to train on instead of the shipped one")] = None,
     threads: Threads = 0,
-    json: Annotated[Path | None, typer.Option("--json", help="keep the rows here, and skip those it has")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="keep finished rows here, and skip those it has")] = None,
     picture: Annotated[Path | None, typer.Option("--plot", help="draw the rows here (.svg, .png, .pdf)")] = None,
 ) -> None:
-    """Held-out loss at equal tokens: data-parallel AdamW, DiLoCo, SparseLoCo and its settings.
+    """Held-out loss at equal tokens: AdamW, DiLoCo, SparseLoCo.
 
-    The whole table takes about an hour on two cores. With --json a run that was stopped goes on where it was.
+    The whole table takes over an hour on two cores. With --json finished rows are kept, and not made again.
     """
-    _has_folder(json)
-    _has_folder(picture)
+    _can_be_written(json)
+    _can_be_written(picture)
+    if picture is not None and picture.suffix not in PICTURES:
+        raise ConfigError(f"--plot {picture}: expected a name that ends in {', '.join(PICTURES)}")
     import torch
 
     from elastic.bench.convergence import plot, run, table
@@ -95,7 +119,11 @@ def convergence(
 
     if threads:
         torch.set_num_threads(threads)
-    rows = run(quick, tokens, text or [], json, say)
+    try:
+        rows = run(quick, tokens, text or [], json, say)
+    except KeyboardInterrupt:
+        say(f"stopped; finished rows are in {json}" if json else "stopped; with --json finished rows would be kept")
+        raise
     say(table(rows))
     if picture is not None:
         plot(rows, picture)
@@ -108,10 +136,15 @@ def _count(argument: str) -> int:
     return int(argument)
 
 
-def _has_folder(path: Path | None) -> None:
+def _can_be_written(path: Path | None) -> None:
     """Better to find out now than when everything is measured."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{path}: there is no folder {folder}")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise ConfigError(f"{path}: cannot be written")
 
 
 def _write(path: Path | None, result: Any) -> None:

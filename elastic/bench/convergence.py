@@ -113,15 +113,18 @@ def run(quick: bool, tokens: int, texts: Sequence[Path], kept: Path | None, say:
     rows = _read(kept)
     keys = [_key(recipe, data) for recipe in todo]
     for number, (recipe, key) in enumerate(zip(todo, keys, strict=True), 1):
+        title = f"{number:2d}/{len(todo)} {recipe.name}, seed {recipe.seed}"
         if any(row.key == key for row in rows):
+            say(f"{title}: kept from before")
             continue
-        outcome = Swarm(recipe, MODEL, data).train()
+        say(f"{title}: {recipe.tokens:,} tokens")
+        outcome = Swarm(recipe, MODEL, data).train(lambda at, loss: say(f"      {at:,} tokens: {loss:.3f}"))
         row = Row(
             key, recipe.name, recipe.seed, outcome.held_out, outcome.bytes_per_peer, outcome.tokens, outcome.seconds,
             outcome.curve,
         )  # fmt: skip
         rows.append(row)
-        say(f"{number:2d}/{len(todo)} {row.name}, seed {row.seed}: held out {row.held_out:.4f}, {row.seconds:.0f} s")
+        say(f"{title}: held out {row.held_out:.4f}, {row.seconds:.0f} s")
         if kept is not None:
             new = kept.with_name(kept.name + ".new")
             new.write_bytes(orjson.dumps(rows, option=orjson.OPT_INDENT_2) + b"\n")
@@ -138,10 +141,14 @@ def read_text(texts: Sequence[Path]) -> str:
     """These files, one after the other, or the text that ships with the project."""
     if not texts:
         return str(load(READ_CORPUS)("pride_and_prejudice").decode())
+    return "\n".join(map(_read_utf8, texts))
+
+
+def _read_utf8(path: Path) -> str:
     try:
-        return "\n".join(path.read_text(encoding="utf-8") for path in texts)
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--text: {error}: expected UTF-8") from error
+        raise ConfigError(f"--text {path}: {error}: expected UTF-8") from error
 
 
 def _read(kept: Path | None) -> list[Row]:
@@ -191,8 +198,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             row.bytes_per_peer / 1e6, row.held_out, "o" if headline else ".", color=None if headline else "grey"
         )
         if headline:
-            over_bytes.annotate(row.name, (row.bytes_per_peer / 1e6, row.held_out), fontsize=7)
+            over_bytes.annotate(row.name.replace(", ", ",\n"), (row.bytes_per_peer / 1e6, row.held_out), fontsize=7)
     over_tokens.set(xscale="log", xlabel="tokens of all peers", ylabel="held-out loss, nats per token")
     over_bytes.set(xscale="log", xlabel="MB sent by each peer")
+    over_bytes.margins(x=0.3)  # room for the names
     over_tokens.legend(fontsize=7)
     figure.savefig(path)

@@ -6,7 +6,7 @@ What is left out is what changes no number: Ray, Hivemind, agreement and time. E
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -80,8 +80,8 @@ class Swarm:
         """β·residual + Δ of the peer that contributed last, as its `compress` met it."""
         self.total = num_train_sequences(len(tokens), HELD_OUT, recipe.inner.sequence_length)
 
-    def train(self) -> Outcome:
-        """Run the recipe to its end."""
+    def train(self, on_point: Callable[[int, float], None] = lambda tokens, loss: None) -> Outcome:
+        """Run the recipe to its end; `on_point` is told each point of the curve as it comes."""
         start, recipe, inner = time.perf_counter(), self.recipe, self.recipe.inner
         rounds, each = (
             recipe.steps // inner.steps,
@@ -93,6 +93,7 @@ class Swarm:
             sent += next(step)
             if (round_ + 1) % max(1, rounds // POINTS) == 0 and round_ + 1 < rounds:
                 curve.append(((round_ + 1) * each, self._held_out_loss()))
+                on_point(*curve[-1])
         loss = self._held_out_loss()
         curve.append((rounds * each, loss))
         return Outcome(loss, curve, sent, rounds * each, time.perf_counter() - start)

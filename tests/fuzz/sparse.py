@@ -125,10 +125,14 @@ def add_between_guards(part: np.ndarray, form: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--thorough", type=int, default=64, help="one in so many is also checked in numpy")
+    parser.add_argument("--runs", type=int, default=100_000, help="executions (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all mutations (default %(default)s)")
+    parser.add_argument(
+        "--thorough", type=int, default=64, help="one in so many is also checked in numpy (default %(default)s)"
+    )
     options = parser.parse_args()
+    if options.runs < 1 or options.thorough < 1:
+        parser.error("--runs and --thorough: expected numbers from 1 on")
     run(options.runs, options.seed, options.thorough)
 
 
@@ -137,18 +141,22 @@ def run(runs: int, seed: int, thorough: int) -> Counter:
     rng = random.Random(seed)
     seeds, outcomes, start = honest(np.random.default_rng(seed)), Counter(), time.monotonic()
     sys.stdout.write(f"{runs:,} executions, seed {seed}\n")
-    for number in range(runs):
-        (like, data), (_, other) = rng.choice(seeds), rng.choice(seeds)
-        mutated = mutate(data, other, rng)
-        try:
-            outcomes[execute(mutated, like, thoroughly=number % thorough == 0)] += 1
-        except BaseException:
-            Path("find.bin").write_bytes(mutated)
-            sys.stdout.write(f"execution {number}: find.bin, { ({n: tuple(t.shape) for n, t in like.items()}) }\n")
-            raise
-        if number % 1_000_000 == 999_999:
-            sys.stdout.write(f"{number + 1:,} after {time.monotonic() - start:.0f} s\n")
-            sys.stdout.flush()
+    try:
+        for number in range(runs):
+            (like, data), (_, other) = rng.choice(seeds), rng.choice(seeds)
+            mutated = mutate(data, other, rng)
+            try:
+                outcomes[execute(mutated, like, thoroughly=number % thorough == 0)] += 1
+            except Exception:
+                Path(f"find-{seed}-{number}.bin").write_bytes(mutated)
+                model = {name: tuple(tensor.shape) for name, tensor in like.items()}
+                sys.stdout.write(f"execution {number}: find-{seed}-{number}.bin, {model}\n")
+                raise
+            if number % 1_000_000 == 999_999:
+                sys.stdout.write(f"{number + 1:,} after {time.monotonic() - start:.0f} s\n")
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stdout.write(f"stopped after {outcomes.total():,} executions\n")
     for outcome, times in outcomes.most_common():
         sys.stdout.write(f"{times:12,}  {outcome}\n")
     return outcomes

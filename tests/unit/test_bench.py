@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from elastic.bench import published
-from elastic.bench.convergence import Row, recipes, run, table
+from elastic.bench.convergence import Row, read_text, recipes, run, table
 from elastic.bench.reducer import Setup, draw, llama_shapes, measure, num_params, quantiser_errors
 from elastic.bench.reducer import table as reducer_table
 from elastic.bench.simulate import Recipe, Swarm
@@ -80,6 +80,13 @@ def test_uneven_tiles_differ_in_size_from_each_other_and_not_inside():
     tiles = published.to_chunks(value).double().square().mean(1).sqrt()
     # then
     assert tiles.max() > 3 * tiles.min()
+
+
+def test_a_text_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "good.txt").write_text("so")
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"bad\.txt: .*expected UTF-8"):
+        read_text([tmp_path / "good.txt", tmp_path / "bad.txt"])
 
 
 def test_a_llama_of_about_as_many_parameters():

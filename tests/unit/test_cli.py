@@ -69,6 +69,30 @@ def test_help_lists_every_command_in_one_whole_sentence(elastic: Run) -> None:
     assert elastic() == (0, out, "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("reducer", "--device", "foo"), "'foo' is not one of"),
+        (("reducer", "--device", "cuda"), "torch sees no GPU here"),
+        (("reducer", "--json", "."), "cannot be written"),
+        (("reducer", "--json", "nowhere/x.json"), "there is no folder"),
+        (("reducer", "--peers", "0"), "greater than or equal to 1"),
+        (("convergence", "--plot", "x.xyz"), "expected a name that ends in .svg, .png, .pdf"),
+        (("convergence", "--json", "nowhere/x.json"), "there is no folder"),
+    ],
+)
+def test_a_benchmark_says_what_is_wrong_before_it_measures(
+    fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert message in fails("bench", *arguments)
+
+
+def test_the_benchmarks_are_listed_in_one_whole_sentence_each(elastic: Run) -> None:
+    code, out, _ = elastic("bench", "--help")
+    assert code == 0 and "..." not in out.partition("Commands:")[2], out
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_and_its_options(elastic: Run, command: str) -> None:
     code, out, _ = elastic(command, "--help")
