@@ -24,9 +24,9 @@ async def missing_payloads(
         if entry.payload in payloads:
             continue
         try:
-            payloads[entry.payload] = await peer.exchange.fetch(
-                entry.payload, entry.size_bytes, await everyone(peer, entry.peer)
-            )
+            payload = await peer.exchange.fetch(entry.payload, entry.size_bytes, await everyone(peer, entry.peer))
+            await peer.exchange.provide(payload)  # who comes next may find nobody else
+            payloads[entry.payload] = payload
         except FetchError as error:
             logger.warning("round %d: payload of %s: %s", manifest.round, entry.peer, error)
             missing.append(entry.payload)

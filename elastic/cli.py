@@ -234,6 +234,51 @@ def status(
         say(f"none of them is running (folder {folder})")
 
 
+@app.command()
+def replay(
+    where: Annotated[Path, typer.Argument(help="a peer's state directory, or a folder of them, as of a quickstart")],
+    run_file: Annotated[
+        Path | None, typer.Option("--run-file", help="the run file; run.toml in that folder if not given")
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option("--round", min=1, help="stop at the anchor this round starts from; else the last")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="write that anchor here, as peers keep it")] = None,
+) -> None:
+    """Rebuild a run from its records, and check every one.
+
+    From the genesis on: signatures, order, payloads and anchors, bit for bit. Ends with the first record that does not
+    fit. Nothing is believed and nothing in the folder is changed.
+    """
+    from elastic.replay import peer_folders
+    from elastic.replay import replay as steps
+
+    folders = peer_folders(where)
+    config = load_config(run_file or _one_of([folder / "run.toml" for folder in folders], where))
+    check_plugins(config)
+    last = None
+    for step in steps(config.shared, folders, say):
+        last, counted = step, len(step.manifest.counted)
+        what = "genesis" if step.manifest.round == 0 else f"{counted} counted" if counted else "void"
+        say(f"round {step.manifest.round:4d}: {what}, then anchor {step.anchor[:12]}")
+        if until == step.manifest.round + 1:
+            break
+    assert last is not None, "an archive has a genesis"
+    if until is not None and last.manifest.round + 1 != until:
+        raise ConfigError(f"--round {until}: the run has got to round {last.manifest.round + 1}")
+    say(f"everything fits. The anchor of round {last.manifest.round + 1}: {last.anchor}")
+    if write is not None:
+        write.write_bytes(last.state)
+        say(f"wrote {write}")
+
+
+def _one_of(paths: list[Path], where: Path) -> Path:
+    found = [path for path in paths if path.is_file()]
+    if not found:
+        raise ConfigError(f"{where}: no run.toml there: say which it is with --run-file")
+    return found[0]
+
+
 def validate(config: RunConfig) -> None:
     """All that can be said of a run file without a network, but for its text.
 

@@ -22,7 +22,7 @@ from elastic.messages import PeerStage, PeerStatus, RoundReport
 from elastic.peer import Peer
 from elastic.registry import build
 from elastic.schedule.clock import WallClock
-from elastic.state.chain import Chain
+from elastic.state.chain import CHAIN_FILE, Chain
 from elastic.state.store import claim
 from elastic.wire.signing import Identity
 
@@ -139,7 +139,7 @@ class PeerActor(TrainerDesk):
         await self._life.patiently(self._connect)
         self._journal.note(phase="starting Ray Train")
         await self._mailbox.ready()
-        chain = Chain(local.state_dir / "chain.jsonl")
+        chain = Chain(local.state_dir / CHAIN_FILE)
         return Peer(
             identity=identity, name=name, shared=shared, clock=WallClock(), trainer=self._trainer,
             reducer=build("reducer", shared.reducer), like=layout(self._config), exchange=self._exchange,

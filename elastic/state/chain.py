@@ -9,6 +9,9 @@ from elastic.errors import MalformedError, StateError
 from elastic.messages import Manifest, RoundIndex
 from elastic.state.store import state_error, sync_directory
 
+CHAIN_FILE = "chain.jsonl"
+"""Its name in a peer's state directory."""
+
 
 class Chain:
     """Append-only. Rounds may be missing (a peer that was away jumps ahead); what is there fits together.

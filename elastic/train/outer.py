@@ -1,11 +1,13 @@
 """The outer step: one update of the anchor, bit for bit the same on every peer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from elastic.config import OuterConfig
+from elastic.contracts import Reducer
 
 MOMENTUM = "outer.momentum/"
 """Prefix of the outer momentum among the anchor's tensors: it is shared state and part of the digest."""
@@ -57,6 +59,18 @@ class Turns:
         for some in self._turns:
             pieces = self._room[: _num_elements(some)].split([meta.numel() for meta in some.values()])
             yield some, {name: piece.view(some[name].shape) for name, piece in zip(some, pieces, strict=True)}
+
+
+def outer_steps(
+    anchor: dict[str, Tensor],
+    parts: Sequence[tuple[Any, float]],
+    reducer: Reducer,
+    turns: Turns,
+    config: OuterConfig,
+) -> None:
+    """What a round did to the anchor: (payload, share) in PeerId order, added up and applied, a turn at a time."""
+    for some, room in turns:
+        outer_step(anchor, reducer.aggregate(parts, some, out=room), config)
 
 
 def _num_elements(some: Mapping[str, Tensor]) -> int:

@@ -32,7 +32,7 @@ from elastic.messages import (
     digest_of,
 )
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps, warm_up
-from elastic.train.outer import Turns, initial_anchor, outer_step
+from elastic.train.outer import Turns, initial_anchor, outer_steps
 from elastic.train.tokens import Batches, held_out_batches
 from elastic.wire.dense import decode_state, encode_state
 from elastic.wire.threads import in_threads
@@ -182,8 +182,7 @@ class Session:
             found = in_threads(lambda data: self.reducer.decode(data, self.like), payloads.values())
             decoded = dict(zip(payloads, found, strict=True))
             parts = [(decoded[entry.payload], entry.share) for entry in manifest.counted]
-            for some, room in self.turns:
-                outer_step(self.anchor, self.reducer.aggregate(parts, some, out=room), self.shared.outer)
+            outer_steps(self.anchor, parts, self.reducer, self.turns, self.shared.outer)
         self._settle(manifest)
         return self._commit_anchor(RoundIndex(manifest.round + 1))
 

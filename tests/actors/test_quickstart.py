@@ -44,6 +44,11 @@ def test_a_quickstart_ends_with_equal_anchors_and_leaves_nothing(tmp_path: Path,
         assert all(line["tokens"] > 0 for line in mine)
         if index == 1:  # later ones have deadlines that a busy machine may miss
             assert all(line["counted"] and set(line["verdicts"].values()) == {"accepted"} for line in mine), mine
+    # and the run replays from its records to that anchor
+    audit = Program(["replay", *map(str, tmp_path.glob("runs/*"))], tmp_path)
+    assert audit.ends() == 0, audit.output()
+    last = max(lines, key=lambda line: line["round"])
+    assert f"The anchor of round {rounds + 1}: {last['digest']}" in audit.output()
     # and the trace of each round is one trace, with one root
     spans = _spans(tmp_path)
     roots = [span for span in spans if span["name"] == "swarm.round"]

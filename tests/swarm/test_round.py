@@ -229,3 +229,6 @@ async def test_who_counted_is_not_called_missing_by_those_who_had_not_fetched_it
         # then it fetched and applied what counted, and its verdicts say so
         for round_ in (1, 2):
             assert set(swarm["cyd"].report(round_).verdicts.values()) == {"accepted"}
+        # and it serves what it fetched, as everyone does
+        counted = [entry.payload for manifest in swarm.check_chain("cyd") for entry in manifest.counted]
+        assert len(counted) == 6 and all(swarm["cyd"].peer.exchange.held(payload) for payload in counted)
