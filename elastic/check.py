@@ -101,6 +101,12 @@ def check_entry(address: str) -> None:
     _check_peer(PeerId(parts[6]), where)
 
 
+def entry_socket(address: str) -> tuple[str, int]:
+    """Host and port of an address that `check_entry` takes."""
+    _, _, host, _, port, *_ = address.split("/")
+    return host, int(port)
+
+
 def _check_transport(parts: list[str], protocols: tuple[str, ...], where: str, form: str) -> None:
     """/protocol/host/tcp/port, split at the slashes."""
     if len(parts) != 5 or parts[0] or not parts[2]:

@@ -235,6 +235,30 @@ def status(
 
 
 @app.command()
+def doctor(
+    run_file: Annotated[Path, typer.Argument(help="the run file you want to join with")] = Path("run.toml"),
+    ntp: Annotated[str, typer.Option(help="a time server to compare this machine's clock with")] = "pool.ntp.org",
+) -> None:
+    """Look for what would keep this machine from taking part.
+
+    Packages, key, disk, memory, port, address, entry points, clock, GPUs, Ray: each with what to do. Nothing is
+    changed. Ends with 1 if there is a problem.
+    """
+    config = load_config(run_file)
+    validate(config)
+    from elastic.actors.doctor import Level, examine
+
+    problems = 0
+    for finding in examine(config, ntp):
+        say(f"{finding.level.value:<8} {finding.what:<9} {finding.says}")
+        problems += finding.level is Level.PROBLEM
+    if problems:
+        say(f"{problems} problem{'s' * (problems > 1)} to be mended before `elastic join {run_file}`")
+        raise SystemExit(1)
+    say(f"nothing stands in the way: elastic join {run_file}")
+
+
+@app.command()
 def replay(
     where: Annotated[Path, typer.Argument(help="a peer's state directory, or a folder of them, as of a quickstart")],
     run_file: Annotated[

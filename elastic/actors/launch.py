@@ -78,7 +78,8 @@ def _started_here() -> str:
         raise RayUnavailableError("no Ray cluster on this machine: start one with `ray start --head`") from None
 
 
-def _require_resources(config: RayConfig) -> None:
+def require_resources(config: RayConfig) -> None:
+    """Raises RayUnavailableError if the cluster has too little left for the trainer."""
     kind, each = ("GPU", 1.0) if config.gpu else ("CPU", config.cpus_per_worker)
     needed, free = config.workers * each, ray.available_resources().get(kind, 0.0)
     deadline = time.monotonic() + RELEASE_SECONDS
@@ -158,7 +159,7 @@ def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
     )
     if _runs(namespace):
         raise taken
-    _require_resources(config.local.ray)
+    require_resources(config.local.ray)
     if JOB_COPY in config.local.state_dir.parts:
         raise ConfigError(
             f"{config.local.state_dir} lies in Ray's copy of this job's folder, which goes when the job ends: "
