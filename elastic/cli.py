@@ -291,8 +291,9 @@ def replay(
     if until is not None and last.manifest.round + 1 != until:
         raise ConfigError(f"--round {until}: the run has got to round {last.manifest.round + 1}")
     say(f"everything fits. The anchor of round {last.manifest.round + 1}: {last.anchor}")
+    say(f"named by {last.witness}" if last.witness else "no record here names that anchor, so none could contradict it")
     if write is not None:
-        write.write_bytes(last.state)
+        write.write_bytes(last.state())
         say(f"wrote {write}")
 
 

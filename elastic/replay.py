@@ -1,12 +1,15 @@
-"""The audit of a run: from the genesis, every manifest and every payload, bit for bit, to the anchor of any round.
+"""The audit of a run: every manifest and counted payload from the genesis on, bit for bit, to the anchor of any round.
 
-Nothing is believed: signatures, the order of manifests, each payload's digest and each anchor's are computed again, on
-this machine, and the first record that does not fit is named. Nothing is written.
+Nothing is believed: signatures, the order of manifests, payloads' digests and anchors' are computed again, on this
+machine, and the first record that does not fit is named. Nothing is written. What a crash leaves behind (a torn last
+line, a payload that was never synced) is noted, and an error only if nobody has it whole.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import torch
 
 from elastic.agreement.validator import check_manifest
 from elastic.config import Shared
-from elastic.errors import ElasticError, MalformedError, SignatureInvalidError, StateError
+from elastic.errors import MalformedError, SignatureInvalidError, StateError
 from elastic.messages import GENESIS, Counted, Digest, Manifest, RoundIndex, StateMeta, digest_of
 from elastic.registry import build
 from elastic.state.chain import CHAIN_FILE
@@ -25,6 +28,10 @@ from elastic.wire.dense import encode_state
 
 BLOBS, STATE = "blobs", "state"
 """Folders in a peer's state directory: payloads, and the trainer's files."""
+_BLOB = re.compile(r"[0-9a-f]{64}")
+_ANCHOR = re.compile(ANCHOR_PREFIX + r"-(\d{8})-.*\.bin")
+
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,14 @@ class Step:
     manifest: Manifest
     anchor: Digest
     """Of the anchor after it."""
-    state: bytes
-    """That anchor, as a peer keeps and serves it."""
+    witness: str | None
+    """A record that names this anchor too; None: there is none, so nothing here could contradict it."""
+    tensors: dict[str, torch.Tensor]
+    """That anchor, until the next step is asked for."""
+
+    def state(self) -> bytes:
+        """That anchor as peers keep and serve it."""
+        return encode_state(self.tensors)
 
 
 def peer_folders(where: Path) -> list[Path]:
@@ -50,8 +63,8 @@ def peer_folders(where: Path) -> list[Path]:
     return found
 
 
-def replay(shared: Shared, folders: Sequence[Path], note: Callable[[str], None] = lambda line: None) -> Iterator[Step]:
-    """Every round again, from the genesis on; then whether what the peers hold is what came out.
+def replay(shared: Shared, folders: Sequence[Path], note: Note = lambda line: None) -> Iterator[Step]:
+    """Every round again, from the genesis on, each compared with all that names its anchor.
 
     Args:
         shared: the run.
@@ -61,59 +74,87 @@ def replay(shared: Shared, folders: Sequence[Path], note: Callable[[str], None] 
     Raises:
         StateError: the first record that does not fit, or that is nowhere.
     """
+    held = _Held(folders)  # before the chains: a peer that runs on writes its manifests first
     archive = _Archive(shared, folders, note)
     model = build("model", shared.model)
     model.initialize(shared.seed)
-    params = dict(model.named_parameters())
-    like = {name: torch.empty(param.shape, device="meta") for name, param in params.items()}
-    anchor, reducer, turns = initial_anchor(params, shared.outer), build("reducer", shared.reducer), Turns(like)
-    state, digests = encode_state(anchor), {}
-    for round_, (manifest, where) in sorted(archive.manifests.items()):
-        digests[round_] = digest = digest_of(state)
-        if manifest.anchor != digest:
-            raise StateError(f"{where}: applies to the anchor {manifest.anchor[:12]}, replayed: {digest[:12]}")
+    like = {name: torch.empty(param.shape, device="meta") for name, param in model.named_parameters()}
+    anchor = initial_anchor(dict(model.named_parameters()), shared.outer)
+    del model
+    reducer, turns = build("reducer", shared.reducer), Turns(like)
+    digest, round_ = digest_of(encode_state(anchor)), GENESIS
+    archive.compare(GENESIS, digest)
+    held.compare(GENESIS, digest)
+    for manifest in archive.in_order():
         if not manifest.void:
-            parts = [(archive.payload(entry, round_, reducer, like), entry.share) for entry in manifest.counted]
+            parts = archive.payloads(manifest, reducer, like)
             outer_steps(anchor, parts, reducer, turns, shared.outer)
-            state = encode_state(anchor)
-        digests[RoundIndex(round_ + 1)] = digest_of(state)
-        yield Step(manifest, digests[RoundIndex(round_ + 1)], state)
-    for folder in folders:
-        _check_held(folder / STATE, digests)
+            digest = digest_of(encode_state(anchor))
+        round_ = RoundIndex(manifest.round + 1)
+        by_manifest, by_peer = archive.compare(round_, digest), held.compare(round_, digest)
+        yield Step(manifest, digest, by_manifest or by_peer, anchor)
+    for where in held.beyond(round_):
+        note(f"{where}: of a round whose manifests are not here")
 
 
 class _Archive:
     """Manifests and payloads of a run, wherever they lie."""
 
-    def __init__(self, shared: Shared, folders: Sequence[Path], note: Callable[[str], None]) -> None:
-        self.manifests: dict[RoundIndex, tuple[Manifest, str]] = {}
+    def __init__(self, shared: Shared, folders: Sequence[Path], note: Note) -> None:
+        self._note = note
+        self._manifests: dict[RoundIndex, tuple[Manifest, str]] = {}
         """Round → manifest, and which record it is."""
-        self._blobs: dict[str, Path] = {}
+        self._blobs: dict[str, list[Path]] = {}
         for folder in folders:
-            self._read_chain(folder / CHAIN_FILE, note)
-            self._read_blobs(folder / BLOBS)
+            self._read_chain(folder / CHAIN_FILE)
+            for path in sorted((folder / BLOBS).glob("*")):
+                if _BLOB.fullmatch(path.name):
+                    self._blobs.setdefault(path.name, []).append(path)
         self._check_chain(shared)
 
-    def payload(self, entry: Counted, round_: RoundIndex, reducer: Any, like: Any) -> Any:
-        """What a manifest counts, decoded."""
-        path = self._blobs.get(entry.payload)
-        if path is None:
-            raise StateError(
-                f"round {round_}: nobody here has the payload of {entry.peer} ({entry.payload[:12]}…): peers keep the "
-                "newest ones; add the folder of one that has it"
-            )
-        data = path.read_bytes()
-        try:
-            if len(data) != entry.size_bytes:
-                raise MalformedError(f"{entry.size_bytes} bytes counted, {len(data)} are there")
-            return reducer.decode(data, like)
-        except MalformedError as error:
-            raise StateError(f"{path}: round {round_}, {entry.peer}: {error}") from error
+    def in_order(self) -> Iterator[Manifest]:
+        for _, (manifest, _) in sorted(self._manifests.items()):
+            yield manifest
 
-    def _read_chain(self, path: Path, note: Callable[[str], None]) -> None:
+    def compare(self, round_: RoundIndex, anchor: Digest) -> str | None:
+        """The record that says to which anchor the manifest of that round applies; raises if it is another."""
+        manifest, where = self._manifests.get(round_, (None, None))
+        if manifest is not None and manifest.anchor != anchor:
+            raise StateError(f"{where}: applies to the anchor {manifest.anchor[:12]}, replayed: {anchor[:12]}")
+        return where
+
+    def payloads(self, manifest: Manifest, reducer: Any, like: Any) -> list[tuple[Any, float]]:
+        """(payload, share) of what a manifest counts; equal payloads are read once."""
+        decoded: dict[Digest, Any] = {}
+        for entry in manifest.counted:
+            if entry.payload not in decoded:
+                decoded[entry.payload] = self._payload(entry, manifest.round, reducer, like)
+        return [(decoded[entry.payload], entry.share) for entry in manifest.counted]
+
+    def _payload(self, entry: Counted, round_: RoundIndex, reducer: Any, like: Any) -> Any:
+        spoilt = None
+        for path in self._blobs.get(entry.payload, []):
+            with suppress(FileNotFoundError):  # a peer that runs on makes room
+                data = path.read_bytes()
+                if digest_of(data) != entry.payload:
+                    spoilt = path
+                    self._note(f"{path}: its bytes have another digest than its name; left out")
+                    continue
+                try:
+                    return reducer.decode(data, like)
+                except MalformedError as error:
+                    raise StateError(f"{path}: round {round_}, {entry.peer}: {error}") from error
+        if spoilt is not None:
+            raise StateError(f"{spoilt}: its bytes have another digest than its name, and round {round_} counts it")
+        raise StateError(
+            f"round {round_}: nobody here has the payload of {entry.peer} ({entry.payload[:12]}…): peers keep the "
+            "newest ones; add the folder of one that has it"
+        )
+
+    def _read_chain(self, path: Path) -> None:
         lines = path.read_bytes().split(b"\n")
         if lines[-1]:
-            note(f"{path}: the last line is torn, as a crash leaves it; left out")
+            self._note(f"{path}: the last line is torn, as a crash leaves it; left out")
         for number, line in enumerate(lines[:-1], 1):
             where = f"{path} line {number}"
             try:
@@ -121,47 +162,69 @@ class _Archive:
                 if manifest.canonical() != line:
                     raise MalformedError("not in its canonical form")
             except MalformedError as error:
+                if number == len(lines) - 1:
+                    self._note(f"{where}: {error}; the last line, as a crash may leave it: left out")
+                    return
                 raise StateError(f"{where}: {error}") from error
-            known, elsewhere = self.manifests.setdefault(manifest.round, (manifest, where))
+            known, elsewhere = self._manifests.setdefault(manifest.round, (manifest, where))
             if known != manifest:
                 raise StateError(f"{where}: another manifest of round {manifest.round} than {elsewhere}")
 
-    def _read_blobs(self, folder: Path) -> None:
-        for path in sorted(folder.glob("[0-9a-f]*")):
-            if path.suffix != ".tmp" and digest_of(path.read_bytes()) != path.name:
-                raise StateError(f"{path}: its bytes have another digest than its name")
-            self._blobs.setdefault(path.name, path)
-
     def _check_chain(self, shared: Shared) -> None:
         previous: Manifest | None = None
-        for number, round_ in enumerate(sorted(self.manifests)):
+        for number, round_ in enumerate(sorted(self._manifests)):
             if round_ != number:
                 raise StateError(f"no manifest of round {number}: replay needs all from the genesis on")
-            manifest, where = self.manifests[round_]
+            manifest, where = self._manifests[round_]
             try:
                 check_manifest(manifest, run=shared.run, validators=shared.agreement.validators, previous=previous)
             except (MalformedError, SignatureInvalidError) as error:
                 raise StateError(f"{where}: {error}") from error
             previous = manifest
-        if not self.manifests:
+        if previous is None:
             raise StateError(f"no manifest of round {GENESIS}: the run has not begun")
 
 
-def _check_held(folder: Path, digests: dict[RoundIndex, Digest]) -> None:
-    """What a peer holds: every anchor on its disk is the one of its round."""
-    meta_file = folder / "state.json"
-    if not meta_file.is_file():
-        return
-    try:
-        meta = StateMeta.from_bytes(meta_file.read_bytes())
-    except ElasticError as error:
-        raise StateError(f"{meta_file}: {error}") from error
-    if meta.anchor != digests.get(meta.round):
-        raise StateError(f"{meta_file}: holds another anchor of round {meta.round} than was replayed")
-    for name in sorted(meta.files()):
-        if not (folder / "files" / name).is_file():
-            raise StateError(f"{meta_file}: names {name}, which is not there")
-    for path in sorted((folder / "files").glob(f"{ANCHOR_PREFIX}-{'[0-9]' * 8}-*.bin")):
-        round_ = RoundIndex(int(path.name.split("-")[1]))
-        if digest_of(path.read_bytes()) != digests.get(round_):
-            raise StateError(f"{path}: another anchor of round {round_} than was replayed")
+class _Held:
+    """The anchors that peers hold, by round: what `state.json` says, and the files themselves."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._named: dict[RoundIndex, list[tuple[str, Digest]]] = {}
+        self._files: dict[RoundIndex, list[Path]] = {}
+        for folder in folders:
+            files = folder / STATE / "files"
+            for path in sorted(files.glob("*")):
+                if found := _ANCHOR.fullmatch(path.name):
+                    self._files.setdefault(RoundIndex(int(found[1])), []).append(path)
+            self._read_meta(folder / STATE / "state.json", files)
+
+    def _read_meta(self, path: Path, files: Path) -> None:
+        if not path.is_file():
+            return
+        try:
+            meta = StateMeta.from_bytes(path.read_bytes())
+        except MalformedError as error:
+            raise StateError(f"{path}: {error}") from error
+        for name in sorted(meta.files()):
+            if not (files / name).is_file() and StateMeta.from_bytes(path.read_bytes()) == meta:
+                raise StateError(f"{path}: names {name}, which is not there")
+        self._named.setdefault(meta.round, []).append((str(path), meta.anchor))
+        self._files.setdefault(meta.round, []).append(files / meta.anchor_file)
+
+    def compare(self, round_: RoundIndex, anchor: Digest) -> str | None:
+        """A record that names this anchor; raises if one names another."""
+        witness = None
+        for where, named in self._named.get(round_, []):
+            if named != anchor:
+                raise StateError(f"{where}: holds another anchor of round {round_} than was replayed")
+            witness = where
+        for path in self._files.get(round_, []):
+            with suppress(FileNotFoundError):  # a peer that runs on drops old ones
+                if digest_of(path.read_bytes()) != anchor:
+                    raise StateError(f"{path}: another anchor of round {round_} than was replayed")
+                witness = str(path)
+        return witness
+
+    def beyond(self, round_: RoundIndex) -> list[str]:
+        """Records of later rounds."""
+        return [where for later, found in sorted(self._named.items()) if later > round_ for where, _ in found]

@@ -108,7 +108,7 @@ class BlobStore:
 
 def _write(directory: Path, digest: Digest, data: bytes) -> Path:
     path = directory / digest
-    if not path.exists():
+    if not path.exists() or digest_of(path.read_bytes()) != digest:  # a crash may have spoilt it
         # Not synced: a blob that a crash of the machine spoils has the wrong digest, and other holders.
         temporary = directory / f"{digest}.{secrets.token_hex(8)}.tmp"
         temporary.write_bytes(data)

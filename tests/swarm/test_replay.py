@@ -43,16 +43,17 @@ async def test_a_run_replays_from_its_records_to_the_last_bit(tmp_path: Path, se
     steps = list(replay(shared, peer_folders(tmp_path)))
     # then
     assert [step.manifest.round for step in steps] == [0, 1, 2, 3]
-    assert steps[-1].anchor == anchor == digest_of(steps[-1].state)
+    assert steps[-1].anchor == anchor == digest_of(steps[-1].state())
+    assert steps[0].witness and "line 2" in steps[0].witness and steps[-1].witness
     # and from the records of one of them alone
     assert [step.anchor for step in replay(shared, peer_folders(tmp_path / "bob"))] == [s.anchor for s in steps]
 
 
-async def test_one_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
-    # given
+async def test_one_flipped_bit_is_named_wherever_it_is(tmp_path: Path) -> None:
+    # given the records of one peer alone
     shared, _ = await recorded(tmp_path)
-    records = files_of(tmp_path)
-    assert {path.parent.name for path in records} == {"ann", "bob", "state", "files", BLOBS}
+    records = files_of(tmp_path / "bob")
+    assert {path.parent.name for path in records} == {"bob", "state", "files", BLOBS}
     rng = random.Random(4)
     for path in records:
         whole = path.read_bytes()
@@ -61,12 +62,39 @@ async def test_one_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
             spoilt, place = bytearray(whole), rng.randrange(len(whole))
             spoilt[place] ^= 1 << rng.randrange(8)
             path.write_bytes(spoilt)
-            # then
-            with pytest.raises(StateError) as found:
-                list(replay(shared, peer_folders(tmp_path)))
-            assert str(tmp_path) in str(found.value), f"{path} byte {place}"
+            # then an error, or a note if it is what a crash may leave, has its name
+            notes = list[str]()
+            try:
+                list(replay(shared, [tmp_path / "bob"], notes.append))
+            except StateError as error:
+                notes.append(str(error))
+            assert any(str(path) in line for line in notes), f"{path} byte {place}: {notes}"
         path.write_bytes(whole)
-    assert len(list(replay(shared, peer_folders(tmp_path)))) == 4
+    assert len(list(replay(shared, [tmp_path / "bob"]))) == 4
+
+
+async def test_a_spoilt_payload_that_another_peer_has_whole_is_only_noted(tmp_path: Path) -> None:
+    # given
+    shared, anchor = await recorded(tmp_path)
+    spoilt = next(iter(sorted((tmp_path / "ann" / BLOBS).iterdir())))
+    spoilt.write_bytes(b"torn")
+    # when
+    notes = list[str]()
+    steps = list(replay(shared, peer_folders(tmp_path), notes.append))
+    # then
+    assert steps[-1].anchor == anchor and len(notes) == 1 and str(spoilt) in notes[0]
+
+
+async def test_another_outer_step_is_found_at_once(tmp_path: Path) -> None:
+    # given a run file that was changed afterwards
+    shared, _ = await recorded(tmp_path)
+    changed = shared.model_copy(update={"outer": shared.outer.model_copy(update={"learning_rate": 0.5})})
+    # when
+    steps = replay(changed, peer_folders(tmp_path))
+    # then the first round does not end where the next one begins
+    assert next(steps).manifest.round == 0
+    with pytest.raises(StateError, match=r"line 3: applies to the anchor"):
+        next(steps)
 
 
 async def test_what_is_missing_is_named(tmp_path: Path) -> None:
