@@ -11,29 +11,32 @@ that counts nobody is still a manifest.
     finalize(view, digest)           "I saw this notarized, and never voted void in this view"
 
 q notarize votes notarize a digest, q void votes skip the view; either moves everyone to the next view. A proposal must
-repeat the newest notarized digest, and show with void votes that every view since was skipped; with none notarized, all
-were skipped. q finalize votes make a digest final.
+repeat a notarized digest, and show with void votes that every view since was skipped; if it repeats none, all were
+skipped. q finalize votes make a digest final.
 
 Why two digests are never final: q finalize votes for (v, d) and q void votes of v would share an honest validator, who
 does not cast both. So v is never skipped, and each later proposal must repeat d. Within v, two notarized digests would
 share an honest validator, who votes once.
 
-Events go in as method calls, actions come out; no clock, no network, no signatures. Votes must have been verified, and
-every `Cast` and `Propose` must be on disk before it is sent: a validator that forgets what it said becomes a liar.
+Events go in as method calls, actions come out; no clock, no network, no signatures. Votes must have been verified; our
+own count once they are heard. Every `Cast` and `Propose` must be on disk before it is sent: a validator that forgets
+what it said becomes a liar. So must what `Keep` names, before anything behind it is done: who says "final" and forgets
+why can no longer skip the view, nor show anyone else the way. View 0 needs no `Enter`.
 """
 
 # n validators, f liars, q quorum
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
 from elastic.messages import NO_DIGEST, Digest, PeerId, Proposal, RoundIndex, View, Vote, VoteKind
 
 AHEAD = 64
-"""Votes and proposals of views further ahead than this are not kept."""
+"""Single votes and proposals of views further ahead are not kept; a quorum of votes that is heard at once always is."""
 
 
 def max_liars(num_validators: int) -> int:
@@ -72,8 +75,15 @@ class Cast:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Write these votes to disk, in place of those kept before: after a restart, hear them first."""
+
+    votes: tuple[Vote, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Enter:
-    """A new view: start its timer, and pass on the votes that ended the one before."""
+    """A new view: start its timer, and pass on `proof`."""
 
     view: View
 
@@ -86,20 +96,31 @@ class Final:
     votes: tuple[Vote, ...]
 
 
-Action = Propose | Cast | Enter | Final
+Action = Propose | Cast | Keep | Enter | Final
 
 
 @dataclass(slots=True)
 class _Tally:
-    """Votes by view and kind, each validator's first for each digest."""
+    """Who voted for what."""
 
-    votes: dict[tuple[View, VoteKind, Digest], dict[PeerId, Vote]] = field(default_factory=dict)
+    views: dict[View, dict[tuple[VoteKind, Digest], dict[PeerId, Vote]]] = field(default_factory=dict)
 
     def add(self, vote: Vote) -> None:
-        self.votes.setdefault((vote.view, vote.kind, vote.manifest), {}).setdefault(vote.peer, vote)
+        mine = self.views.setdefault(vote.view, {})
+        mine.setdefault((vote.kind, vote.manifest), {}).setdefault(vote.peer, vote)
 
-    def of(self, view: View, kind: VoteKind, manifest: Digest = NO_DIGEST) -> Mapping[PeerId, Vote]:
-        return self.votes.get((view, kind, manifest), {})
+    def has_two(self, vote: Vote) -> bool:
+        """Whether its voter has voted for two manifests in that view already: a liar, whose third says nothing new."""
+        mine = self.views.get(vote.view, {})
+        return sum(vote.peer in votes for (kind, _), votes in mine.items() if kind is vote.kind) >= 2
+
+    def of(self, view: int, kind: VoteKind, manifest: Digest = NO_DIGEST) -> Mapping[PeerId, Vote]:
+        return self.views.get(View(view), {}).get((kind, manifest), {})
+
+    def each(self) -> Iterator[tuple[View, VoteKind, Digest, Mapping[PeerId, Vote]]]:
+        for view, found in self.views.items():
+            for (kind, manifest), votes in found.items():
+                yield view, kind, manifest, votes
 
 
 class Simplex:
@@ -131,13 +152,13 @@ class Simplex:
         self._proposals: dict[View, Proposal] = {}
         self._good: set[Digest] = set()
         self._ours: Digest | None = None
-        self._proposed: set[View] = set()
+        self._proposed: dict[View, View | None] = {}
         self._cast: dict[View, dict[VoteKind, Digest]] = {}
         for each in said:
             if isinstance(each, Cast):
                 self._cast.setdefault(each.view, {})[each.kind] = each.manifest
             else:
-                self._proposed.add(each.view)
+                self._proposed[each.view] = each.parent
 
     # --- events ----------------------------------------------------------------------------------------------------
 
@@ -153,8 +174,12 @@ class Simplex:
 
     def hear(self, votes: Iterable[Vote] = (), proposals: Iterable[Proposal] = ()) -> list[Action]:
         """Verified votes and proposals of this round, in any order, any number of times."""
+        votes = [vote for vote in {(v.peer, v.view, v.kind, v.manifest): v for v in votes}.values()
+                 if vote.peer in self.validators]  # fmt: skip
+        together = Counter((vote.view, vote.kind, vote.manifest) for vote in votes)
         for vote in votes:
-            if vote.peer in self.validators and vote.view <= self.view + AHEAD:
+            quorate = together[vote.view, vote.kind, vote.manifest] >= self.q
+            if quorate or (vote.view <= self.view + AHEAD and not self._tally.has_two(vote)):
                 self._tally.add(vote)
         for proposal in proposals:
             rightful = proposal.proposer == proposer_of(self._run, self._round, proposal.view, self.validators)
@@ -172,27 +197,35 @@ class Simplex:
     # --- what is known ---------------------------------------------------------------------------------------------
 
     def wanted(self) -> set[Digest]:
-        """Manifests that were proposed and that we have not found good yet."""
-        return {proposal.manifest for proposal in self._proposals.values()} - self._good
+        """The manifest that was proposed in this view, if our vote waits for it to be found good."""
+        proposal = self._proposals.get(self.view)
+        if self.final is not None or proposal is None or proposal.parent is not None:
+            return set()
+        return {proposal.manifest} - self._good
 
     def proof(self) -> list[Vote]:
-        """The votes that brought us into this view: with them anyone else gets there too."""
+        """The votes that brought us into this view, and those that justify what we proposed in it."""
         if self.final is not None:
             return list(self.final.votes)
+        newest = self._newest_notarized(self.view)
+        found = self._way_from(newest)
+        parent = self._proposed.get(self.view, newest)
+        return found if parent == newest else found + [v for v in self._way_from(parent) if v not in found]
+
+    def _way_from(self, parent: View | None) -> list[Vote]:
+        """Votes that notarize that view's digest, and those that skip all views since."""
         found: list[Vote] = []
-        for view in range(self.view):
-            ended = self._notarized(View(view))
-            if ended is not None:
-                found = list(self._tally.of(View(view), VoteKind.NOTARIZE, ended).values())[: self.q]
-            else:
-                found += list(self._tally.of(View(view), VoteKind.VOID).values())[: self.q]
+        if parent is not None and (manifest := self._notarized(parent)) is not None:
+            found += list(self._tally.of(parent, VoteKind.NOTARIZE, manifest).values())[: self.q]
+        for view in range(0 if parent is None else parent + 1, self.view):
+            found += list(self._tally.of(view, VoteKind.VOID).values())[: self.q]
         return found
 
     def liars(self) -> set[PeerId]:
         """Who voted for two manifests in one view, or both to skip it and to make it final."""
         seen: dict[tuple[PeerId, View, VoteKind], Digest] = {}
         found = set()
-        for (view, kind, manifest), votes in self._tally.votes.items():
+        for view, kind, manifest, votes in self._tally.each():
             for peer in votes:
                 if seen.setdefault((peer, view, kind), manifest) != manifest:
                     found.add(peer)
@@ -214,24 +247,24 @@ class Simplex:
         return actions
 
     def _end(self) -> list[Action]:
-        for (_, kind, manifest), votes in self._tally.votes.items():
+        for _, kind, manifest, votes in self._tally.each():
             if kind is VoteKind.FINALIZE and len(votes) >= self.q:
                 self.final = Final(manifest, tuple(votes[peer] for peer in sorted(votes))[: self.q])
-                return [self.final]
+                return [Keep(self.final.votes), self.final]
         return []
 
     def _move_on(self) -> list[Action]:
         """Into the view behind the highest one that is notarized or skipped."""
-        over = {view for view, _, _ in self._tally.votes if view >= self.view and self._is_over(view)}
+        over = {view for view in self._tally.views if view >= self.view and self._is_over(view)}
         if not over:
             return []
         last = max(over)
         self.view = View(last + 1)
         notarized, mine = self._notarized(last), self._cast.get(last, {})
-        actions: list[Action] = [Enter(self.view)]
+        actions: list[Action] = [Keep(tuple(self.proof()))]
         if notarized is not None and VoteKind.VOID not in mine and VoteKind.FINALIZE not in mine:
-            actions.insert(0, self._vote(last, VoteKind.FINALIZE, notarized))
-        return actions
+            actions.append(self._vote(last, VoteKind.FINALIZE, notarized))
+        return [*actions, Enter(self.view)]
 
     def _propose(self) -> list[Action]:
         if self.view in self._proposed or self._me != proposer_of(self._run, self._round, self.view, self.validators):
@@ -242,7 +275,7 @@ class Simplex:
         manifest = self._ours if parent is None else self._notarized(parent)
         if manifest is None:
             return []
-        self._proposed.add(self.view)
+        self._proposed[self.view] = parent
         return [Propose(self.view, manifest, parent)]
 
     def _notarize(self) -> list[Action]:
@@ -264,13 +297,13 @@ class Simplex:
         return next((View(v) for v in range(before - 1, -1, -1) if self._notarized(View(v)) is not None), None)
 
     def _notarized(self, view: View) -> Digest | None:
-        for (at, kind, manifest), votes in self._tally.votes.items():
-            if at == view and kind is VoteKind.NOTARIZE and len(votes) >= self.q:
+        for (kind, manifest), votes in self._tally.views.get(view, {}).items():
+            if kind is VoteKind.NOTARIZE and len(votes) >= self.q:
                 return manifest
         return None
 
     def _skipped(self, first: int, behind: int) -> bool:
-        return all(len(self._tally.of(View(view), VoteKind.VOID)) >= self.q for view in range(first, behind))
+        return all(len(self._tally.of(view, VoteKind.VOID)) >= self.q for view in range(first, behind))
 
     def _is_over(self, view: View) -> bool:
         return self._notarized(view) is not None or self._skipped(view, view + 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from elastic.agreement.simplex import Cast, Enter, Final, Propose, Simplex, max_liars, proposer_of, quorum
+from elastic.agreement.simplex import Cast, Enter, Final, Keep, Propose, Simplex, max_liars, proposer_of, quorum
 from elastic.messages import NO_DIGEST, Digest, PeerId, Proposal, RoundIndex, View, Vote, VoteKind, digest_of
 
 RUN, ROUND = "sim", RoundIndex(7)
@@ -51,6 +51,7 @@ class Honest:
     machine: Simplex | None
     said: list[Cast | Propose] = field(default_factory=list)
     proposals: list[Proposal] = field(default_factory=list)
+    kept: tuple[Vote, ...] = ()
     ready: bool = False
     life: int = 0
 
@@ -116,7 +117,8 @@ class Sim:
         node.life += 1
         node.machine = self.make(node.peer, RUN, ROUND, self.all, node.said)
         self.arm(node, View(0))
-        if node.ready:
+        self.do(node, node.machine.hear(node.kept))
+        if node.ready and node.machine is not None:
             self.do(node, node.machine.have(manifest_of(node.peer, node.life)))
 
     def become_ready(self, node: Honest) -> None:
@@ -136,10 +138,11 @@ class Sim:
         """Carry the actions out; a crash may come between any two of them."""
         for action in actions:
             if self.now < HEAL and self.rng.random() < self.crashes * 0.1:
-                node.machine = None
-                self.at(self.rng.uniform(0, 20), lambda: self.start(node))
+                self.crash(node)
                 return
             match action:
+                case Keep(votes):
+                    node.kept = votes
                 case Cast(view, kind, manifest):
                     self.check_vote(node.peer, action)
                     node.said.append(action)
@@ -153,6 +156,11 @@ class Sim:
                     self.arm(node, view)
                 case Final():
                     self.check_final(node.peer, action)
+
+    def crash(self, node: Honest) -> None:
+        """All is forgotten that is not on disk."""
+        node.machine = None
+        self.at(self.rng.uniform(0, 20), lambda: self.start(node))
 
     def repeat(self, node: Honest) -> None:
         if node.machine is not None:
@@ -170,16 +178,23 @@ class Sim:
             node = self.rng.choice(alive)
             machine = node.machine
             assert machine is not None
-            tally = [key for key, votes in machine._tally.votes.items() if len(votes) < machine.q]
-            near = [key for key in tally if len(machine._tally.votes[key]) + len(self.liars) >= machine.q]
+            open_ = [each for each in machine._tally.each() if len(each[3]) < machine.q]
+            tally = [each[:3] for each in open_]
+            near = [each[:3] for each in open_ if len(each[3]) + len(self.liars) >= machine.q]
             chosen = self.rng.choice(near or tally or [(machine.view, VoteKind.VOID, NO_DIGEST)])
             if self.rng.random() < 0.2:
                 kind = self.rng.choice((VoteKind.NOTARIZE, VoteKind.FINALIZE))
                 chosen = (View(max(0, machine.view - self.rng.randrange(2))), kind, self.some_manifest())
             votes = [vote(liar, chosen[0], chosen[1], chosen[2]) for liar in sorted(self.liars)]
-            self.at(0.01, lambda: self.hear(node, votes, self.false_proposals(node)))
+            self.at(0.01, lambda: self.deceive(node, votes))
         if self.now < HEAL or not self.quiet:
             self.at(self.rng.uniform(0.02, 1.0 if self.now < HEAL else 10.0), self.lie)
+
+    def deceive(self, node: Honest, votes: list[Vote]) -> None:
+        """Tell it, and perhaps pull the plug as soon as it has acted on it."""
+        self.hear(node, votes, self.false_proposals(node))
+        if self.now < HEAL and node.machine is not None and self.rng.random() < self.crashes * 0.2:
+            self.crash(node)
 
     def false_proposals(self, node: Honest) -> list[Proposal]:
         """Anything, with any parent; mostly when a liar's turn has come."""

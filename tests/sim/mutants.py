@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from elastic.agreement import simplex
-from elastic.agreement.simplex import Action, Cast, Enter, Final, Propose, Simplex
+from elastic.agreement.simplex import Action, Cast, Enter, Final, Keep, Propose, Simplex
 from elastic.messages import Digest, PeerId, Proposal, View, VoteKind
 
 MUTANTS: dict[str, Callable[..., Simplex]] = {}
@@ -57,7 +57,7 @@ class _FinalizesSkipped(Simplex):
         before = self.view
         actions = super()._move_on()
         last = View(self.view - 1)
-        if self.view > before and (manifest := self._notarized(last)) and not isinstance(actions[0], Cast):
+        if self.view > before and (manifest := self._notarized(last)) and not any(isinstance(a, Cast) for a in actions):
             return [self._vote(last, VoteKind.FINALIZE, manifest), *actions]
         return actions
 
@@ -88,7 +88,7 @@ class _OldRepeat(Simplex):
         mine = self._me == simplex.proposer_of(self._run, self._round, self.view, self.validators)
         if old is None or not mine or self.view in self._proposed:
             return super()._propose()
-        self._proposed.add(self.view)
+        self._proposed[self.view] = old
         manifest = self._notarized(old)
         assert manifest is not None
         return [Propose(self.view, manifest, old)]
@@ -137,7 +137,7 @@ class _NotarizedIsFinal(Simplex):
 class _AllViewsFinal(Simplex):
     def _end(self) -> list[Action]:
         by_manifest: dict[Digest, dict[PeerId, Any]] = {}
-        for (_, kind, manifest), votes in self._tally.votes.items():
+        for _, kind, manifest, votes in self._tally.each():
             if kind is VoteKind.FINALIZE:
                 by_manifest.setdefault(manifest, {}).update(votes)
         for manifest, votes in by_manifest.items():
@@ -151,7 +151,7 @@ class _AllViewsFinal(Simplex):
 class _AnyFinal(Simplex):
     def _end(self) -> list[Action]:
         by_view: dict[View, dict[PeerId, Any]] = {}
-        for (view, kind, _), votes in self._tally.votes.items():
+        for view, kind, _, votes in self._tally.each():
             if kind is VoteKind.FINALIZE:
                 by_view.setdefault(view, {}).update(votes)
         for votes in by_view.values():
@@ -165,7 +165,7 @@ class _AnyFinal(Simplex):
 class _AnyNotarized(Simplex):
     def _notarized(self, view: View) -> Digest | None:
         voters: set[PeerId] = set()
-        for (at, kind, manifest), votes in self._tally.votes.items():
+        for at, kind, manifest, votes in self._tally.each():
             if at == view and kind is VoteKind.NOTARIZE:
                 voters |= set(votes)
                 if len(voters) >= self.q:
@@ -177,8 +177,8 @@ class _AnyNotarized(Simplex):
 class _VoidNotarizes(Simplex):
     def _skipped(self, first: int, behind: int) -> bool:
         def voters(view: int) -> set[PeerId]:
-            keys = [key for key in self._tally.votes if key[0] == view and key[1] is not VoteKind.FINALIZE]
-            return {peer for key in keys for peer in self._tally.votes[key]}
+            found = [each for each in self._tally.each() if each[0] == view and each[1] is not VoteKind.FINALIZE]
+            return {peer for *_, votes in found for peer in votes}
 
         return all(len(voters(view)) >= self.q for view in range(first, behind))
 
@@ -186,7 +186,7 @@ class _VoidNotarizes(Simplex):
 @mutant("counts strangers and repetitions")
 class _CountsTwice(Simplex):
     def _end(self) -> list[Action]:
-        for (_, kind, manifest), votes in self._tally.votes.items():
+        for _, kind, manifest, votes in self._tally.each():
             if kind is VoteKind.FINALIZE and 2 * len(votes) >= self.q:
                 self.final = Final(manifest, tuple(votes.values()) * 2)
                 return [self.final]
@@ -233,3 +233,9 @@ class _NoVoidAfterVote(Simplex):
 class _WantsNothing(Simplex):
     def wanted(self) -> set[Digest]:
         return set()
+
+
+@mutant("keeps nothing of what it was told")
+class _KeepsNothing(Simplex):
+    def _move_on(self) -> list[Action]:
+        return [each for each in super()._move_on() if not isinstance(each, Keep)]
