@@ -19,15 +19,14 @@ import torch
 from elastic.agreement.validator import check_manifest
 from elastic.config import Shared
 from elastic.errors import MalformedError, SignatureInvalidError, StateError
+from elastic.exchange.blobs import BLOB_FOLDER
 from elastic.messages import GENESIS, Counted, Digest, Manifest, RoundIndex, StateMeta, digest_of
 from elastic.registry import build
 from elastic.state.chain import CHAIN_FILE
-from elastic.state.store import ANCHOR_PREFIX
+from elastic.state.store import ANCHOR_PREFIX, STATE_FOLDER
 from elastic.train.outer import Turns, initial_anchor, outer_steps
 from elastic.wire.dense import encode_state
 
-BLOBS, STATE = "blobs", "state"
-"""Folders in a peer's state directory: payloads, and the trainer's files."""
 _BLOB = re.compile(r"[0-9a-f]{64}")
 _ANCHOR = re.compile(ANCHOR_PREFIX + r"-(\d{8})-.*\.bin")
 
@@ -107,7 +106,7 @@ class _Archive:
         self._blobs: dict[str, list[Path]] = {}
         for folder in folders:
             self._read_chain(folder / CHAIN_FILE)
-            for path in sorted((folder / BLOBS).glob("*")):
+            for path in sorted((folder / BLOB_FOLDER).glob("*")):
                 if _BLOB.fullmatch(path.name):
                     self._blobs.setdefault(path.name, []).append(path)
         self._check_chain(shared)
@@ -132,18 +131,20 @@ class _Archive:
         return [(decoded[entry.payload], entry.share) for entry in manifest.counted]
 
     def _payload(self, entry: Counted, round_: RoundIndex, reducer: Any, like: Any) -> Any:
-        spoilt = None
-        for path in self._blobs.get(entry.payload, []):
+        good, spoilt = None, None
+        for path in self._blobs.get(entry.payload, []):  # every copy is looked at
             with suppress(FileNotFoundError):  # a peer that runs on makes room
                 data = path.read_bytes()
-                if digest_of(data) != entry.payload:
+                if digest_of(data) == entry.payload:
+                    good = data
+                else:
                     spoilt = path
                     self._note(f"{path}: its bytes have another digest than its name; left out")
-                    continue
-                try:
-                    return reducer.decode(data, like)
-                except MalformedError as error:
-                    raise StateError(f"{path}: round {round_}, {entry.peer}: {error}") from error
+        if good is not None:
+            try:
+                return reducer.decode(good, like)
+            except MalformedError as error:
+                raise StateError(f"round {round_}: the payload of {entry.peer}: {error}") from error
         if spoilt is not None:
             raise StateError(f"{spoilt}: its bytes have another digest than its name, and round {round_} counts it")
         raise StateError(
@@ -192,11 +193,11 @@ class _Held:
         self._named: dict[RoundIndex, list[tuple[str, Digest]]] = {}
         self._files: dict[RoundIndex, list[Path]] = {}
         for folder in folders:
-            files = folder / STATE / "files"
+            files = folder / STATE_FOLDER / "files"
             for path in sorted(files.glob("*")):
                 if found := _ANCHOR.fullmatch(path.name):
                     self._files.setdefault(RoundIndex(int(found[1])), []).append(path)
-            self._read_meta(folder / STATE / "state.json", files)
+            self._read_meta(folder / STATE_FOLDER / "state.json", files)
 
     def _read_meta(self, path: Path, files: Path) -> None:
         if not path.is_file():
@@ -206,7 +207,8 @@ class _Held:
         except MalformedError as error:
             raise StateError(f"{path}: {error}") from error
         for name in sorted(meta.files()):
-            if not (files / name).is_file() and StateMeta.from_bytes(path.read_bytes()) == meta:
+            # A peer that runs on drops files, but only once `state.json` names others.
+            if not (files / name).is_file() and path.read_bytes() == meta.canonical():
                 raise StateError(f"{path}: names {name}, which is not there")
         self._named.setdefault(meta.round, []).append((str(path), meta.anchor))
         self._files.setdefault(meta.round, []).append(files / meta.anchor_file)

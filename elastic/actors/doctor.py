@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from math import prod
 
 import psutil
 
 from elastic.check import entry_socket
 from elastic.config import RunConfig
 from elastic.errors import ElasticError
+from elastic.view import size
 from elastic.wire.signing import Identity
 
 CONNECT_SECONDS = 5.0
@@ -62,9 +62,11 @@ def examine(config: RunConfig, ntp: str) -> Iterator[Finding]:
     """
     yield packages()
     yield key(config)
-    params = num_params(config)
-    yield disk(config, params)
-    yield memory(config, params)
+    from elastic.actors.peer import fp32_bytes  # imports Ray: by now it was said if it is missing
+
+    model = fp32_bytes(config)
+    yield disk(config, model)
+    yield memory(config, model)
     yield port(config)
     yield address(config)
     yield from entries(config)
@@ -102,37 +104,30 @@ def key(config: RunConfig) -> Finding:
         return Finding("key", Level.PROBLEM, str(error))
 
 
-def num_params(config: RunConfig) -> int:
-    """Of the run's model; nothing is allocated."""
-    from elastic.actors.peer import layout  # imports torch
-
-    return sum(prod(meta.shape) for meta in layout(config).values())
-
-
-def disk(config: RunConfig, params: int) -> Finding:
-    """Room for the state, and for the payloads that we keep for others."""
+def disk(config: RunConfig, model: int) -> Finding:
+    """Room for the state, and for the payloads that we keep for others; `model` is its bytes in fp32."""
     from elastic.exchange.blobs import DISK_BYTES
 
     folder = config.local.state_dir.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    free, state = shutil.disk_usage(there).free, STATE_COPIES * 4 * params
-    room = f"{_gb(free)} free in {there}"
+    free, state = shutil.disk_usage(there).free, STATE_COPIES * model
+    room = f"{size(free)} free in {there}"
     if not os.access(there, os.W_OK):
         return Finding("disk", Level.PROBLEM, f"{there} cannot be written: choose another local.state_dir")
     if free < state + 10**9:
-        return Finding("disk", Level.PROBLEM, f"{room}; the state of this run takes {_gb(state)}: make room")
+        return Finding("disk", Level.PROBLEM, f"{room}; the state of this run takes {size(state)}: make room")
     if free < state + DISK_BYTES:
-        more = f"state {_gb(state)} and payloads {_gb(DISK_BYTES)}"
+        more = f"state {size(state)} and payloads {size(DISK_BYTES)}"
         return Finding("disk", Level.WARNING, f"{room}; a long run fills {more}")
     return Finding("disk", Level.OK, room)
 
 
-def memory(config: RunConfig, params: int) -> Finding:
+def memory(config: RunConfig, model: int) -> Finding:
     """Room for the trainer. On GPUs most of it lies there."""
     workers = config.local.ray.workers
-    need = MEMORY_COPIES * 4 * params * (1 if config.local.ray.gpu else workers) + (workers + 2) * PROCESS_BYTES
+    need = MEMORY_COPIES * model * (1 if config.local.ray.gpu else workers) + (workers + 2) * PROCESS_BYTES
     available = psutil.virtual_memory().available
-    level, says = Level.OK, f"{_gb(available)} available, about {_gb(need)} needed"
+    level, says = Level.OK, f"{size(available)} available, about {size(need)} needed"
     if available < need:
         level, says = Level.WARNING, f"{says}: close other programs, or join a run with a smaller model"
     return Finding("memory", level, says)
@@ -197,6 +192,8 @@ def clock(server: str) -> Finding:
             answer, _ = asking.recvfrom(512)
             received = time.time()
         seconds, fraction = struct.unpack("!II", answer[40:48])
+        if not seconds:
+            raise ValueError("it does not know the time itself")  # RFC 4330: kiss of death, or not synchronised
     except (OSError, ValueError, struct.error) as error:
         return Finding("clock", Level.WARNING, f"{server} did not tell the time ({error}): try --ntp with another")
     off = (sent + received) / 2 - (seconds - NTP_ZERO + fraction / 2**32)
@@ -247,7 +244,3 @@ def _outward() -> str:
         except OSError:
             return "127.0.0.1"
         return str(trial.getsockname()[0])
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -192,3 +192,8 @@ def layout(config: RunConfig) -> dict[str, Any]:
     with torch.device("meta"):
         model = build("model", config.shared.model)
     return dict(model.named_parameters())
+
+
+def fp32_bytes(config: RunConfig) -> int:
+    """Bytes of the run's model in fp32, which is a dense pseudo-gradient too."""
+    return sum(4 * meta.numel() for meta in layout(config).values())

@@ -11,7 +11,7 @@ from elastic.actors.follow import Say
 from elastic.actors.job import load_corpus
 from elastic.actors.launch import PeerHandle
 from elastic.actors.live import complete_rounds, slowest
-from elastic.actors.peer import HELD_OUT_SEQUENCES
+from elastic.actors.peer import HELD_OUT_SEQUENCES, fp32_bytes
 from elastic.view import size
 
 if TYPE_CHECKING:
@@ -92,13 +92,6 @@ def _traffic(result: "Result", settings: "Settings") -> Table:
             f"{last.count(config.local.name)} times",
         )  # fmt: skip
     return out
-
-
-def fp32_bytes(config: Any) -> int:
-    """Bytes of a dense fp32 pseudo-gradient of the run's model."""
-    from elastic.actors.peer import layout
-
-    return sum(4 * tensor.numel() for tensor in layout(config).values())
 
 
 def _mean_loss(entries: list[Any]) -> float:

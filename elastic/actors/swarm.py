@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from elastic.actors.logs import log_to_file
 from elastic.config import RunConfig
 from elastic.errors import ElasticError, NetworkError, StateError
+from elastic.exchange.blobs import BLOB_FOLDER
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 from elastic.registry import resolve
 from elastic.wire.signing import Identity
@@ -37,7 +38,7 @@ class Swarm:
                 self._exchange = await cls.start(
                     identity=Identity.load(self._config.key_path), identity_path=self._config.key_path,
                     run=self._config.shared.run, network=self._config.local.network,
-                    blob_dir=self._config.local.state_dir / "blobs",
+                    blob_dir=self._config.local.state_dir / BLOB_FOLDER,
                 )  # fmt: skip
         return list(self._exchange.addresses)
 

@@ -16,7 +16,7 @@ from elastic.actors.logs import log_to_file
 from elastic.actors.mailbox import Command, Reply
 from elastic.errors import ConfigError, ElasticError, TrainerFailedError
 from elastic.registry import build
-from elastic.state.store import StateStore
+from elastic.state.store import STATE_FOLDER, StateStore
 from elastic.train.session import Parts, Session, Worker
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def make_session(job: Job, rank: int, world_size: int, peer: Any) -> Session:
     parts = Parts(
         model=build("model", shared.model), corpus=corpus, assign=assigner(job.config, len(corpus.tokens)),
         reducer=build("reducer", shared.reducer),
-        store=StateStore(job.config.local.state_dir / "state", keep_anchors=KEEP_ANCHORS),
+        store=StateStore(job.config.local.state_dir / STATE_FOLDER, keep_anchors=KEEP_ANCHORS),
     )  # fmt: skip
     worker = Worker(rank, world_size, str(ray.train.torch.get_device()))
     return Session(job.peer, shared, parts, worker=worker, on_step=_Progress(peer, rank))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from elastic.messages import Digest, digest_of
 
+BLOB_FOLDER = "blobs"
+"""Its name in a peer's state directory."""
 MEMORY_BYTES = 256 * 1024 * 1024
 """Blobs held in memory."""
 DISK_BYTES = 8 * 1024 * 1024 * 1024

@@ -22,6 +22,8 @@ from elastic.messages import StateMeta
 
 logger = logging.getLogger(__name__)
 
+STATE_FOLDER = "state"
+"""Its name in a peer's state directory."""
 ANCHOR_PREFIX = "anchor"
 """Files whose names begin so are anchors: the newest ones outlive their round, for joiners that fetch them.
 """

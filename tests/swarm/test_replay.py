@@ -10,8 +10,9 @@ from test_average import AVERAGE
 
 from elastic.config import Shared
 from elastic.errors import StateError
+from elastic.exchange.blobs import BLOB_FOLDER
 from elastic.messages import digest_of
-from elastic.replay import BLOBS, peer_folders, replay
+from elastic.replay import peer_folders, replay
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -26,11 +27,11 @@ async def recorded(folder: Path, settings: dict[str, Any] | None = None) -> tupl
         swarm.start()
         await swarm.finish()
         for node in swarm.nodes.values():
-            (node.directory / BLOBS).mkdir()
+            (node.directory / BLOB_FOLDER).mkdir()
             for manifest in swarm.check_chain(node.name):
                 for entry in manifest.counted:
                     payload = node.peer.exchange.held(entry.payload)
-                    (node.directory / BLOBS / entry.payload).write_bytes(payload)
+                    (node.directory / BLOB_FOLDER / entry.payload).write_bytes(payload)
         (anchor,) = swarm.anchors()
         return swarm.shared, anchor
 
@@ -53,7 +54,7 @@ async def test_one_flipped_bit_is_named_wherever_it_is(tmp_path: Path) -> None:
     # given the records of one peer alone
     shared, _ = await recorded(tmp_path)
     records = files_of(tmp_path / "bob")
-    assert {path.parent.name for path in records} == {"bob", "state", "files", BLOBS}
+    assert {path.parent.name for path in records} == {"bob", "state", "files", BLOB_FOLDER}
     rng = random.Random(4)
     for path in records:
         whole = path.read_bytes()
@@ -73,10 +74,11 @@ async def test_one_flipped_bit_is_named_wherever_it_is(tmp_path: Path) -> None:
     assert len(list(replay(shared, [tmp_path / "bob"]))) == 4
 
 
-async def test_a_spoilt_payload_that_another_peer_has_whole_is_only_noted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ann", "bob"])
+async def test_a_spoilt_payload_that_another_peer_has_whole_is_only_noted(tmp_path: Path, name: str) -> None:
     # given
     shared, anchor = await recorded(tmp_path)
-    spoilt = next(iter(sorted((tmp_path / "ann" / BLOBS).iterdir())))
+    spoilt = next(iter(sorted((tmp_path / name / BLOB_FOLDER).iterdir())))
     spoilt.write_bytes(b"torn")
     # when
     notes = list[str]()
@@ -111,7 +113,7 @@ async def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert len(list(replay(shared, peer_folders(tmp_path)))) == 4
     # when a payload is gone
     (bob / "chain.jsonl").write_bytes(b"".join(chain))
-    next((bob / BLOBS).iterdir()).unlink()
+    next((bob / BLOB_FOLDER).iterdir()).unlink()
     # then
     with pytest.raises(StateError, match="nobody here has the payload"):
         list(replay(shared, [bob]))
