@@ -79,9 +79,15 @@ def notes(config: RunConfig) -> list[str]:
         )
     if shared.reducer.name == "average" and not shared.outer.nesterov:
         found.append("shared.outer.nesterov is 0: the average reducer is usually given momentum, 0.6 to 0.9")
+    deciding = len(shared.agreement.validators)
+    if deciding < 3:
+        found.append(
+            f"shared.agreement.validators names {deciding}: the run stands still while "
+            f"{'it is' if deciding == 1 else 'one of them is'} down; of 3 any one may be, and of 4 any one may even lie"
+        )
     if not config.local.network.bootstrap:
         found.append(
-            "local.network.bootstrap is empty: right for the run's first peer (its validator); every other peer needs "
+            "local.network.bootstrap is empty: right for the run's first peer (a validator); every other peer needs "
             "an address that `elastic bootstrap` printed"
         )
     return found

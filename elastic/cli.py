@@ -139,6 +139,18 @@ def init(
     say("others get a copy of the run file: [shared] as it is, [local] their own")
 
 
+@app.command("id")
+def identify(run_file: RunFile) -> None:
+    """Print the peer id of this machine.
+
+    An organiser adds it to `shared.agreement.validators` to let this machine decide too. Its key is made in the state
+    directory if there is none yet.
+    """
+    from elastic.wire.signing import Identity
+
+    say(Identity.load_or_create(load_config(run_file).key_path).peer)
+
+
 @app.command()
 def check(run_file: RunFile) -> None:
     """Validate a run file without a network.
@@ -315,7 +327,7 @@ def validate(config: RunConfig) -> None:
 
 
 def require_bootstrap(config: RunConfig) -> None:
-    """A peer that knows nobody can only be the first: its validator.
+    """A peer that knows nobody can only be the first: a validator.
 
     Raises:
         ConfigError: it is not.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from elastic.errors import ConfigError
 from elastic.explain import explain
-from elastic.messages import Digest, HexDigest, PeerIdField, RunName, digest_of
+from elastic.messages import MAX_VALIDATORS, Digest, HexDigest, PeerIdField, RunName, digest_of
 
 Positive = Annotated[int, Field(ge=1, le=2**40)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
@@ -128,8 +128,15 @@ class RoundConfig(Section):
 class AgreementConfig(Section):
     """[shared.agreement]: who decides what counts."""
 
-    validators: Annotated[tuple[PeerIdField, ...], Field(strict=False, min_length=1, max_length=1)]
-    """Peer ids of the validators; one for now. `elastic init` puts this machine's there."""
+    validators: Annotated[tuple[PeerIdField, ...], Field(strict=False, min_length=1, max_length=MAX_VALIDATORS)]
+    """Peer ids of the validators: a quorum of them decides each round. Of n, (n - 1) / 3 may lie and, with 3 or more, \
+some may be down: 1 of 3, 1 of 4, 2 of 7. `elastic init` puts this machine's there."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "AgreementConfig":
+        if len(set(self.validators)) < len(self.validators):
+            raise ValueError("validators names a peer twice")
+        return self
 
 
 class Shared(Section):

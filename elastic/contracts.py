@@ -6,7 +6,7 @@ Tensors are typed loosely so that importing this file does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -238,15 +238,29 @@ class Arrival:
     """when it was complete: seconds since the gathering began."""
 
 
+Accepts = Callable[[Manifest], Awaitable[bool]]
+"""Whether a validator would sign another's manifest, which is sound by itself."""
+
+
 class Agreement(Protocol):
-    """Everyone counts the same contributions: one validator named in config now, a quorum of them later."""
+    """Everyone counts the same contributions: a quorum of validators says so, from one validator up."""
 
     def validates(self, peer: PeerId) -> bool:
         """Whether this peer is one of those who decide."""
         ...
 
-    async def propose(self, manifest: Manifest) -> Manifest:
-        """As a validator: make this manifest final and known; returns the signed one."""
+    async def decide(
+        self, draft: Manifest, accepts: Accepts, *, proposer_until: Seconds, patience: Seconds, until: Seconds
+    ) -> Manifest | None:
+        """As a validator: agree with the others on a round; the final manifest, or None if there is none yet.
+
+        Args:
+            draft: our own manifest, unsigned, for when it is our turn to propose.
+            accepts: whether we would sign another's; may take its time.
+            proposer_until: how long the first proposer is waited for.
+            patience: how long the second is; each further one twice as long as the one before.
+            until: when to give up for now; called again it goes on.
+        """
         ...
 
     async def decided(self, round_: RoundIndex) -> Manifest | None:
@@ -255,6 +269,10 @@ class Agreement(Protocol):
 
     async def head(self) -> Manifest | None:
         """The newest final manifest the swarm knows of."""
+        ...
+
+    async def repeat(self, manifest: Manifest) -> None:
+        """Tell the swarm of a final manifest that it may have forgotten."""
         ...
 
 

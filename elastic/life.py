@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
-from elastic.agreement.validator import genesis
+from elastic.agreement.manifests import genesis
 from elastic.apply import catch_up
 from elastic.config import Shared
 from elastic.contracts import Clock, Exchange
@@ -39,6 +39,8 @@ RETRY = Seconds(1.0)
 """Before another try when the network failed."""
 HEARTBEAT = Seconds(5.0)
 """At least so often a peer shows that it lives."""
+GENESIS_SECONDS = Seconds(5.0)
+"""For a validator to propose the beginning of a run."""
 FAREWELL = Seconds(10.0)
 """How long a peer that finished the run stays to serve those who have not."""
 
@@ -79,7 +81,7 @@ class Presence:
         await self._exchange.announce(card)
 
     async def refuse_other_runs(self) -> None:
-        """Raises NotThisRunError if the validator runs another [shared] section; strangers' cards prove nothing."""
+        """Raises NotThisRunError if all validators run another [shared] section; strangers' cards prove nothing."""
         mine, validators = self._shared.digest(), self._shared.agreement.validators
         if self._peer in validators:
             return  # it is the others who have the wrong file
@@ -191,17 +193,32 @@ class Life:
             await peer.clock.sleep(RETRY)
 
     async def _found(self, peer: Peer) -> None:
-        """As the validator of a run that has no manifest: sign the genesis once enough peers are ready."""
+        """As a validator of a run that has no manifest: agree on the genesis once enough peers are ready."""
         await self._become(peer, PeerStage.READY)
-        mine = peer.shared.digest()
-        ready = [c.peer for c in await peer.exchange.cards() if c.stage is PeerStage.READY and c.shared == mine]
-        if len(ready) < peer.shared.round.min_peers:
-            self._watch.note(phase=f"waiting for peers ({len(ready)} of {peer.shared.round.min_peers})")
+        self._unsure = True  # the other validators may begin without us
+        mine, needed = peer.shared.digest(), peer.shared.round.min_peers
+        cards = await peer.exchange.cards()
+        ready = [card.peer for card in cards if card.stage is PeerStage.READY and card.shared == mine]
+        if len(ready) < needed:
+            self._watch.note(phase=f"waiting for peers ({len(ready)} of {needed})")
             await peer.clock.sleep(POLL)
             return
+        self._watch.note(phase="agreeing on the beginning")
         roster = peer.incentive.select(RoundIndex(1), sorted(ready), peer.shared.round.max_peers)
-        manifest = genesis(peer.shared.run, peer.state.anchor, sorted(roster), proposer=peer.id)
-        await catch_up(peer, await peer.agreement.propose(manifest))
+        now = peer.clock.now()
+
+        async def accepts(other: Manifest) -> bool:
+            known = {card.peer for card in await peer.exchange.cards()}
+            enough = needed <= len(other.roster) <= peer.shared.round.max_peers
+            return other.anchor == peer.state.anchor and enough and set(other.roster) <= known
+
+        manifest = await peer.agreement.decide(
+            genesis(peer.shared.run, peer.state.anchor, sorted(roster), proposer=peer.id), accepts,
+            proposer_until=Seconds(now + GENESIS_SECONDS), patience=GENESIS_SECONDS,
+            until=Seconds(now + 4 * GENESIS_SECONDS),
+        )  # fmt: skip
+        if manifest is not None:
+            await catch_up(peer, manifest)
 
     async def _head(self, peer: Peer) -> Manifest | None:
         """The newest manifest: ours, unless we have reason to think that the swarm has a newer one."""
@@ -213,10 +230,10 @@ class Life:
         return max((m for m in (own, known) if m is not None), key=lambda m: m.round, default=None)
 
     async def _repeat_last_word(self, peer: Peer) -> None:
-        """As a validator that comes back: the DHT may have forgotten the head, if the whole swarm was down."""
+        """The DHT may have forgotten the head, if the whole swarm was down."""
         head = peer.chain.head()
-        if head is not None and peer.agreement.validates(peer.id):
-            await peer.agreement.propose(head)
+        if head is not None:
+            await peer.agreement.repeat(head)
 
     async def _see_others_off(self, peer: Peer) -> None:
         """After the last round: serve its payloads until everyone has moved on, or for a bounded time."""

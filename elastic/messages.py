@@ -23,12 +23,14 @@ Seconds = NewType("Seconds", float)
 View = NewType("View", int)
 """Views of a round's agreement count from 0; see `agreement.simplex`."""
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised when peers of two versions can no longer understand each other's records."""
 GENESIS = RoundIndex(0)
 """The round of the manifest that starts a run."""
 NO_DIGEST = Digest("0" * 64)
 """What the genesis manifest names as its predecessor."""
+MAX_VALIDATORS = 16
+"""So many signatures fit into one record beside a manifest."""
 
 HexDigest = Annotated[Digest, Field(pattern=r"^[0-9a-f]{64}$")]
 PeerIdField = Annotated[PeerId, Field(min_length=40, max_length=64, pattern=r"^[1-9A-HJ-NP-Za-km-z]+$")]
@@ -221,6 +223,14 @@ class Counted(Message):
     share: Annotated[float, Field(gt=0, le=1)]
 
 
+class Finality(Message):
+    """Why a manifest is final: a quorum of validators said so in one view of its round."""
+
+    view: ViewField
+    signatures: Annotated[dict[PeerIdField, Signature], Field(max_length=MAX_VALIDATORS)]
+    """Validator → signature of its vote, a `VoteKind.FINALIZE` for the manifest's digest; see `agreement.votes`."""
+
+
 class Manifest(Signed):
     """What counted in one round. The chain of manifests from the genesis is the run.
 
@@ -238,13 +248,18 @@ class Manifest(Signed):
     roster: Annotated[tuple[PeerIdField, ...], Field(max_length=1024)]
     """Who may contribute in the next round, in PeerId order."""
     proposer: PeerIdField
+    finality: Finality | None = None
+    """Added when it is decided, by whoever sees the quorum; no part of its identity."""
 
     @property
     def signer(self) -> PeerId:
         return self.proposer
 
+    def body(self) -> bytes:
+        return self.canonical(without=frozenset({"signature", "finality"}))
+
     def digest(self) -> Digest:
-        """Its identity: the digest of its canonical bytes, signature left out."""
+        """Its identity: the digest of its canonical bytes, signature and finality left out."""
         return digest_of(self.body())
 
     @property
@@ -254,46 +269,6 @@ class Manifest(Signed):
     def counts(self, peer: PeerId) -> bool:
         """Whether this peer's contribution is in it."""
         return any(entry.peer == peer for entry in self.counted)
-
-
-class VoteKind(StrEnum):
-    """What a validator says in a view; see `agreement.simplex`."""
-
-    NOTARIZE = "notarize"
-    VOID = "void"
-    FINALIZE = "finalize"
-
-
-class Vote(Signed):
-    """One validator's vote in one view of a round's agreement."""
-
-    run: RunName
-    round: Index
-    view: ViewField
-    kind: VoteKind
-    manifest: HexDigest = NO_DIGEST
-    """Digest of the manifest it is for; `NO_DIGEST` for void."""
-    peer: PeerIdField
-
-    @property
-    def signer(self) -> PeerId:
-        return self.peer
-
-
-class Proposal(Signed):
-    """What the proposer of a view proposes."""
-
-    run: RunName
-    round: Index
-    view: ViewField
-    manifest: HexDigest
-    parent: ViewField | None = None
-    """The view whose notarized manifest it repeats; None: a manifest of its own."""
-    proposer: PeerIdField
-
-    @property
-    def signer(self) -> PeerId:
-        return self.proposer
 
 
 class RoundReport(Message):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from elastic.agreement.validator import check_manifest
+from elastic.agreement.manifests import check_final, check_manifest
 from elastic.config import Shared
 from elastic.errors import MalformedError, SignatureInvalidError, StateError
 from elastic.exchange.blobs import BLOB_FOLDER
@@ -100,7 +100,7 @@ class _Archive:
     """Manifests and payloads of a run, wherever they lie."""
 
     def __init__(self, shared: Shared, folders: Sequence[Path], note: Note) -> None:
-        self._note = note
+        self._note, self._shared = note, shared
         self._manifests: dict[RoundIndex, tuple[Manifest, str]] = {}
         """Round → manifest, and which record it is."""
         self._blobs: dict[str, list[Path]] = {}
@@ -109,7 +109,7 @@ class _Archive:
             for path in sorted((folder / BLOB_FOLDER).glob("*")):
                 if _BLOB.fullmatch(path.name):
                     self._blobs.setdefault(path.name, []).append(path)
-        self._check_chain(shared)
+        self._check_chain()
 
     def in_order(self) -> Iterator[Manifest]:
         for _, (manifest, _) in sorted(self._manifests.items()):
@@ -167,20 +167,27 @@ class _Archive:
                     self._note(f"{where}: {error}; the last line, as a crash may leave it: left out")
                     return
                 raise StateError(f"{where}: {error}") from error
+            self._check(manifest, where)
             known, elsewhere = self._manifests.setdefault(manifest.round, (manifest, where))
-            if known != manifest:
+            if known.digest() != manifest.digest():
                 raise StateError(f"{where}: another manifest of round {manifest.round} than {elsewhere}")
 
-    def _check_chain(self, shared: Shared) -> None:
+    def _check(self, manifest: Manifest, where: str, previous: Manifest | None = None) -> None:
+        """Each copy has votes of its own: different ones may prove the same."""
+        run, validators = self._shared.run, self._shared.agreement.validators
+        try:
+            check_manifest(manifest, run=run, validators=validators, previous=previous)
+            check_final(manifest, validators)
+        except (MalformedError, SignatureInvalidError) as error:
+            raise StateError(f"{where}: {error}") from error
+
+    def _check_chain(self) -> None:
         previous: Manifest | None = None
         for number, round_ in enumerate(sorted(self._manifests)):
             if round_ != number:
                 raise StateError(f"no manifest of round {number}: replay needs all from the genesis on")
             manifest, where = self._manifests[round_]
-            try:
-                check_manifest(manifest, run=shared.run, validators=shared.agreement.validators, previous=previous)
-            except (MalformedError, SignatureInvalidError) as error:
-                raise StateError(f"{where}: {error}") from error
+            self._check(manifest, where, previous)
             previous = manifest
         if previous is None:
             raise StateError(f"no manifest of round {GENESIS}: the run has not begun")

@@ -6,26 +6,24 @@ Skip, and neither is an exception: exceptions mean that our own side is broken.
 """
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 from typing import cast
 
 from elastic import trace
-from elastic.agreement.validator import draft
 from elastic.apply import apply_manifest, missing_payloads
-from elastic.contracts import Arrival, AveragingReducer
+from elastic.contracts import AveragingReducer
 from elastic.errors import AveragingError, DivergedError
 from elastic.exchange.gather import CONTRIBUTION, Checks, Gathered, gather
 from elastic.messages import (
     ContributionHeader,
-    Counted,
     Digest,
     Evidence,
     InnerReport,
     Manifest,
     PeerId,
     RejectReason,
-    RoundIndex,
     RoundPlan,
     RoundReport,
     Seconds,
@@ -33,11 +31,16 @@ from elastic.messages import (
     digest_of,
 )
 from elastic.peer import Peer
+from elastic.propose import Seen, objection, own_manifest, unseen
 from elastic.schedule.decide import Commit, Skip, decide_commit
 from elastic.schedule.phases import Phases
-from elastic.schedule.plan import TRAIN_PART, candidates
+from elastic.schedule.plan import TRAIN_PART
 from elastic.verify.checks import check_header, check_payload, mark_copies, mark_diverged
 
+logger = logging.getLogger(__name__)
+
+PROPOSER_SECONDS = Seconds(2.0)
+"""After the deadline of a round, for its proposer to be heard; then the next one's turn comes."""
 MANIFEST_POLL = Seconds(0.1)
 """Between two looks for the manifest; it ends the round for everyone, so it is looked for often."""
 
@@ -49,30 +52,6 @@ class Offer:
     inner: InnerReport | None = None
     payload: bytes | None = None
     failed: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What came from others (and ourselves), in order of arrival, and what we think of it."""
-
-    arrivals: dict[PeerId, Arrival]
-    verdicts: dict[PeerId, Verdict]
-
-    def accepted(self) -> list[ContributionHeader]:
-        """Headers of the contributions that may count, in PeerId order."""
-        return [self.arrivals[sender].header for sender in sorted(self.arrivals) if self.verdicts[sender].accepted]
-
-    def corrected(self, decision: Commit | Skip) -> "Seen":
-        """Who counted was there: that the round was decided before we had their bytes is no fault of theirs."""
-        if isinstance(decision, Skip):
-            return self
-        manifest = decision.manifest
-        unseen = [entry.peer for entry in manifest.counted if entry.peer not in self.arrivals]
-        return Seen(self.arrivals, self.verdicts | {peer: Verdict(peer=peer, round=manifest.round) for peer in unseen})
-
-    def payloads(self) -> dict[Digest, bytes]:
-        """The bytes that we hold."""
-        return {each.header.payload: each.payload for each in self.arrivals.values() if each.payload is not None}
 
 
 async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
@@ -111,34 +90,16 @@ async def contribute(peer: Peer, plan: RoundPlan, phases: Phases) -> Offer:
 
 async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> Gathered:
     """Everyone's contributions, each through the cheap checks as it arrives."""
+    # Who is late itself, and decides, must not find everyone missing: what is left after the inner steps is its least.
+    least = plan.gather_seconds * (1 - TRAIN_PART)
+    deadline = Seconds(max(phases.start + plan.gather_seconds, peer.clock.now() + least))
 
     async def decided() -> bool:
         return await peer.agreement.decided(plan.round) is not None
 
-    async def check(header: ContributionHeader, payload: bytes) -> Verdict:
-        verdict = await asyncio.to_thread(
-            check_payload, header, payload, lambda data: peer.reducer.decode(data, peer.like)
-        )
-        if verdict.accepted:
-            await peer.exchange.provide(payload)  # its author may be slow, or die once it counts
-        return verdict
-
-    def check_first(sender: PeerId, header: ContributionHeader) -> Verdict:
-        return check_header(
-            header, sender=sender, plan=plan, max_bytes=peer.max_payload_bytes, max_tokens=peer.max_tokens
-        )
-
-    # Who is late itself, and decides, must not find everyone missing: what is left after the inner steps is its least.
-    least = plan.gather_seconds * (1 - TRAIN_PART)
-    deadline = Seconds(max(phases.start + plan.gather_seconds, peer.clock.now() + least))
     with phases("gather"):
         return await gather(
-            peer.exchange,
-            peer.clock,
-            plan,
-            checks=Checks(check_first, check),
-            decided=decided,
-            deadline=deadline,
+            peer.exchange, peer.clock, plan, checks=_checks(peer, plan), decided=decided, deadline=deadline
         )
 
 
@@ -158,21 +119,19 @@ def judge(peer: Peer, plan: RoundPlan, gathered: Gathered) -> Seen:
 
 
 async def agree(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> Manifest | None:
-    """The one manifest of this round: made here if we are the validator, waited for if not."""
+    """The one manifest of this round: decided with the other validators if we are one, waited for if not."""
     with phases("agree"):
         if not peer.agreement.validates(peer.id):
             return await _await_manifest(peer, plan, phases)
-        accepted = seen.accepted()
-        shares = peer.incentive.shares(accepted) if accepted else {}
-        counted = [
-            Counted(peer=each.peer, payload=each.payload, size_bytes=each.size_bytes, share=shares[each.peer])
-            for each in accepted
-            if each.peer in shares
-        ]
-        roster = await _next_roster(peer, plan, {header.peer for header in accepted})
-        previous = peer.chain.get(RoundIndex(plan.round - 1))
-        assert previous is not None, "a plan comes from the manifest before it"
-        return await peer.agreement.propose(draft(previous, plan.anchor, counted, roster, peer.id))
+        now = peer.clock.now()
+        proposer_until = max(phases.start + plan.gather_seconds, now) + PROPOSER_SECONDS
+        return await peer.agreement.decide(
+            own_manifest(peer, plan, seen, await peer.exchange.cards()),
+            lambda manifest: _accepts(peer, plan, seen, manifest),
+            proposer_until=Seconds(proposer_until),
+            patience=PROPOSER_SECONDS,
+            until=Seconds(max(phases.start + 2 * plan.gather_seconds, now + plan.gather_seconds)),
+        )
 
 
 async def conclude(peer: Peer, plan: RoundPlan, manifest: Manifest | None, seen: Seen, phases: Phases) -> Commit | Skip:
@@ -268,10 +227,42 @@ async def _await_manifest(peer: Peer, plan: RoundPlan, phases: Phases) -> Manife
         await peer.clock.sleep(MANIFEST_POLL)
 
 
-async def _next_roster(peer: Peer, plan: RoundPlan, arrived: set[PeerId]) -> list[PeerId]:
-    ready = candidates(await peer.exchange.cards(), plan, peer.shared.digest(), arrived)
-    chosen = peer.incentive.select(RoundIndex(plan.round + 1), ready, peer.shared.round.max_peers)
-    return sorted(chosen)
+async def _accepts(peer: Peer, plan: RoundPlan, seen: Seen, manifest: Manifest) -> bool:
+    """Whether we would sign another validator's manifest; what it counts and we lack is fetched first."""
+    missing = unseen(seen, manifest)
+    if missing:
+        late = await gather(
+            peer.exchange, peer.clock, plan.model_copy(update={"roster": tuple(missing)}),
+            checks=_checks(peer, plan), decided=_never, deadline=Seconds(peer.clock.now() + plan.gather_seconds),
+        )  # fmt: skip
+        seen = judge(peer, plan, Gathered({**seen.arrivals, **late.arrivals}, late.unfetched))
+    against = objection(peer, plan, seen, await peer.exchange.cards(), manifest)
+    if against is not None:
+        logger.warning("round %d: the manifest of %s is not signed: %s", plan.round, manifest.proposer, against)
+    return against is None
+
+
+async def _never() -> bool:
+    return False
+
+
+def _checks(peer: Peer, plan: RoundPlan) -> Checks:
+    """The cheap checks of this round."""
+
+    async def check(header: ContributionHeader, payload: bytes) -> Verdict:
+        verdict = await asyncio.to_thread(
+            check_payload, header, payload, lambda data: peer.reducer.decode(data, peer.like)
+        )
+        if verdict.accepted:
+            await peer.exchange.provide(payload)  # its author may be slow, or die once it counts
+        return verdict
+
+    def check_first(sender: PeerId, header: ContributionHeader) -> Verdict:
+        return check_header(
+            header, sender=sender, plan=plan, max_bytes=peer.max_payload_bytes, max_tokens=peer.max_tokens
+        )
+
+    return Checks(check_first, check)
 
 
 def _why_skipped(peer: Peer, offer: Offer, seen: Seen, decision: Commit | Skip) -> str | None:

@@ -53,7 +53,8 @@ gather_seconds = 60.0               # the most that anyone is waited for
 min_peers = 1                       # the run starts when so many are there
 
 [shared.agreement]
-validators = ["{peer}"]  # (yours) who signs the manifests: this machine
+validators = ["{peer}"]  # (yours) who decides what counts: this machine.
+# Better several, so that any one may be down: add what `elastic id` prints on other machines. A quorum of them decides.
 
 [shared.incentive]
 name = "uniform"                    # or "reputation", or "your_package.module:Class"

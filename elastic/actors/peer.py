@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -14,7 +15,7 @@ from elastic.actors.job import Job
 from elastic.actors.journal import Journal
 from elastic.actors.logs import log_to_file
 from elastic.actors.swarm import RemoteExchange
-from elastic.agreement.validator import NamedValidator
+from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.config import RunConfig
 from elastic.errors import BugError, ElasticError
 from elastic.life import Life, Presence
@@ -23,7 +24,7 @@ from elastic.peer import Peer
 from elastic.registry import build
 from elastic.schedule.clock import WallClock
 from elastic.state.chain import CHAIN_FILE, Chain
-from elastic.state.store import claim
+from elastic.state.store import claim, read_if_there, write_durably
 from elastic.wire.signing import Identity
 
 if TYPE_CHECKING:
@@ -139,12 +140,13 @@ class PeerActor(TrainerDesk):
         await self._life.patiently(self._connect)
         self._journal.note(phase="starting Ray Train")
         await self._mailbox.ready()
-        chain = Chain(local.state_dir / CHAIN_FILE)
+        chain, ballot = Chain(local.state_dir / CHAIN_FILE), local.state_dir / BALLOT_FILE
         return Peer(
             identity=identity, name=name, shared=shared, clock=WallClock(), trainer=self._trainer,
             reducer=build("reducer", shared.reducer), like=layout(self._config), exchange=self._exchange,
-            agreement=NamedValidator(
-                identity, shared.agreement.validators, shared.run, self._exchange, journal=chain.keep
+            agreement=Quorum(
+                identity, shared.agreement.validators, shared.run, self._exchange, WallClock(),
+                Memory(read_if_there(ballot), partial(write_durably, ballot)),
             ),
             incentive=self._journal.restore_incentive(build("incentive", shared.incentive)),
             chain=chain, state=await self._life.patiently(self._trainer.state),

@@ -30,6 +30,8 @@ from elastic.messages import PeerId, PeerStatus, RoundReport
 from elastic.wire.signing import Identity
 
 CARD_SECONDS = 20
+MAX_DECIDING = 4
+"""So many of the peers are validators: four let one of them lie or die."""
 MEMORY_SECONDS = 3.0
 """Between two looks at memory, which cost some milliseconds per process."""
 
@@ -179,10 +181,11 @@ def local_cluster(num_cpus: int) -> Iterator[None]:
 
 
 def run_files(folder: Path, settings: Settings, entry: str, min_peers: int) -> list[RunConfig]:
-    """A run file and a key per peer; the first peer is the run's validator."""
+    """A run file and a key per peer; three or more peers decide together, so that any one of them may die."""
     names = [f"peer-{number + 1}" for number in range(settings.peers)]
     keys = [Identity.load_or_create(folder / name / "peer.key") for name in names]
-    shared = _shared(settings, keys[0].peer, min_peers)
+    deciding = keys[:MAX_DECIDING] if len(keys) >= 3 else keys[:1]
+    shared = _shared(settings, [key.peer for key in deciding], min_peers)
     configs = []
     for name, workers in zip(names, settings.workers, strict=True):
         path = folder / name / "run.toml"
@@ -191,7 +194,7 @@ def run_files(folder: Path, settings: Settings, entry: str, min_peers: int) -> l
     return configs
 
 
-def _shared(settings: Settings, validator: PeerId, min_peers: int) -> str:
+def _shared(settings: Settings, validators: list[PeerId], min_peers: int) -> str:
     average = settings.reducer == "average"
     return f"""\
 # Written by `elastic quickstart`; `elastic init` writes one with every value explained.
@@ -224,7 +227,7 @@ gather_seconds = 60.0
 min_peers = {min_peers}
 
 [shared.agreement]
-validators = ["{validator}"]
+validators = {json.dumps(validators)}
 
 [shared.incentive]
 name = "{settings.incentive}"

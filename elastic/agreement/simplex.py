@@ -1,7 +1,5 @@
 """Agreement on one round's manifest by n validators of which f may lie: a pure state machine.
 
-Not in use yet: rounds are still decided by the one validator of `agreement.validator`; what drives this is to come.
-
 Source: Simplex Consensus (Chan and Pass, TCC 2023). There, a height whose proposer is silent stays empty. Here each
 round is an agreement of its own with numbered *views*, and a silent proposer costs a view, which is a timeout, and not
 the round: the next view's proposer proposes for the same round. A round ends when one manifest is final; a manifest
@@ -35,7 +33,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from elastic.messages import NO_DIGEST, Digest, PeerId, Proposal, RoundIndex, View, Vote, VoteKind
+from elastic.agreement.votes import Proposal, Vote, VoteKind
+from elastic.messages import NO_DIGEST, Digest, PeerId, RoundIndex, View
 
 AHEAD = 64
 """Single votes and proposals of views further ahead are not kept; a quorum of votes that is heard at once always is."""

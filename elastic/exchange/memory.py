@@ -48,7 +48,8 @@ class MemoryNetwork:
         """(run, kind, round) → peer → body."""
         self.peers: dict[PeerId, MemoryExchange] = {}
         self._meetings: dict[tuple[str, str], _Meeting] = {}
-        self._cut: set[PeerId] = set()
+        self._cut: set[frozenset[PeerId]] = set()
+        """Who is cut off from all, alone; pairs that are cut off from each other."""
         self._corrupt: set[tuple[Digest, PeerId | None]] = set()
 
     def join(self, peer: PeerId, run: str = "run") -> MemoryExchange:
@@ -56,13 +57,13 @@ class MemoryNetwork:
         self.peers[peer] = MemoryExchange(self, peer, run)
         return self.peers[peer]
 
-    def cut(self, peer: PeerId) -> None:
-        """From now on nothing gets to this peer or away from it."""
-        self._cut.add(peer)
+    def cut(self, peer: PeerId, *others: PeerId) -> None:
+        """From now on nothing gets to this peer or away from it; or nothing between it and these others."""
+        self._cut.update({frozenset((peer, other)) for other in others} or {frozenset((peer,))})
 
     def heal(self, peer: PeerId) -> None:
-        """Undo `cut`."""
-        self._cut.discard(peer)
+        """Undo every `cut` of that peer."""
+        self._cut = {pair for pair in self._cut if peer not in pair}
 
     def corrupt(self, digest: Digest, holder: PeerId | None = None) -> None:
         """This holder, or every holder, serves wrong bytes for this digest."""
@@ -70,7 +71,7 @@ class MemoryNetwork:
 
     def reaches(self, one: PeerId, other: PeerId) -> bool:
         """Whether bytes get from one to the other."""
-        return one == other or not {one, other} & self._cut
+        return one == other or not {frozenset((one,)), frozenset((other,)), frozenset((one, other))} & self._cut
 
     def served(self, holder: PeerId, digest: Digest) -> bytes | None:
         """What that holder would send, right or wrong; None if it has nothing of that digest."""

@@ -54,7 +54,7 @@ def decide_next(*, holds: RoundIndex, head: Manifest | None, rounds: int, valida
     if holds > (head.round + 1 if head else 0):
         return Wait(f"we hold the anchor of round {holds}, but nobody knows the manifest that led to it")
     if head is None:
-        return Found() if validator else Wait("the run has not started: no manifest from its validator yet")
+        return Found() if validator else Wait("the run has not started: no manifest from its validators yet")
     if holds <= head.round:
         return CatchUp(head)
     if head.round >= rounds:
@@ -79,7 +79,7 @@ class Skip:
 def decide_commit(plan: RoundPlan, manifest: Manifest | None, missing: Collection[Digest]) -> Commit | Skip:
     """Whether the outer step can be taken. Never on a subset: every counted payload, or none."""
     if manifest is None:
-        return Skip("no manifest for this round yet: its validator cannot be heard")
+        return Skip("no manifest for this round yet: its validators cannot be heard")
     if manifest.anchor != plan.anchor or manifest.previous != plan.previous:
         return Skip("the manifest applies to another anchor than ours")
     if missing:

@@ -61,17 +61,6 @@ class Chain:
             del self._by_round[manifest.round]
             raise state_error(self._path, error) from error
 
-    def keep(self, manifest: Manifest) -> Manifest:
-        """Keep this manifest unless its round has one already; returns the one kept. A validator's journal.
-
-        Raises:
-            StateError: see `append`.
-        """
-        kept = self.get(manifest.round)
-        if kept is None:
-            self.append(manifest)
-        return kept or manifest
-
     def _admit(self, manifest: Manifest) -> bool:
         """Take it into memory; False if it is there already."""
         known = self._by_round.get(manifest.round)

@@ -172,6 +172,16 @@ def write_durably(path: Path, data: bytes) -> None:
         sync_directory(path.parent)
 
 
+def read_if_there(path: Path) -> bytes | None:
+    """Contents of a file; None if there is none.
+
+    Raises:
+        StateError: it cannot be read.
+    """
+    with _explained(path):
+        return path.read_bytes() if path.exists() else None
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames and new files in it durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elastic.agreement.simplex import Cast, Enter, Final, Keep, Propose, Simplex, max_liars, proposer_of, quorum
-from elastic.messages import NO_DIGEST, Digest, PeerId, Proposal, RoundIndex, View, Vote, VoteKind, digest_of
+from elastic.agreement.votes import Proposal, Vote, VoteKind
+from elastic.messages import NO_DIGEST, Digest, PeerId, RoundIndex, View, digest_of
 
 RUN, ROUND = "sim", RoundIndex(7)
 HEAL, END = 60.0, 900.0

@@ -5,7 +5,8 @@ from typing import Any
 
 from elastic.agreement import simplex
 from elastic.agreement.simplex import Action, Cast, Enter, Final, Keep, Propose, Simplex
-from elastic.messages import Digest, PeerId, Proposal, View, VoteKind
+from elastic.agreement.votes import Proposal, VoteKind
+from elastic.messages import Digest, PeerId, View
 
 MUTANTS: dict[str, Callable[..., Simplex]] = {}
 

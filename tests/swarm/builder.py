@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from elastic.agreement.validator import NamedValidator, check_manifest
+from elastic.agreement.manifests import check_final, check_manifest
+from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.config import PluginChoice, Shared
 from elastic.errors import NetworkError
 from elastic.exchange.gather import CONTRIBUTION
@@ -39,7 +41,7 @@ from elastic.registry import build
 from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 from elastic.schedule.clock import ManualClock
 from elastic.state.chain import Chain
-from elastic.state.store import StateStore
+from elastic.state.store import StateStore, read_if_there, write_durably
 from elastic.train.local import LocalTrainer
 from elastic.train.session import Parts, Session, Worker
 from elastic.wire.signing import Identity
@@ -71,13 +73,13 @@ def identity(name: str) -> Identity:
     return Identity(Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest()))
 
 
-def make_shared(validator: str, **changes: Any) -> Shared:
+def make_shared(*validators: str, **changes: Any) -> Shared:
     """A run so small that a round takes milliseconds."""
     tree = {
         "run": RUN, "rounds": 4, "model": MODEL, "reducer": {"name": "sparseloco", "chunk": 256, "k": 16},
         "inner": {"steps": 3, "batch_size": 2, "sequence_length": 16, "warmup_steps": 2, "learning_rate": 3e-3},
         "round": {"train_seconds": 2.0, "gather_seconds": 3.0},
-        "agreement": {"validators": (identity(validator).peer,)},
+        "agreement": {"validators": tuple(identity(name).peer for name in validators)},
     }  # fmt: skip
     for key, value in changes.items():
         tree[key] = {**tree[key], **value} if isinstance(tree.get(key), dict) else value  # type: ignore[dict-item]
@@ -238,7 +240,11 @@ class Node:
         chain = Chain(self.directory / "chain.jsonl")
         session = make_session(shared, me.peer, self.directory / "state")
         trainer = PacedTrainer(session, self)
-        agreement = NamedValidator(me, shared.agreement.validators, RUN, exchange, journal=chain.keep)
+        ballot = self.directory / BALLOT_FILE
+        agreement = Quorum(
+            me, shared.agreement.validators, RUN, exchange, self.swarm.clock,
+            Memory(read_if_there(ballot), partial(write_durably, ballot)),
+        )  # fmt: skip
         self.peer = peer = Peer(
             identity=me, name=self.name, shared=shared, clock=self.swarm.clock, trainer=trainer,
             reducer=build("reducer", shared.reducer), like=session.like, exchange=exchange, agreement=agreement,
@@ -263,12 +269,12 @@ class Node:
 class Swarm:
     """Nodes that share a network and a clock; use it as an async context, which ends all lives."""
 
-    def __init__(self, folder: Path, *names: str, validator: str = "ann", **changes: Any) -> None:
+    def __init__(self, folder: Path, *names: str, validators: Sequence[str] = ("ann",), **changes: Any) -> None:
         changes["round"] = {"min_peers": len(names), **changes.get("round", {})}
-        self.folder, self.shared, self.clock = folder, make_shared(validator, **changes), ManualClock()
+        self.folder, self.shared, self.clock = folder, make_shared(*validators, **changes), ManualClock()
         self.new_network()
         self.nodes = {name: Node(self, name) for name in names}
-        self.validator = self.nodes[validator]
+        self.validator = self.nodes[validators[0]]
 
     def new_network(self) -> None:
         """An empty DHT that has never heard of anyone."""
@@ -335,4 +341,5 @@ class Swarm:
                 validators=self.shared.agreement.validators,
                 previous=chain.get(RoundIndex(manifest.round - 1)),
             )
+            check_final(manifest, self.shared.agreement.validators)
         return known

@@ -1,6 +1,7 @@
 """The audit: a run replays from its records, and whatever was changed in them is found and named."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from test_average import AVERAGE
 from elastic.config import Shared
 from elastic.errors import StateError
 from elastic.exchange.blobs import BLOB_FOLDER
-from elastic.messages import digest_of
+from elastic.messages import Manifest, digest_of
 from elastic.replay import peer_folders, replay
+from elastic.state.chain import CHAIN_FILE
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -20,9 +22,11 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("residual"))
 
 
-async def recorded(folder: Path, settings: dict[str, Any] | None = None) -> tuple[Shared, str]:
-    """A finished run of two peers as their disks show it; its settings, and the anchor it came to."""
-    async with Swarm(folder, "ann", "bob", rounds=3) as swarm:
+async def recorded(
+    folder: Path, settings: dict[str, Any] | None = None, names: Sequence[str] = ("ann", "bob"), deciding: int = 1
+) -> tuple[Shared, str]:
+    """A finished run of these peers as their disks show it; its settings, and the anchor it came to."""
+    async with Swarm(folder, *names, validators=names[:deciding], rounds=3) as swarm:
         swarm.shared = swarm.shared.model_validate({**swarm.shared.model_dump(), **(settings or {})})
         swarm.start()
         await swarm.finish()
@@ -48,6 +52,26 @@ async def test_a_run_replays_from_its_records_to_the_last_bit(tmp_path: Path, se
     assert steps[0].witness and "line 2" in steps[0].witness and steps[-1].witness
     # and from the records of one of them alone
     assert [step.anchor for step in replay(shared, peer_folders(tmp_path / "bob"))] == [s.anchor for s in steps]
+
+
+async def test_each_copy_of_a_manifest_has_votes_of_its_own_and_all_are_checked(tmp_path: Path) -> None:
+    # given peers that saw different quorums
+    shared, anchor = await recorded(tmp_path, names=("ann", "bob", "cyd", "dan"), deciding=4)
+    chains = [(path / CHAIN_FILE).read_bytes() for path in peer_folders(tmp_path)]
+    assert len(set(chains)) > 1
+    steps = list(replay(shared, peer_folders(tmp_path)))
+    assert steps[-1].anchor == anchor
+    # when one copy has a vote that is another's
+    path = tmp_path / "dan" / CHAIN_FILE
+    manifest = Manifest.from_bytes(path.read_bytes().splitlines()[1])
+    assert manifest.finality is not None
+    voters = manifest.finality.signatures
+    swapped = dict(zip(voters, reversed(list(voters.values())), strict=True))
+    forged = manifest.model_copy(update={"finality": manifest.finality.model_copy(update={"signatures": swapped})})
+    path.write_bytes(path.read_bytes().replace(manifest.canonical(), forged.canonical()))
+    # then
+    with pytest.raises(StateError, match=r"dan/chain.jsonl line 2: signature of"):
+        list(replay(shared, peer_folders(tmp_path)))
 
 
 async def test_one_flipped_bit_is_named_wherever_it_is(tmp_path: Path) -> None:

@@ -195,14 +195,17 @@ def test_a_text_of_ones_own_is_found(tmp_path: Path) -> None:
 
 
 def test_notes_on_what_is_allowed_and_unusual() -> None:
-    usual = {"local.network.bootstrap": [ENTRY]}
+    three = [Identity.generate().peer for _ in range(3)]
+    usual = {"local.network.bootstrap": [ENTRY], "shared.agreement.validators": three}
     assert notes(config(**usual)) == []
     (note,) = notes(config(**usual, **{"shared.outer.nesterov": 0.9}))
     assert note.startswith("shared.outer.nesterov = 0.9 comes on top of sparseloco's residual")
     (note,) = notes(config(**usual, **{"shared.reducer.name": "average"}))
     assert "momentum" in note
-    (note,) = notes(config())
+    (note,) = notes(config(**{**usual, "local.network.bootstrap": []}))
     assert "`elastic bootstrap`" in note
+    (note,) = notes(config(**{**usual, "shared.agreement.validators": three[:2]}))
+    assert note.startswith("shared.agreement.validators names 2: the run stands still while one of them is down")
 
 
 def test_a_new_identity_is_a_peer_id() -> None:

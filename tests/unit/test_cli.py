@@ -17,7 +17,7 @@ from elastic.messages import PeerId, PeerStatus
 from elastic.wire.signing import Identity
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["quickstart", "init", "check", "bootstrap", "join", "status", "doctor", "replay"]
+COMMANDS = ["quickstart", "init", "id", "check", "bootstrap", "join", "status", "doctor", "replay"]
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic.agreement.validator import draft, genesis
+from elastic.agreement.manifests import draft, genesis
 from elastic.config import RoundConfig, Shared
 from elastic.messages import Manifest, PeerCard, PeerId, PeerStage, RoundIndex, RoundPlan, Seconds, digest_of
 from elastic.schedule.decide import CatchUp, Commit, Found, Leave, Skip, Train, Wait, decide_commit, decide_next

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from elastic import messages
+from elastic.agreement import votes
 from elastic.errors import MalformedError
 from elastic.messages import (
     Counted,
@@ -56,8 +57,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "run": "demo", "round": 7, "previous": DIGEST, "anchor": DIGEST, "counted": [COUNTED], "roster": [PEER],
         "proposer": PEER,
     },
+    "Finality": {"view": 1, "signatures": {PEER: "cd" * 64}},
     "Vote": {"run": "demo", "round": 7, "view": 1, "kind": "notarize", "manifest": DIGEST, "peer": PEER},
     "Proposal": {"run": "demo", "round": 7, "view": 1, "manifest": DIGEST, "parent": 0, "proposer": PEER},
+    "Tally": {"view": 1, "kind": "void", "manifest": DIGEST, "signatures": {PEER: "cd" * 64}},
+    "Ballot": {"run": "demo", "round": 7, "tallies": [], "proposals": [], "draft": None},
     "RoundReport": {
         "run": "demo", "round": 7, "peer": PEER, "name": "a", "contributed": True, "counted": False, "digest": DIGEST,
         "verdicts": {PEER: "accepted"}, "seconds": {"total": 1.5},
@@ -69,7 +73,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 """One valid message of each type, as JSON says it."""
 TYPES: dict[str, type[Message]] = {
     name: value
-    for name, value in vars(messages).items()
+    for name, value in {**vars(messages), **vars(votes)}.items()
     if inspect.isclass(value) and issubclass(value, Message) and value not in (Message, Signed)
 }
 every_type = pytest.mark.parametrize("name", sorted(TYPES))
@@ -271,9 +275,9 @@ def test_a_round_report_is_one_line_of_json_with_the_documented_keys() -> None:
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("PeerCard", "300885ba08acc99bd658924d6c707f347d1dd902358374b755e07a11b242aca5"),
+        ("PeerCard", "6820f98f53e44a71c02fe4f7f5373fdb89cf5963f844e959f42bc5ccfa2887b2"),
         ("ContributionHeader", "d3dab449208f9eec07b9d52ecb2ff7318ecf935d7b79c98bddf933401a9634cb"),
-        ("Manifest", "7e954ddfb1e0ff7f3199c16697a0b7ef2e217d822ce74bd9f35d6dfafb652364"),
+        ("Manifest", "002cfb3a3f67eb8518eb1434d94dbbedadab554626c6b3b35b7affddf5b7ca36"),
     ],
 )
 def test_digests_do_not_change_between_versions(name: str, digest: str) -> None:

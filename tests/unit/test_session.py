@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from elastic.agreement.validator import draft, genesis
+from elastic.agreement.manifests import draft, genesis
 from elastic.config import Shared
 from elastic.errors import DivergedError, StateError
 from elastic.messages import Counted, Manifest, PeerId, RoundIndex, RoundPlan, digest_of

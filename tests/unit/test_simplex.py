@@ -1,7 +1,8 @@
 """Simplex, rule by rule; what it does as a whole is told by tests/sim."""
 
 from elastic.agreement.simplex import AHEAD, Cast, Enter, Final, Keep, Propose, Simplex, proposer_of
-from elastic.messages import NO_DIGEST, PeerId, View, VoteKind
+from elastic.agreement.votes import VoteKind
+from elastic.messages import NO_DIGEST, PeerId, View
 from tests.sim.agreement import NAMES, ROUND, RUN, manifest_of, proposal, vote
 
 FOUR = NAMES[:4]

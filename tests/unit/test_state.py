@@ -290,17 +290,10 @@ def test_two_manifests_of_one_round_never_stand_side_by_side(tmp_path: Path) -> 
     chain.append(manifests(1)[0])
     with pytest.raises(StateError, match="two different manifests for round 0"):
         chain.append(other)
-    assert chain.keep(other) == manifests(1)[0]
     with (tmp_path / "chain").open("ab") as file:
         file.write(other.canonical() + b"\n")
     with pytest.raises(StateError, match="two different manifests"):
         Chain(tmp_path / "chain")
-
-
-def test_keep_writes_what_is_new(tmp_path: Path) -> None:
-    chain, first = Chain(tmp_path / "chain"), manifests(1)[0]
-    assert chain.keep(first) == first
-    assert Chain(tmp_path / "chain").head() == first
 
 
 @pytest.mark.parametrize("torn", [b"{", b"\0" * 50, b'{"run":"demo"}\n', manifests(3)[2].canonical()])

@@ -1,0 +1,157 @@
+"""A validator's seat in one round: the state machine, its memory on disk, its signatures.
+
+What `Simplex` wants to be said is signed here and heard by ourselves at once; all of it is on disk before `ballot` may
+be posted. After a restart the same ballot is heard again, so a validator never contradicts itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from elastic.agreement.simplex import Action, Cast, Enter, Keep, Propose, Simplex
+from elastic.agreement.votes import Ballot, Proposal, Vote
+from elastic.errors import SignatureInvalidError
+from elastic.messages import Digest, Finality, Manifest, PeerId, RoundIndex, View
+from elastic.wire.signing import Identity, verify
+
+REMEMBERED = 16_384
+"""Genuine votes and proposals remembered; a liar can sign any number."""
+
+
+class Seat:
+    """One validator in one round."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        run: str,
+        round_: RoundIndex,
+        validators: Sequence[PeerId],
+        *,
+        memory: Ballot | None,
+        save: Callable[[Ballot], None],
+    ) -> None:
+        """Begin, or go on from what we said before we were restarted.
+
+        Args:
+            identity: ours.
+            run: name of the run.
+            round_: the round to agree on.
+            validators: all of them.
+            memory: our ballot in this round as it was saved.
+            save: keeps our ballot durably, in place of the one before; it is on disk when this returns.
+        """
+        self.round = round_
+        self.draft = memory.draft if memory else None
+        self.entered = 0
+        """Views entered so far: each wants a timer of its own."""
+        self._identity, self._run, self._save = identity, run, save
+        self.validators = frozenset(validators)
+        self._genuine: set[Vote | Proposal] = set()
+        votes, proposals = self._verified(memory) if memory else ([], [])
+        self._votes = [vote for vote in votes if vote.peer == identity.peer]
+        self._proposals = [each for each in proposals if each.proposer == identity.peer]
+        self._kept: tuple[Vote, ...] = tuple(votes)
+        said = [Cast(vote.view, vote.kind, vote.manifest) for vote in self._votes]
+        proposed = [Propose(each.view, each.manifest, each.parent) for each in self._proposals]
+        self._machine = Simplex(identity.peer, run, round_, validators, [*said, *proposed])
+        self._do(self._machine.hear(votes, proposals))
+
+    @property
+    def view(self) -> View:
+        """The view we are in."""
+        return self._machine.view
+
+    @property
+    def final(self) -> Digest | None:
+        """Which manifest is final, once we know."""
+        return self._machine.final.manifest if self._machine.final else None
+
+    @property
+    def finality(self) -> Finality | None:
+        """And why."""
+        if self._machine.final is None:
+            return None
+        votes = self._machine.final.votes
+        return Finality(view=votes[0].view, signatures={vote.peer: vote.signature for vote in votes})
+
+    @property
+    def proposes_own(self) -> bool:
+        """Whether we have proposed our own manifest, so that the others need it."""
+        return any(each.parent is None for each in self._proposals)
+
+    def wanted(self) -> set[Digest]:
+        """The manifest that our vote waits for."""
+        return self._machine.wanted()
+
+    def have(self, manifest: Manifest) -> None:
+        """A signed manifest of our own. One that we proposed already stands, and this one is not looked at."""
+        if self.draft is None or not self.proposes_own:
+            self.draft = manifest
+        self._do(self._machine.have(self.draft.digest()))
+
+    def find_good(self, manifest: Digest) -> None:
+        """Another's manifest is one that we would sign."""
+        self._do(self._machine.find_good(manifest))
+
+    def hear(self, ballot: Ballot) -> None:
+        """What another validator posted; what it made up is left out."""
+        votes, proposals = self._verified(ballot)
+        self._do(self._machine.hear(votes, proposals))
+
+    def time_out(self) -> None:
+        """The timer of the view we are in ran out."""
+        self._do(self._machine.time_out(self._machine.view))
+
+    def ballot(self) -> Ballot:
+        """All that we have to say."""
+        said = dict.fromkeys([*self._votes, *self._kept, *self._machine.proof()])
+        return Ballot.of(self._run, self.round, said, self._proposals)
+
+    def _do(self, actions: Iterable[Action]) -> None:
+        """Carry out what the machine wants, and hear ourselves, until there is no more; then it is on disk."""
+        queue = deque(actions)
+        if not queue:
+            return
+        while queue:
+            match queue.popleft():
+                case Cast(view, kind, manifest):
+                    vote = self._identity.sign(
+                        Vote(run=self._run, round=self.round, view=view, kind=kind, manifest=manifest,
+                             peer=self._identity.peer)
+                    )  # fmt: skip
+                    self._votes.append(vote)
+                    queue += self._machine.hear([vote])
+                case Propose(view, manifest, parent):
+                    proposal = self._identity.sign(
+                        Proposal(run=self._run, round=self.round, view=view, manifest=manifest, parent=parent,
+                                 proposer=self._identity.peer)
+                    )  # fmt: skip
+                    self._proposals.append(proposal)
+                    queue += self._machine.hear(proposals=[proposal])
+                case Keep(votes):
+                    self._kept = votes
+                case Enter():
+                    self.entered += 1
+        self._save(self.ballot().model_copy(update={"draft": self.draft}))
+
+    def _verified(self, ballot: Ballot) -> tuple[list[Vote], list[Proposal]]:
+        """Of this round and genuine; each signature is checked once."""
+        if (ballot.run, ballot.round) != (self._run, self.round):
+            return [], []
+        votes = [vote for vote in ballot.votes() if self._is_genuine(vote)]
+        return votes, [each for each in ballot.proposals if self._is_genuine(each)]
+
+    def _is_genuine(self, said: Vote | Proposal) -> bool:
+        if said not in self._genuine:
+            if (said.run, said.round) != (self._run, self.round) or said.signer not in self.validators:
+                return False
+            try:
+                verify(said)
+            except SignatureInvalidError:
+                return False
+            if len(self._genuine) >= REMEMBERED:
+                self._genuine.clear()
+            self._genuine.add(said)
+        return True

@@ -1,0 +1,139 @@
+"""As a validator: the manifest that we would propose, and whether we would sign another's.
+
+Two honest validators never see quite the same: packets are lost, a copy is seen before its original. So the proposer
+has some freedom, within which the others follow: who of two equal payloads counts, who was too late, a few peers in
+the next roster. What they insist on is that everything that counts is really there and right, that nobody's share is
+inflated, that most of what they hold counts, and that the next roster is of peers they know.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from elastic.agreement.manifests import draft
+from elastic.contracts import Arrival
+from elastic.messages import (
+    ContributionHeader,
+    Counted,
+    Digest,
+    Manifest,
+    PeerCard,
+    PeerId,
+    RejectReason,
+    RoundIndex,
+    RoundPlan,
+    Verdict,
+)
+from elastic.peer import Peer
+from elastic.schedule.decide import Commit, Skip
+from elastic.schedule.plan import candidates
+
+logger = logging.getLogger(__name__)
+
+LEAST_PART = 0.5
+"""Another's manifest counts at least this part of what we would count, and keeps this part of our next roster."""
+SHARE_FACTOR = 2.0
+"""Nobody's share is larger than this times what it would be with us: scores are each validator's own view."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What came from others (and ourselves), in order of arrival, and what we think of it."""
+
+    arrivals: Mapping[PeerId, Arrival]
+    verdicts: Mapping[PeerId, Verdict]
+
+    def accepted(self) -> list[ContributionHeader]:
+        """Headers of the contributions that may count, in PeerId order."""
+        return [self.arrivals[sender].header for sender in sorted(self.arrivals) if self.verdicts[sender].accepted]
+
+    def corrected(self, decision: Commit | Skip) -> "Seen":
+        """Who counted was there: that the round was decided before we had their bytes is no fault of theirs."""
+        if isinstance(decision, Skip):
+            return self
+        manifest = decision.manifest
+        unseen = [entry.peer for entry in manifest.counted if entry.peer not in self.arrivals]
+        found = {peer: Verdict(peer=peer, round=manifest.round) for peer in unseen}
+        return Seen(self.arrivals, {**self.verdicts, **found})
+
+    def payloads(self) -> dict[Digest, bytes]:
+        """The bytes that we hold."""
+        return {each.header.payload: each.payload for each in self.arrivals.values() if each.payload is not None}
+
+
+def own_manifest(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard]) -> Manifest:
+    """What we would have the round be: everything that we accept, and whoever is there for the next one."""
+    accepted = seen.accepted()
+    shares = peer.incentive.shares(accepted) if accepted else {}
+    counted = [
+        Counted(peer=each.peer, payload=each.payload, size_bytes=each.size_bytes, share=shares[each.peer])
+        for each in accepted
+        if each.peer in shares
+    ]
+    previous = peer.chain.get(RoundIndex(plan.round - 1))
+    assert previous is not None, "a plan comes from the manifest before it"
+    return draft(previous, plan.anchor, counted, _next_roster(peer, plan, seen, cards), peer.id)
+
+
+def unseen(seen: Seen, manifest: Manifest) -> list[PeerId]:
+    """Of whom it counts those that we have not looked at yet."""
+    return [entry.peer for entry in manifest.counted if entry.peer not in seen.arrivals]
+
+
+def objection(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard], manifest: Manifest) -> str | None:
+    """Why we would not sign another validator's manifest, sound by itself; None: we would."""
+    if (manifest.previous, manifest.anchor) != (plan.previous, plan.anchor):
+        return "it applies to another anchor than ours"
+    return (
+        _against_counted(peer, seen, manifest)
+        or _against_shares(peer, seen, manifest)
+        or _against_roster(peer, plan, seen, list(cards), manifest)
+    )
+
+
+def _against_counted(peer: Peer, seen: Seen, manifest: Manifest) -> str | None:
+    for entry in manifest.counted:
+        arrival, verdict = seen.arrivals.get(entry.peer), seen.verdicts.get(entry.peer)
+        if arrival is None or verdict is None:
+            return f"it counts {entry.peer}, whose contribution is not to be had"
+        if (arrival.header.payload, arrival.header.size_bytes) != (entry.payload, entry.size_bytes):
+            return f"it counts another payload of {entry.peer} than was committed to"
+        # Which of two equal payloads was first the network may have told them otherwise.
+        if not verdict.accepted and verdict.rejected is not RejectReason.COPY:
+            return f"it counts {entry.peer}: {verdict.rejected}"
+    payloads = [entry.payload for entry in manifest.counted]
+    if len(set(payloads)) < len(payloads) and not peer.reducer.averages:
+        return "it counts one payload twice"
+    accepted = len(seen.accepted())
+    if len(payloads) < LEAST_PART * accepted:
+        return f"it counts {len(payloads)}, we accept {accepted}"
+    return None
+
+
+def _against_shares(peer: Peer, seen: Seen, manifest: Manifest) -> str | None:
+    if manifest.void:
+        return None
+    ours = peer.incentive.shares([seen.arrivals[entry.peer].header for entry in manifest.counted])
+    for entry in manifest.counted:
+        if entry.share > SHARE_FACTOR * ours.get(entry.peer, 0.0):
+            return f"it gives {entry.peer} a share of {entry.share:.3f}, we {ours.get(entry.peer, 0.0):.3f}"
+    return None
+
+
+def _against_roster(peer: Peer, plan: RoundPlan, seen: Seen, cards: list[PeerCard], manifest: Manifest) -> str | None:
+    if len(manifest.roster) > peer.shared.round.max_peers:
+        return f"its next roster has {len(manifest.roster)} peers, at most {peer.shared.round.max_peers} may be"
+    known = {card.peer for card in cards} | set(plan.roster)
+    strangers = set(manifest.roster) - known
+    if strangers:
+        return f"its next roster names {min(strangers)}, whom we have never seen"
+    ours = set(_next_roster(peer, plan, seen, cards))
+    if len(ours & set(manifest.roster)) < LEAST_PART * len(ours):
+        return "its next roster leaves out most of those whom we see"
+    return None
+
+
+def _next_roster(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard]) -> list[PeerId]:
+    arrived = {header.peer for header in seen.accepted()}
+    ready = candidates(list(cards), plan, peer.shared.digest(), arrived)
+    return sorted(peer.incentive.select(RoundIndex(plan.round + 1), ready, peer.shared.round.max_peers))

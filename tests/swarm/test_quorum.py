@@ -1,0 +1,221 @@
+"""Several validators, nobody in charge: any of them may be down, cut off, slow or restarted, and the swarm goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builder import RUN, Swarm, identity
+
+from elastic.agreement.simplex import proposer_of
+from elastic.messages import NO_DIGEST, Manifest, RoundIndex, View
+from elastic.peer import Peer
+
+FOUR = ("ann", "bob", "cyd", "dan")
+
+
+def proposer(swarm: Swarm, round_: int, view: int = 0) -> str:
+    """Name of the validator whose turn it is."""
+    validators = swarm.shared.agreement.validators
+    turn = proposer_of(swarm.shared.run, RoundIndex(round_), View(view), validators)
+    return next(name for name, node in swarm.nodes.items() if node.id == turn)
+
+
+def same_chains(swarm: Swarm, *names: str) -> None:
+    """No two of them ever applied different manifests."""
+    chains = [swarm.check_chain(name) for name in names or swarm.nodes]
+    by_round: dict[int, set[str]] = {}
+    for chain in chains:
+        for manifest in chain:
+            by_round.setdefault(manifest.round, set()).add(manifest.digest())
+    assert all(len(digests) == 1 for digests in by_round.values())
+
+
+@pytest.mark.parametrize("num", [2, 3, 4])
+async def test_validators_agree_and_everyone_counts(tmp_path: Path, num: int) -> None:
+    async with Swarm(tmp_path, *FOUR, "eve", validators=FOUR[:num]) as swarm:
+        swarm.start()
+        await swarm.finish()
+        assert len(swarm.anchors()) == 1
+        same_chains(swarm)
+        for manifest in swarm.check_chain("eve")[1:]:
+            assert len(manifest.counted) == 5
+            assert manifest.proposer == swarm[proposer(swarm, manifest.round)].id
+
+
+async def test_a_proposer_that_dies_in_its_round_costs_a_deadline_and_not_the_round(tmp_path: Path) -> None:
+    # given
+    async with Swarm(tmp_path, *FOUR, validators=FOUR) as swarm:
+        victim = proposer(swarm, 2)
+        swarm[victim].crash_at = "agree 2"
+        # when
+        swarm.start()
+        await swarm.finish(victim)
+        others = [name for name in FOUR if name != victim]
+        await swarm.rounds_done(3, *others)
+        # then round 2 was proposed by the next one, and the dead one's work, which was out already, counts
+        second = swarm.check_chain(others[0])[2]
+        assert second.proposer == swarm[proposer(swarm, 2, view=1)].id
+        assert swarm[victim].id in {entry.peer for entry in second.counted}
+        report = swarm[others[0]].report(2)
+        assert report.seconds["total"] < 2 * (swarm.shared.round.train_seconds + swarm.shared.round.gather_seconds)
+        # and it comes back to where the others are
+        swarm[victim].start()
+        await swarm.finish()
+        assert len(swarm.anchors()) == 1
+        same_chains(swarm)
+
+
+async def test_one_of_three_may_be_gone_for_good(tmp_path: Path) -> None:
+    async with Swarm(tmp_path, "ann", "bob", "cyd", validators=("ann", "bob", "cyd")) as swarm:
+        swarm["bob"].crash_at = "gather 1"
+        swarm.start()
+        await swarm.finish()
+        assert {len(swarm.check_chain(name)) for name in ("ann", "cyd")} == {5}
+        same_chains(swarm, "ann", "cyd")
+        assert len(swarm.anchors("ann", "cyd")) == 1
+
+
+async def test_the_half_without_a_quorum_waits_and_loses_nothing(tmp_path: Path) -> None:
+    # given four validators, two of which are cut off from everyone
+    async with Swarm(tmp_path, *FOUR, validators=FOUR, rounds=6) as swarm:
+        swarm.start()
+        await swarm.rounds_done(2)
+        for name in ("cyd", "dan"):
+            swarm.network.cut(swarm[name].id)
+        before = {name: swarm[name].peer.holds() for name in FOUR}
+        await swarm.until(lambda: swarm.clock.now() > 40)
+        # then nobody has a quorum, so at most the round that was being decided has ended
+        for name in FOUR:
+            assert swarm[name].peer.holds() <= before[name] + 1
+        # when
+        for name in ("cyd", "dan"):
+            swarm.network.heal(swarm[name].id)
+        await swarm.finish()
+        # then
+        assert len(swarm.anchors()) == 1
+        same_chains(swarm)
+        assert {len(swarm.check_chain(name)) for name in FOUR} == {7}
+
+
+async def test_a_validator_that_was_cut_off_finds_what_the_others_decided(tmp_path: Path) -> None:
+    async with Swarm(tmp_path, *FOUR, validators=FOUR, rounds=5) as swarm:
+        swarm.start()
+        await swarm.rounds_done(1)
+        swarm.network.cut(swarm["dan"].id)
+        await swarm.rounds_done(3, "ann", "bob", "cyd")
+        assert swarm["dan"].peer.holds() <= 3
+        swarm.network.heal(swarm["dan"].id)
+        await swarm.finish()
+        assert len(swarm.anchors()) == 1
+        same_chains(swarm)
+
+
+@pytest.mark.parametrize("boundary", ["commit 2", "gather 2", "agree 2", "outer 2", "before outer step 2"])
+async def test_all_validators_killed_go_on_from_their_disks(tmp_path: Path, boundary: str) -> None:
+    async with Swarm(tmp_path, *FOUR, validators=FOUR) as swarm:
+        for node in swarm.nodes.values():
+            node.crash_at = boundary
+        swarm.start()
+        await swarm.finish(proposer(swarm, 2))
+        for name in FOUR:
+            await swarm[name].stop()
+            swarm[name].crash_at = None
+        swarm.new_network()
+        swarm.start()
+        await swarm.finish()
+        assert len(swarm.anchors()) == 1
+        same_chains(swarm)
+
+
+def only_mine(draft: Manifest) -> dict[str, Any]:
+    mine = [entry.model_copy(update={"share": 1.0}) for entry in draft.counted if entry.peer == draft.proposer]
+    return {"counted": tuple(mine)}
+
+
+def mostly_mine(draft: Manifest) -> dict[str, Any]:
+    rest = 0.1 / (len(draft.counted) - 1)
+    shares = [0.9 if entry.peer == draft.proposer else rest for entry in draft.counted]
+    new = [entry.model_copy(update={"share": share}) for entry, share in zip(draft.counted, shares, strict=True)]
+    return {"counted": tuple(new)}
+
+
+def mine_for_anothers(draft: Manifest) -> dict[str, Any]:
+    mine = next(entry for entry in draft.counted if entry.peer == draft.proposer)
+    return {"counted": tuple(entry.model_copy(update={"payload": mine.payload}) for entry in draft.counted)}
+
+
+def invented(draft: Manifest) -> dict[str, Any]:
+    return {"counted": tuple(entry.model_copy(update={"payload": NO_DIGEST}) for entry in draft.counted)}
+
+
+LIES: dict[str, tuple[Callable[[Manifest], dict[str, Any]], str]] = {
+    "counts only its own": (only_mine, "it counts 1, we accept 4"),
+    "counts nobody": (lambda draft: {"counted": ()}, "it counts 0, we accept 4"),
+    "gives itself the most": (mostly_mine, "a share of 0.900, we 0.250"),
+    "counts its own for all": (mine_for_anothers, "it counts another payload"),
+    "counts what nobody made": (invented, "it counts another payload"),
+    "wants friends in the next round": (
+        lambda draft: {"roster": tuple(sorted((*draft.roster, identity("mallory").peer)))}, "whom we have never seen",
+    ),
+    "wants nobody in the next round": (lambda draft: {"roster": ()}, "leaves out most of those"),
+    "starts from another anchor": (lambda draft: {"anchor": NO_DIGEST}, "another anchor than ours"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIES)
+async def test_a_lying_proposer_loses_its_turn(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    # given a validator that proposes what serves it, whenever it is its turn
+    lie, objection = LIES[name]
+    async with Swarm(tmp_path, *FOUR, validators=FOUR, rounds=2) as swarm:
+        liar = swarm[proposer(swarm, 2)]
+
+        def propose_a_lie(peer: Peer) -> None:
+            decide = peer.agreement.decide
+
+            async def lying(draft: Manifest, *args: Any, **kwargs: Any) -> Manifest | None:
+                lied = draft.model_copy(update=lie(draft)) if draft.round == 2 else draft
+                return await decide(lied, *args, **kwargs)
+
+            peer.agreement.decide = lying  # type: ignore[method-assign]
+
+        liar.on_start = propose_a_lie
+        # when
+        swarm.start()
+        await swarm.finish()
+        # then
+        assert objection in caplog.text
+        second = swarm.check_chain(liar.name)[2]
+        assert second.proposer == swarm[proposer(swarm, 2, view=1)].id
+        assert len(second.counted) == 4
+        assert len(swarm.anchors()) == 1
+        same_chains(swarm)
+
+
+async def test_what_a_proposer_counts_is_fetched_before_it_is_signed(tmp_path: Path) -> None:
+    # given three validators that are all needed, one of which sees nothing of eve until its own gathering is over
+    names = ("ann", "cyd", "dan")
+    async with Swarm(tmp_path, *names, "eve", validators=("ann", "bob", *names[1:])) as swarm:
+        turn = proposer_of(RUN, RoundIndex(2), View(0), swarm.shared.agreement.validators)
+        blind = next(swarm[name] for name in names if swarm[name].id != turn)
+
+        def open_eyes(peer: Peer) -> None:
+            on_phase = peer.on_phase
+
+            def at_last(phase: str) -> None:
+                on_phase(phase)
+                if phase == "agree" and blind._round == 2:
+                    swarm.network.heal(blind.id)
+
+            peer.on_phase = at_last
+
+        blind.on_start = open_eyes
+        # when
+        swarm.start()
+        await swarm.rounds_done(1, blind.name)
+        swarm.network.cut(blind.id, swarm["eve"].id)
+        await swarm.finish()
+        # then
+        assert swarm["eve"].id in {entry.peer for entry in swarm.check_chain(blind.name)[2].counted}
+        assert len(swarm.anchors()) == 1
+        same_chains(swarm)
