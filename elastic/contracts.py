@@ -25,6 +25,7 @@ from elastic.messages import (
     Seconds,
     StateMeta,
     Verdict,
+    View,
 )
 
 if TYPE_CHECKING:
@@ -238,8 +239,22 @@ class Arrival:
     """when it was complete: seconds since the gathering began."""
 
 
+Drafts = Callable[[View], Awaitable[Manifest]]
+"""What a validator proposes when its turn comes in that view, unsigned."""
 Accepts = Callable[[Manifest], Awaitable[bool]]
 """Whether a validator would sign another's manifest, which is sound by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How long validators wait for each other; instants of the peer's clock."""
+
+    proposer: Seconds
+    """Until when the first proposer is waited for."""
+    patience: Seconds
+    """Seconds that the second one gets; each further one gets twice as many as the one before."""
+    give_up: Seconds
+    """When to return without a manifest."""
 
 
 class Agreement(Protocol):
@@ -249,17 +264,14 @@ class Agreement(Protocol):
         """Whether this peer is one of those who decide."""
         ...
 
-    async def decide(
-        self, draft: Manifest, accepts: Accepts, *, proposer_until: Seconds, patience: Seconds, until: Seconds
-    ) -> Manifest | None:
+    async def decide(self, round_: RoundIndex, drafts: Drafts, accepts: Accepts, times: Times) -> Manifest | None:
         """As a validator: agree with the others on a round; the final manifest, or None if there is none yet.
 
         Args:
-            draft: our own manifest, unsigned, for when it is our turn to propose.
+            round_: called again for the same one it goes on where it stopped.
+            drafts: makes our own manifest, once; one that we proposed before a restart stands.
             accepts: whether we would sign another's; may take its time.
-            proposer_until: how long the first proposer is waited for.
-            patience: how long the second is; each further one twice as long as the one before.
-            until: when to give up for now; called again it goes on.
+            times: how long who is waited for.
         """
         ...
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from elastic.agreement.manifests import genesis
 from elastic.apply import catch_up
 from elastic.config import Shared
-from elastic.contracts import Clock, Exchange
+from elastic.contracts import Clock, Exchange, Times
 from elastic.errors import (
     BootstrapError,
     ClockSkewError,
@@ -24,7 +24,19 @@ from elastic.errors import (
     PortTakenError,
     TrainerLostError,
 )
-from elastic.messages import JSON, Manifest, PeerCard, PeerId, PeerStage, RoundIndex, RoundPlan, RoundReport, Seconds
+from elastic.messages import (
+    GENESIS,
+    JSON,
+    Manifest,
+    PeerCard,
+    PeerId,
+    PeerStage,
+    RoundIndex,
+    RoundPlan,
+    RoundReport,
+    Seconds,
+    View,
+)
 from elastic.peer import Peer
 from elastic.round import run_round
 from elastic.schedule.decide import CatchUp, Found, Leave, Train, Wait, decide_next
@@ -207,16 +219,16 @@ class Life:
         roster = peer.incentive.select(RoundIndex(1), sorted(ready), peer.shared.round.max_peers)
         now = peer.clock.now()
 
+        async def drafts(_: View) -> Manifest:
+            return genesis(peer.shared.run, peer.state.anchor, sorted(roster), proposer=peer.id)
+
         async def accepts(other: Manifest) -> bool:
             known = {card.peer for card in await peer.exchange.cards()}
             enough = needed <= len(other.roster) <= peer.shared.round.max_peers
             return other.anchor == peer.state.anchor and enough and set(other.roster) <= known
 
-        manifest = await peer.agreement.decide(
-            genesis(peer.shared.run, peer.state.anchor, sorted(roster), proposer=peer.id), accepts,
-            proposer_until=Seconds(now + GENESIS_SECONDS), patience=GENESIS_SECONDS,
-            until=Seconds(now + 4 * GENESIS_SECONDS),
-        )  # fmt: skip
+        times = Times(Seconds(now + GENESIS_SECONDS), GENESIS_SECONDS, give_up=Seconds(now + 4 * GENESIS_SECONDS))
+        manifest = await peer.agreement.decide(GENESIS, drafts, accepts, times)
         if manifest is not None:
             await catch_up(peer, manifest)
 

@@ -175,6 +175,8 @@ class RejectReason(StrEnum):
     COPY = "copy"
     DIVERGED = "diverged"
     """With the `average` reducer: this peer's averaged result differs from the others'."""
+    EQUIVOCAL = "equivocal"
+    """It committed to two payloads in one round."""
 
 
 class Verdict(Message):
@@ -212,6 +214,19 @@ class Scoreboard(Message):
 
     round: Index
     scores: dict[PeerIdField, float]
+
+
+class Notes(Message):
+    """The commitments that a validator has seen and accepts: for those that others were shown differently, or not."""
+
+    headers: Annotated[tuple[ContributionHeader, ...], Field(max_length=1024)]
+
+
+class BlobRef(Message):
+    """Where notes are to be had: a record is too small for them."""
+
+    digest: HexDigest
+    size_bytes: Annotated[int, Field(ge=0, le=2**20)]
 
 
 class Counted(Message):

@@ -7,26 +7,21 @@ inflated, that most of what they hold counts, and that the next roster is of pee
 """
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from elastic.agreement.manifests import draft
-from elastic.contracts import Arrival
 from elastic.messages import (
-    ContributionHeader,
     Counted,
-    Digest,
     Manifest,
     PeerCard,
     PeerId,
     RejectReason,
     RoundIndex,
     RoundPlan,
-    Verdict,
 )
 from elastic.peer import Peer
-from elastic.schedule.decide import Commit, Skip
 from elastic.schedule.plan import candidates
+from elastic.seen import Seen
 
 logger = logging.getLogger(__name__)
 
@@ -34,31 +29,6 @@ LEAST_PART = 0.5
 """Another's manifest counts at least this part of what we would count, and keeps this part of our next roster."""
 SHARE_FACTOR = 2.0
 """Nobody's share is larger than this times what it would be with us: scores are each validator's own view."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What came from others (and ourselves), in order of arrival, and what we think of it."""
-
-    arrivals: Mapping[PeerId, Arrival]
-    verdicts: Mapping[PeerId, Verdict]
-
-    def accepted(self) -> list[ContributionHeader]:
-        """Headers of the contributions that may count, in PeerId order."""
-        return [self.arrivals[sender].header for sender in sorted(self.arrivals) if self.verdicts[sender].accepted]
-
-    def corrected(self, decision: Commit | Skip) -> "Seen":
-        """Who counted was there: that the round was decided before we had their bytes is no fault of theirs."""
-        if isinstance(decision, Skip):
-            return self
-        manifest = decision.manifest
-        unseen = [entry.peer for entry in manifest.counted if entry.peer not in self.arrivals]
-        found = {peer: Verdict(peer=peer, round=manifest.round) for peer in unseen}
-        return Seen(self.arrivals, {**self.verdicts, **found})
-
-    def payloads(self) -> dict[Digest, bytes]:
-        """The bytes that we hold."""
-        return {each.header.payload: each.payload for each in self.arrivals.values() if each.payload is not None}
 
 
 def own_manifest(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard]) -> Manifest:
@@ -73,11 +43,6 @@ def own_manifest(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCa
     previous = peer.chain.get(RoundIndex(plan.round - 1))
     assert previous is not None, "a plan comes from the manifest before it"
     return draft(previous, plan.anchor, counted, _next_roster(peer, plan, seen, cards), peer.id)
-
-
-def unseen(seen: Seen, manifest: Manifest) -> list[PeerId]:
-    """Of whom it counts those that we have not looked at yet."""
-    return [entry.peer for entry in manifest.counted if entry.peer not in seen.arrivals]
 
 
 def objection(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard], manifest: Manifest) -> str | None:

@@ -5,7 +5,6 @@ Start reading at `run_round`; every line is one jump deep. A peer's misbehaviour
 Skip, and neither is an exception: exceptions mean that our own side is broken.
 """
 
-import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -13,29 +12,26 @@ from typing import cast
 
 from elastic import trace
 from elastic.apply import apply_manifest, missing_payloads
-from elastic.contracts import AveragingReducer
+from elastic.contracts import AveragingReducer, Times
+from elastic.deliberate import Deliberation
 from elastic.errors import AveragingError, DivergedError
-from elastic.exchange.gather import CONTRIBUTION, Checks, Gathered, gather
+from elastic.exchange.gather import CONTRIBUTION, Gathered, Until, gather
 from elastic.messages import (
     ContributionHeader,
     Digest,
     Evidence,
     InnerReport,
     Manifest,
-    PeerId,
-    RejectReason,
     RoundPlan,
     RoundReport,
     Seconds,
-    Verdict,
     digest_of,
 )
 from elastic.peer import Peer
-from elastic.propose import Seen, objection, own_manifest, unseen
 from elastic.schedule.decide import Commit, Skip, decide_commit
 from elastic.schedule.phases import Phases
 from elastic.schedule.plan import TRAIN_PART
-from elastic.verify.checks import check_header, check_payload, mark_copies, mark_diverged
+from elastic.seen import Seen, checks_of, judge
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +57,7 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
     with trace.round_span(plan):
         offer = await contribute(peer, plan, phases)
         seen = judge(peer, plan, await collect(peer, plan, phases))
-        manifest = await agree(peer, plan, seen, phases)
+        manifest, seen = await agree(peer, plan, seen, phases)
         decision = await conclude(peer, plan, manifest, seen, phases)
         seen = seen.corrected(decision)
     if manifest is not None and manifest.proposer == peer.id:
@@ -99,39 +95,28 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> Gathered:
 
     with phases("gather"):
         return await gather(
-            peer.exchange, peer.clock, plan, checks=_checks(peer, plan), decided=decided, deadline=deadline
+            peer.exchange, peer.clock, plan, checks=checks_of(peer, plan), until=Until(deadline, decided)
         )
 
 
-def judge(peer: Peer, plan: RoundPlan, gathered: Gathered) -> Seen:
-    """Verdicts on the whole round: what can only be seen by comparing contributions, and who is missing."""
-    arrivals = gathered.arrivals
-    verdicts = {sender: arrival.verdict for sender, arrival in arrivals.items()}
-    headers = {sender: arrival.header for sender, arrival in arrivals.items()}
-    if peer.reducer.averages:
-        verdicts = mark_diverged(verdicts, headers)
-    else:
-        verdicts = mark_copies(verdicts, headers, {sender: arrival.committed for sender, arrival in arrivals.items()})
-    for absent in set(plan.roster) - set(arrivals):
-        reason = RejectReason.UNFETCHABLE if absent in gathered.unfetched else RejectReason.MISSING
-        verdicts[absent] = Verdict(peer=absent, round=plan.round, rejected=reason)
-    return Seen(arrivals, verdicts)
+async def agree(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> tuple[Manifest | None, Seen]:
+    """The one manifest of this round: decided with the other validators if we are one, waited for if not.
 
-
-async def agree(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> Manifest | None:
-    """The one manifest of this round: decided with the other validators if we are one, waited for if not."""
+    Returns:
+        The manifest, if there is one yet; and what we saw, with what the other validators had to show.
+    """
     with phases("agree"):
         if not peer.agreement.validates(peer.id):
-            return await _await_manifest(peer, plan, phases)
+            return await _await_manifest(peer, plan, phases), seen
+        mind = Deliberation(peer, plan, seen)
+        await mind.publish()
         now = peer.clock.now()
-        proposer_until = max(phases.start + plan.gather_seconds, now) + PROPOSER_SECONDS
-        return await peer.agreement.decide(
-            own_manifest(peer, plan, seen, await peer.exchange.cards()),
-            lambda manifest: _accepts(peer, plan, seen, manifest),
-            proposer_until=Seconds(proposer_until),
+        times = Times(
+            proposer=Seconds(max(phases.start + plan.gather_seconds, now) + PROPOSER_SECONDS),
             patience=PROPOSER_SECONDS,
-            until=Seconds(max(phases.start + 2 * plan.gather_seconds, now + plan.gather_seconds)),
+            give_up=Seconds(max(phases.start + 2 * plan.gather_seconds, now + plan.gather_seconds)),
         )
+        return await peer.agreement.decide(plan.round, mind.draft, mind.accepts, times), mind.seen
 
 
 async def conclude(peer: Peer, plan: RoundPlan, manifest: Manifest | None, seen: Seen, phases: Phases) -> Commit | Skip:
@@ -225,44 +210,6 @@ async def _await_manifest(peer: Peer, plan: RoundPlan, phases: Phases) -> Manife
         if manifest is not None or phases.elapsed() >= 2 * plan.gather_seconds:
             return manifest
         await peer.clock.sleep(MANIFEST_POLL)
-
-
-async def _accepts(peer: Peer, plan: RoundPlan, seen: Seen, manifest: Manifest) -> bool:
-    """Whether we would sign another validator's manifest; what it counts and we lack is fetched first."""
-    missing = unseen(seen, manifest)
-    if missing:
-        late = await gather(
-            peer.exchange, peer.clock, plan.model_copy(update={"roster": tuple(missing)}),
-            checks=_checks(peer, plan), decided=_never, deadline=Seconds(peer.clock.now() + plan.gather_seconds),
-        )  # fmt: skip
-        seen = judge(peer, plan, Gathered({**seen.arrivals, **late.arrivals}, late.unfetched))
-    against = objection(peer, plan, seen, await peer.exchange.cards(), manifest)
-    if against is not None:
-        logger.warning("round %d: the manifest of %s is not signed: %s", plan.round, manifest.proposer, against)
-    return against is None
-
-
-async def _never() -> bool:
-    return False
-
-
-def _checks(peer: Peer, plan: RoundPlan) -> Checks:
-    """The cheap checks of this round."""
-
-    async def check(header: ContributionHeader, payload: bytes) -> Verdict:
-        verdict = await asyncio.to_thread(
-            check_payload, header, payload, lambda data: peer.reducer.decode(data, peer.like)
-        )
-        if verdict.accepted:
-            await peer.exchange.provide(payload)  # its author may be slow, or die once it counts
-        return verdict
-
-    def check_first(sender: PeerId, header: ContributionHeader) -> Verdict:
-        return check_header(
-            header, sender=sender, plan=plan, max_bytes=peer.max_payload_bytes, max_tokens=peer.max_tokens
-        )
-
-    return Checks(check_first, check)
 
 
 def _why_skipped(peer: Peer, offer: Offer, seen: Seen, decision: Commit | Skip) -> str | None:

@@ -20,9 +20,9 @@ from elastic.agreement.manifests import check_final, check_manifest
 from elastic.agreement.seat import Seat
 from elastic.agreement.talk import BALLOT, DRAFT, MANIFEST, Talk
 from elastic.agreement.votes import Ballot
-from elastic.contracts import Accepts, Clock, Exchange
+from elastic.contracts import Accepts, Clock, Drafts, Exchange, Times
 from elastic.errors import MalformedError, SignatureInvalidError, StateError
-from elastic.messages import GENESIS, Manifest, PeerId, RoundIndex, Seconds
+from elastic.messages import GENESIS, Manifest, PeerId, RoundIndex, Seconds, View
 from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)
@@ -86,37 +86,29 @@ class Quorum:
         """Whether this peer is one of those who decide."""
         return peer in self._validators
 
-    async def decide(
-        self, draft: Manifest, accepts: Accepts, *, proposer_until: Seconds, patience: Seconds, until: Seconds
-    ) -> Manifest | None:
-        """As a validator: take part in agreeing on a round, with `draft` for when it is our turn to propose.
+    async def decide(self, round_: RoundIndex, drafts: Drafts, accepts: Accepts, times: Times) -> Manifest | None:
+        """As a validator: take part in agreeing on a round; see `contracts.Agreement`.
 
-        Called again for the same round it goes on where it stopped.
-
-        Args:
-            draft: our own manifest, unsigned; one that we proposed earlier stands.
-            accepts: whether we would sign another's manifest, which is sound by itself; may take its time.
-            proposer_until: how long the first proposer is waited for.
-            patience: how long the second is; each further one twice as long as the one before.
-            until: when to give up for now. Instants are of `clock`.
-
-        Returns:
-            The final manifest; None if there is none yet.
+        Raises:
+            MalformedError: what `drafts` made breaks a rule, or does not continue the round before.
         """
         assert self.validates(self._identity.peer), "only a validator decides"
-        signed = self._identity.sign(draft)
-        self._check_sound(signed, draft.round)
-        talk = await self._talk_about(draft.round, proposer_until, patience)
+        talk = await self._talk_about(round_, times)
         if talk is None:
-            return await self.decided(draft.round)
-        talk.seat.have(signed)
+            return await self.decided(round_)
+
+        async def sound(view: View) -> Manifest:
+            draft = await drafts(view)
+            self._check_sound(self._identity.sign(draft), round_)
+            return draft
+
         try:
             while True:
-                manifest = await talk.speak() or await self.decided(draft.round)
+                manifest = await talk.speak(sound) or await self.decided(round_)
                 if manifest is not None:
                     await talk.tell(manifest)
                     return self._remembered(manifest)
-                if self._clock.now() >= until:
+                if self._clock.now() >= times.give_up:
                     return None
                 await self._clock.sleep(POLL)
                 await talk.listen(accepts)
@@ -157,7 +149,7 @@ class Quorum:
             await self._exchange.post(MANIFEST, manifest.round, manifest.canonical())
             self._remembered(manifest)
 
-    async def _talk_about(self, round_: RoundIndex, proposer_until: Seconds, patience: Seconds) -> Talk | None:
+    async def _talk_about(self, round_: RoundIndex, times: Times) -> Talk | None:
         if self._talk is not None and self._talk.seat.round == round_:
             return self._talk
         memory = self._memory
@@ -171,7 +163,7 @@ class Quorum:
         def check(manifest: Manifest) -> None:
             self._check_sound(manifest, round_)
 
-        self._talk = Talk(seat, self._exchange, self._clock, check, proposer_until=proposer_until, patience=patience)
+        self._talk = Talk(seat, self._exchange, self._clock, check, times)
         return self._talk
 
     async def _heard_of_us(self, round_: RoundIndex) -> Ballot | None:

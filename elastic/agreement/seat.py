@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from elastic.agreement.simplex import Action, Cast, Enter, Keep, Propose, Simplex
+from elastic.agreement.simplex import Action, Cast, Enter, Keep, Propose, Simplex, proposer_of
 from elastic.agreement.votes import Ballot, Proposal, Vote
 from elastic.errors import SignatureInvalidError
 from elastic.messages import Digest, Finality, Manifest, PeerId, RoundIndex, View
@@ -46,7 +46,7 @@ class Seat:
         self.draft = memory.draft if memory else None
         self.entered = 0
         """Views entered so far: each wants a timer of its own."""
-        self._identity, self._run, self._save = identity, run, save
+        self._identity, self._run, self._save, self._has_draft = identity, run, save, False
         self.validators = frozenset(validators)
         self._genuine: set[Vote | Proposal] = set()
         votes, proposals = self._verified(memory) if memory else ([], [])
@@ -85,10 +85,17 @@ class Seat:
         """The manifest that our vote waits for."""
         return self._machine.wanted()
 
+    @property
+    def our_turn(self) -> bool:
+        """Whether we may propose in this view, and have not said yet what."""
+        turn = proposer_of(self._run, self.round, self.view, sorted(self.validators))
+        return turn == self._identity.peer and not self._has_draft
+
     def have(self, manifest: Manifest) -> None:
-        """A signed manifest of our own. One that we proposed already stands, and this one is not looked at."""
+        """A manifest of our own, signed here. One that we proposed already stands, and this one is not looked at."""
         if self.draft is None or not self.proposes_own:
-            self.draft = manifest
+            self.draft = self._identity.sign(manifest)
+        self._has_draft = True
         self._do(self._machine.have(self.draft.digest()))
 
     def find_good(self, manifest: Digest) -> None:

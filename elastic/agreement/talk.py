@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from elastic.agreement.seat import Seat
 from elastic.agreement.votes import Ballot
-from elastic.contracts import Accepts, Clock, Exchange
+from elastic.contracts import Accepts, Clock, Drafts, Exchange, Times
 from elastic.errors import MalformedError, NetworkError, SignatureInvalidError
 from elastic.messages import Digest, Manifest, PeerId, Seconds, View
 
@@ -35,9 +35,7 @@ class Talk:
         exchange: Exchange,
         clock: Clock,
         check: Check,
-        *,
-        proposer_until: Seconds,
-        patience: Seconds,
+        times: Times,
     ) -> None:
         """Nothing is posted or read yet.
 
@@ -46,12 +44,11 @@ class Talk:
             exchange: where records are posted and found.
             clock: of the peer.
             check: raises MalformedError or SignatureInvalidError if a manifest is unsound.
-            proposer_until: instant until which the first proposer is waited for.
-            patience: how long the second is; each further one twice as long as the one before.
+            times: how long proposers are waited for.
         """
         self.seat = seat
         self._exchange, self._clock, self._check = exchange, clock, check
-        self._rings, self._patience, self._entered = proposer_until, patience, seat.entered
+        self._rings, self._patience, self._entered = times.proposer, times.patience, seat.entered
         self._said: dict[str, tuple[bytes, float]] = {}
         """Kind → what we posted last, and when."""
         self._heard: dict[PeerId, bytes] = {}
@@ -60,8 +57,14 @@ class Talk:
         self._looks: dict[Digest, tuple[View, asyncio.Task[bool]]] = {}
         """Proposed manifest → the view in which we began to look at it, and the look."""
 
-    async def speak(self) -> Manifest | None:
-        """Post what is new; returns the final manifest once it is decided and we know its text."""
+    async def speak(self, drafts: Drafts) -> Manifest | None:
+        """Propose if it is our turn, and post what is new.
+
+        Returns:
+            The final manifest, once it is decided and we know its text.
+        """
+        if self.seat.final is None and self.seat.our_turn:
+            self.seat.have(await drafts(self.seat.view))
         final, finality = self.seat.final, self.seat.finality
         text = None if final is None else await self._text_of(final)
         if text is not None:

@@ -30,6 +30,20 @@ class Checks:
     payload: PayloadCheck
 
 
+async def never() -> bool:
+    """Nothing is decided but by the deadline."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """When gathering ends though not everyone has arrived."""
+
+    deadline: Seconds
+    """Instant on the clock."""
+    decided: Decided = never
+
+
 @dataclass(frozen=True, slots=True)
 class Gathered:
     """What a round brought."""
@@ -41,12 +55,20 @@ class Gathered:
 
 
 async def gather(
-    exchange: Exchange, clock: Clock, plan: RoundPlan, *, checks: Checks, decided: Decided, deadline: Seconds
+    exchange: Exchange,
+    clock: Clock,
+    plan: RoundPlan,
+    *,
+    checks: Checks,
+    until: Until,
+    noted: Mapping[PeerId, bytes] | None = None,
 ) -> Gathered:
     """Collect contributions until everyone on the roster has arrived, the round is decided, or the deadline.
 
     Args:
-        deadline: instant on `clock`.
+        checks: of what comes.
+        until: when to stop waiting.
+        noted: commitments that others have seen; these are looked at, and not the ones that we are shown.
 
     Nobody's garbage raises.
     """
@@ -55,12 +77,14 @@ async def gather(
     receiver = _Receiver(exchange, clock, plan, checks, start=clock.now())
     try:
         while True:
-            for sender, body in (await exchange.records(CONTRIBUTION, plan.round)).items():
+            shown = await exchange.records(CONTRIBUTION, plan.round)
+            for sender, body in {**shown, **(noted or {})}.items():
                 if sender in plan.roster and sender not in tasks:
                     tasks[sender] = asyncio.create_task(receiver.receive(sender, body))
             _collect(tasks, arrivals)
             missing = set(plan.roster) - set(arrivals)
-            if not missing or clock.now() >= deadline or await decided() or missing <= await _leaving(exchange):
+            over = not missing or clock.now() >= until.deadline or await until.decided()
+            if over or missing <= await _leaving(exchange):
                 return Gathered(arrivals, frozenset(missing & set(tasks)))
             await clock.sleep(POLL_SECONDS)
     finally:

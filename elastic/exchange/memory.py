@@ -50,6 +50,7 @@ class MemoryNetwork:
         self._meetings: dict[tuple[str, str], _Meeting] = {}
         self._cut: set[frozenset[PeerId]] = set()
         """Who is cut off from all, alone; pairs that are cut off from each other."""
+        self._shown: dict[tuple[str, RoundIndex, PeerId, PeerId], bytes | None] = {}
         self._corrupt: set[tuple[Digest, PeerId | None]] = set()
 
     def join(self, peer: PeerId, run: str = "run") -> MemoryExchange:
@@ -68,6 +69,19 @@ class MemoryNetwork:
     def corrupt(self, digest: Digest, holder: PeerId | None = None) -> None:
         """This holder, or every holder, serves wrong bytes for this digest."""
         self._corrupt.add((digest, holder))
+
+    def show(self, author: PeerId, kind: str, round_: RoundIndex, body: bytes | None, *readers: PeerId) -> None:
+        """These readers see another record of that author than everyone else; None: they see none."""
+        self._shown.update({(kind, round_, author, reader): body for reader in readers})
+
+    def seen_by(self, reader: PeerId, run: str, kind: str, round_: RoundIndex) -> dict[PeerId, bytes]:
+        """Everyone's records of that kind for that round as that reader sees them."""
+        seen = {
+            author: self._shown.get((kind, round_, author, reader), body)
+            for author, body in self.records.get((run, kind, round_), {}).items()
+            if self.reaches(reader, author)
+        }
+        return {author: body for author, body in seen.items() if body is not None}
 
     def reaches(self, one: PeerId, other: PeerId) -> bool:
         """Whether bytes get from one to the other."""
@@ -135,8 +149,7 @@ class MemoryExchange:
 
     async def records(self, kind: str, round_: RoundIndex) -> Mapping[PeerId, bytes]:
         self._check_open()
-        everyone = self._network.records.get((self._run, kind, round_), {})
-        seen = {peer: body for peer, body in everyone.items() if self._network.reaches(self.peer, peer)}
+        seen = self._network.seen_by(self.peer, self._run, kind, round_)
         self._bytes_in += sum(map(len, seen.values()))
         own = self._own.get((kind, round_))
         return seen if own is None else seen | {self.peer: own}

@@ -11,7 +11,7 @@ from elastic.agreement.quorum import Memory, Quorum
 from elastic.agreement.simplex import max_liars, proposer_of, quorum
 from elastic.agreement.talk import BALLOT, DRAFT, MANIFEST
 from elastic.agreement.votes import Ballot, Proposal, Vote, VoteKind
-from elastic.contracts import Accepts, Agreement
+from elastic.contracts import Accepts, Agreement, Drafts, Times
 from elastic.errors import MalformedError, NetworkError
 from elastic.exchange.memory import MemoryNetwork
 from elastic.messages import (
@@ -78,15 +78,17 @@ class House:
     ) -> list[Manifest | None]:  # fmt: skip
         """What each of these validators (or all) comes to."""
         now = self.clock.now()
-        return await asyncio.gather(
-            *(
-                self.all[peer].decide(
-                    make(peer), accepts, proposer_until=Seconds(now + 5), patience=Seconds(2),
-                    until=Seconds(now + seconds),
-                )
-                for peer in only or self.names
-            )
-        )  # fmt: skip
+        times = Times(proposer=Seconds(now + 5), patience=Seconds(2), give_up=Seconds(now + seconds))
+
+        def drafts_of(peer: PeerId) -> Drafts:
+            async def drafts(_: View) -> Manifest:
+                return make(peer)
+
+            return drafts
+
+        peers = only or self.names
+        round_ = make(peers[0]).round
+        return await asyncio.gather(*(self.all[peer].decide(round_, drafts_of(peer), accepts, times) for peer in peers))
 
 
 def start_of(peer: PeerId) -> Manifest:
@@ -179,7 +181,7 @@ async def test_an_unsound_draft_is_neither_proposed_nor_looked_at() -> None:
     entry = Counted(peer=PEER.peer, payload=ANCHOR, size_bytes=7, share=0.5)
     bad = house.key(liar).sign(draft(start, ANCHOR, [entry], [PEER.peer], liar))
     with pytest.raises(MalformedError, match="shares that sum to"):
-        await house.decide(lambda peer: bad.model_copy(update={"proposer": peer}), only=[house.names[0]])
+        await house.decide(lambda peer: bad.model_copy(update={"proposer": peer}), only=[liar])
     proposal = Proposal(run="demo", round=ONE, view=View(0), manifest=bad.digest(), proposer=liar)
     exchange = house.network.peers[liar]
     await exchange.post(DRAFT, ONE, bad.canonical())

@@ -1,14 +1,16 @@
 """Several validators, nobody in charge: any of them may be down, cut off, slow or restarted, and the swarm goes on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builder import RUN, Swarm, identity
+from builder import RUN, Node, Swarm, identity
 
 from elastic.agreement.simplex import proposer_of
-from elastic.messages import NO_DIGEST, Manifest, RoundIndex, View
+from elastic.contracts import Drafts
+from elastic.exchange.gather import CONTRIBUTION
+from elastic.messages import NO_DIGEST, ContributionHeader, Manifest, RejectReason, RoundIndex, View
 from elastic.peer import Peer
 
 FOUR = ("ann", "bob", "cyd", "dan")
@@ -173,9 +175,12 @@ async def test_a_lying_proposer_loses_its_turn(tmp_path: Path, name: str, caplog
         def propose_a_lie(peer: Peer) -> None:
             decide = peer.agreement.decide
 
-            async def lying(draft: Manifest, *args: Any, **kwargs: Any) -> Manifest | None:
-                lied = draft.model_copy(update=lie(draft)) if draft.round == 2 else draft
-                return await decide(lied, *args, **kwargs)
+            async def lying(round_: RoundIndex, drafts: Drafts, *args: Any) -> Manifest | None:
+                async def lied(view: View) -> Manifest:
+                    draft = await drafts(view)
+                    return draft.model_copy(update=lie(draft)) if round_ == 2 else draft
+
+                return await decide(round_, lied, *args)
 
             peer.agreement.decide = lying  # type: ignore[method-assign]
 
@@ -190,6 +195,56 @@ async def test_a_lying_proposer_loses_its_turn(tmp_path: Path, name: str, caplog
         assert len(second.counted) == 4
         assert len(swarm.anchors()) == 1
         same_chains(swarm)
+
+
+def two_faced(swarm: Swarm, name: str, fools: Sequence[str], *, silent: bool = False) -> None:
+    """From round 2 on this peer shows these validators another commitment than everyone, or none at all."""
+    liar = swarm[name]
+
+    async def lie(header: ContributionHeader, node: Node) -> bytes:
+        if header.round > 1:
+            other = await node.peer.exchange.provide(node.payloads[1])
+            lied = header.model_copy(update={"payload": other, "size_bytes": len(node.payloads[1])})
+            shown = None if silent else identity(name).sign(lied).canonical()
+            readers = [swarm[fool].id for fool in fools]
+            swarm.network.show(liar.id, CONTRIBUTION, header.round, shown, *readers)
+        else:
+            node.payloads[1] = node.session.pending.payload
+        return header.canonical()
+
+    liar.lie = lie
+
+
+async def test_who_commits_to_two_payloads_stops_no_round_and_counts_in_none(tmp_path: Path) -> None:
+    # given a contributor that shows two validators one payload and the two others another
+    async with Swarm(tmp_path, *FOUR, "eve", validators=FOUR, rounds=3) as swarm:
+        two_faced(swarm, "eve", FOUR[:2])
+        # when
+        swarm.start()
+        await swarm.finish(*FOUR)
+        # then
+        chain = swarm.check_chain("ann")
+        for manifest in chain[2:]:
+            assert swarm["eve"].id not in {entry.peer for entry in manifest.counted}
+            assert len(manifest.counted) == 4
+        verdicts = [swarm[name].report(2).verdicts[swarm["eve"].id] for name in FOUR]
+        assert RejectReason.EQUIVOCAL in verdicts
+        same_chains(swarm, *FOUR)
+
+
+async def test_what_is_withheld_from_some_validators_stops_no_round(tmp_path: Path) -> None:
+    # given two contributors, each of which is seen by half of the validators: each proposal counts one of them
+    async with Swarm(tmp_path, *FOUR, "eve", "fay", validators=FOUR, rounds=3) as swarm:
+        two_faced(swarm, "eve", FOUR[:2], silent=True)
+        two_faced(swarm, "fay", FOUR[2:], silent=True)
+        # when
+        swarm.start()
+        await swarm.finish(*FOUR)
+        # then the others' notes helped
+        assert len(swarm.check_chain("ann")) == 4
+        counted = {entry.peer for manifest in swarm.check_chain("ann")[2:] for entry in manifest.counted}
+        assert counted & {swarm["eve"].id, swarm["fay"].id}
+        same_chains(swarm, *FOUR)
 
 
 async def test_what_a_proposer_counts_is_fetched_before_it_is_signed(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from elastic.contracts import Arrival
-from elastic.exchange.gather import CONTRIBUTION, Checks, gather
+from elastic.exchange.gather import CONTRIBUTION, Checks, Until, gather
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
 from elastic.messages import (
     ContributionHeader,
@@ -71,7 +71,7 @@ class Scene:
 
         deadline = Seconds(self.clock.now() + seconds)
         gathered = await gather(
-            self[ANN], self.clock, PLAN, checks=Checks(check_first, check), decided=decided, deadline=deadline
+            self[ANN], self.clock, PLAN, checks=Checks(check_first, check), until=Until(deadline, decided)
         )
         self.unfetched = gathered.unfetched
         return gathered.arrivals

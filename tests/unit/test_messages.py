@@ -57,6 +57,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "run": "demo", "round": 7, "previous": DIGEST, "anchor": DIGEST, "counted": [COUNTED], "roster": [PEER],
         "proposer": PEER,
     },
+    "Notes": {"headers": []},
+    "BlobRef": {"digest": DIGEST, "size_bytes": 10},
     "Finality": {"view": 1, "signatures": {PEER: "cd" * 64}},
     "Vote": {"run": "demo", "round": 7, "view": 1, "kind": "notarize", "manifest": DIGEST, "peer": PEER},
     "Proposal": {"run": "demo", "round": 7, "view": 1, "manifest": DIGEST, "parent": 0, "proposer": PEER},
