@@ -38,6 +38,7 @@ from elastic.messages import (
     View,
 )
 from elastic.peer import Peer
+from elastic.propose import against_roster
 from elastic.round import run_round
 from elastic.schedule.decide import CatchUp, Found, Leave, Train, Wait, decide_next
 
@@ -223,9 +224,10 @@ class Life:
             return genesis(peer.shared.run, peer.state.anchor, sorted(roster), proposer=peer.id)
 
         async def accepts(other: Manifest) -> bool:
-            known = {card.peer for card in await peer.exchange.cards()}
+            live = {card.peer for card in await peer.exchange.cards()}
             enough = needed <= len(other.roster) <= peer.shared.round.max_peers
-            return other.anchor == peer.state.anchor and enough and set(other.roster) <= known
+            fitting = other.anchor == peer.state.anchor and enough
+            return fitting and against_roster(other.roster, roster, live) is None
 
         times = Times(Seconds(now + GENESIS_SECONDS), GENESIS_SECONDS, give_up=Seconds(now + 4 * GENESIS_SECONDS))
         manifest = await peer.agreement.decide(GENESIS, drafts, accepts, times)

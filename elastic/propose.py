@@ -3,11 +3,11 @@
 Two honest validators never see quite the same: packets are lost, a copy is seen before its original. So the proposer
 has some freedom, within which the others follow: who of two equal payloads counts, who was too late, a few peers in
 the next roster. What they insist on is that everything that counts is really there and right, that nobody's share is
-inflated, that most of what they hold counts, and that the next roster is of peers they know.
+inflated, that most of what they hold counts, and that most of the next roster is of peers they know.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from elastic.agreement.manifests import draft
 from elastic.messages import (
@@ -88,12 +88,23 @@ def _against_shares(peer: Peer, seen: Seen, manifest: Manifest) -> str | None:
 def _against_roster(peer: Peer, plan: RoundPlan, seen: Seen, cards: list[PeerCard], manifest: Manifest) -> str | None:
     if len(manifest.roster) > peer.shared.round.max_peers:
         return f"its next roster has {len(manifest.roster)} peers, at most {peer.shared.round.max_peers} may be"
-    known = {card.peer for card in cards} | set(plan.roster)
-    strangers = set(manifest.roster) - known
-    if strangers:
-        return f"its next roster names {min(strangers)}, whom we have never seen"
-    ours = set(_next_roster(peer, plan, seen, cards))
-    if len(ours & set(manifest.roster)) < LEAST_PART * len(ours):
+    return against_roster(manifest.roster, _next_roster(peer, plan, seen, cards), {card.peer for card in cards})
+
+
+def against_roster(roster: Collection[PeerId], ours: Collection[PeerId], live: Collection[PeerId]) -> str | None:
+    """Why we would not have these peers in the next round.
+
+    Whose card was seen by whom is a matter of luck, and of what a liar shows to whom: half of it may be unknown to us.
+
+    Args:
+        roster: proposed.
+        ours: what we would propose.
+        live: whose cards we see.
+    """
+    strangers = set(roster) - set(live) - set(ours)
+    if len(strangers) > LEAST_PART * len(roster):
+        return f"its next roster names {len(strangers)} of {len(roster)} whom we do not see"
+    if len(set(ours) & set(roster)) < LEAST_PART * len(ours):
         return "its next roster leaves out most of those whom we see"
     return None
 

@@ -158,7 +158,8 @@ LIES: dict[str, tuple[Callable[[Manifest], dict[str, Any]], str]] = {
     "counts its own for all": (mine_for_anothers, "it counts another payload"),
     "counts what nobody made": (invented, "it counts another payload"),
     "wants friends in the next round": (
-        lambda draft: {"roster": tuple(sorted((*draft.roster, identity("mallory").peer)))}, "whom we have never seen",
+        lambda draft: {"roster": tuple(sorted((*draft.roster, *(identity(f"{n}").peer for n in range(5)))))},
+        "names 5 of 9 whom we do not see",
     ),
     "wants nobody in the next round": (lambda draft: {"roster": ()}, "leaves out most of those"),
     "starts from another anchor": (lambda draft: {"anchor": NO_DIGEST}, "another anchor than ours"),

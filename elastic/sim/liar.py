@@ -1,0 +1,143 @@
+"""A validator that lies where it hurts: it sees everything, and tells each honest validator something else.
+
+It completes quorums for one victim alone, votes for everything, proposes one manifest to one and another to the next,
+shows commitments that nobody made, repeats what others said, and posts garbage.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from elastic.agreement.seat import Seat
+from elastic.agreement.simplex import proposer_of
+from elastic.agreement.talk import BALLOT, DRAFT, MANIFEST
+from elastic.agreement.votes import Ballot, Proposal, Vote, VoteKind
+from elastic.deliberate import NOTES
+from elastic.messages import (
+    NO_DIGEST,
+    Digest,
+    Manifest,
+    PeerCard,
+    PeerId,
+    PeerStage,
+    RoundIndex,
+    Seconds,
+    View,
+)
+from elastic.sim.network import SimNetwork
+from elastic.sim.node import SimNode
+from elastic.wire.signing import Identity
+
+if TYPE_CHECKING:
+    from elastic.sim.world import World
+
+
+class Liar:
+    """One lying validator."""
+
+    def __init__(self, world: World, identity: Identity, rng: random.Random) -> None:
+        self.world, self.identity, self.rng = world, identity, rng
+        self._said: dict[tuple[PeerId, RoundIndex], tuple[dict[Vote, None], dict[Proposal, None]]] = {}
+
+    @property
+    def id(self) -> PeerId:
+        return self.identity.peer
+
+    async def live(self) -> None:
+        """Lie until the world ends; more rarely once the network is good, and not at all if it was drawn so."""
+        quiet = self.rng.random() < 0.5
+        while not (quiet and not self.network.bad):
+            await self.world.clock.sleep(Seconds(self.rng.uniform(0.1, 1.0 if self.network.bad else 5.0)))
+            self._appear()
+            victims = [node for node in self.world.nodes if node.alive and node.peer is not None]
+            if victims:
+                self._lie_to(self.rng.choice(victims))
+
+    @property
+    def network(self) -> SimNetwork:
+        return self.world.network
+
+    def _appear(self) -> None:
+        card = PeerCard(
+            peer=self.id, run=self.world.shared.run, shared=self.world.shared.digest(), stage=PeerStage.READY,
+            round=RoundIndex(self.rng.randrange(6)),
+        )  # fmt: skip
+        self.network.cards[self.world.shared.run, self.id] = card.canonical(), self.world.clock.now() + 5
+
+    def _lie_to(self, victim: SimNode) -> None:
+        peer = victim.peer
+        talk = getattr(peer.agreement, "_talk", None) if peer is not None else None
+        if talk is None:
+            return
+        seat: Seat = talk.seat
+        if self.rng.random() < 0.1:
+            self._post_garbage(seat.round, victim.id)
+            return
+        votes, proposals = self._said.setdefault((victim.id, seat.round), ({}, {}))
+        view, kind, manifest = self._where_it_hurts(seat)
+        votes[self._vote(seat.round, view, kind, manifest)] = None
+        if proposer_of(self.world.shared.run, seat.round, seat.view, sorted(seat.validators)) == self.id:
+            self._propose(seat, victim.id, proposals)
+        ballot = Ballot.of(self.world.shared.run, seat.round, votes, proposals)
+        self.network.whisper(self.id, BALLOT, seat.round, ballot.canonical(), victim.id)
+
+    def _where_it_hurts(self, seat: Seat) -> tuple[View, VoteKind, Digest]:
+        """Mostly a vote that is nearly complete with this victim."""
+        machine = seat._machine
+        open_ = [each for each in machine._tally.each() if len(each[3]) < machine.q]
+        near = [each[:3] for each in open_ if len(each[3]) + len(self.world.liars) >= machine.q]
+        anything = [each[:3] for each in open_] or [(machine.view, VoteKind.VOID, NO_DIGEST)]
+        if self.rng.random() < 0.2:
+            kind = self.rng.choice((VoteKind.NOTARIZE, VoteKind.FINALIZE))
+            return View(max(0, machine.view - self.rng.randrange(2))), kind, self._some_manifest(seat)
+        return self.rng.choice(near or anything)
+
+    def _propose(self, seat: Seat, victim: PeerId, proposals: dict[Proposal, None]) -> None:
+        """Another manifest than others were shown, perhaps one that nobody should sign."""
+        drafts = [Manifest.from_bytes(body) for body in self._drafts(seat.round)]
+        if not drafts:
+            return
+        chosen = self.rng.choice(drafts).model_copy(update={"proposer": self.id, "finality": None})
+        if chosen.counted and self.rng.random() < 0.7:
+            kept = list(chosen.counted)
+            kept.pop(self.rng.randrange(len(kept)))
+            if self.rng.random() < 0.3 and kept:
+                kept[0] = kept[0].model_copy(update={"payload": NO_DIGEST})
+            total = sum(entry.share for entry in kept)
+            kept = [entry.model_copy(update={"share": entry.share / total}) for entry in kept]
+            chosen = chosen.model_copy(update={"counted": tuple(kept)})
+        draft = self.identity.sign(chosen)
+        self.network.whisper(self.id, DRAFT, seat.round, draft.canonical(), victim)
+        parent = self.rng.choice([None, None, *range(seat.view)])
+        proposal = Proposal(
+            run=draft.run, round=seat.round, view=seat.view, manifest=draft.digest(), proposer=self.id,
+            parent=None if parent is None else View(parent),
+        )  # fmt: skip
+        proposals.clear()
+        proposals[self.identity.sign(proposal)] = None
+
+    def _post_garbage(self, round_: RoundIndex, victim: PeerId) -> None:
+        kind = self.rng.choice((BALLOT, DRAFT, MANIFEST, NOTES))
+        others = [*self.network.shown(victim, kind, round_).values(), *self._drafts(round_)]
+        body = self.rng.choice([b"", b"{}", self.rng.randbytes(50), *others])
+        self.network.whisper(self.id, kind, round_, body, victim)
+
+    def _drafts(self, round_: RoundIndex) -> list[bytes]:
+        """What honest validators proposed, or would."""
+        shown = [self.network.shown(node.id, DRAFT, round_) for node in self.world.nodes[:1]]
+        theirs = [body for records in shown for author, body in records.items() if author != self.id]
+        honest = [node.peer.agreement._talk for node in self.world.nodes if node.peer is not None]  # type: ignore[attr-defined]
+        return theirs + [
+            talk.seat.draft.canonical()
+            for talk in honest if talk is not None and talk.seat.round == round_ and talk.seat.draft is not None
+        ]  # fmt: skip
+
+    def _some_manifest(self, seat: Seat) -> Digest:
+        drafts = [Manifest.from_bytes(body).digest() for body in self._drafts(seat.round)]
+        return self.rng.choice([NO_DIGEST, *drafts])
+
+    def _vote(self, round_: RoundIndex, view: View, kind: VoteKind, manifest: Digest) -> Vote:
+        return self.identity.sign(
+            Vote(run=self.world.shared.run, round=round_, view=view, kind=kind, manifest=manifest, peer=self.id)
+        )

@@ -1,0 +1,139 @@
+"""One honest peer of a simulation, over all its lives: it is killed anywhere, with or without its disk."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
+from elastic.life import Life, Presence
+from elastic.messages import JSON, PeerId, RoundPlan, RoundReport
+from elastic.peer import Peer
+from elastic.registry import build
+from elastic.sim.network import CARD_SECONDS, SimExchange
+from elastic.sim.trainer import LedgerReducer, LedgerTrainer
+from elastic.state.chain import CHAIN_FILE, Chain
+from elastic.state.store import read_if_there, write_durably
+from elastic.wire.signing import Identity
+
+if TYPE_CHECKING:
+    from elastic.sim.world import World
+
+
+class CrashError(Exception):
+    """The process dies here: nothing after it happens."""
+
+
+class WatchedChain(Chain):
+    """Every manifest that a peer holds for final is shown to the world."""
+
+    def __init__(self, path: Path, show: Callable[[Any], None]) -> None:
+        super().__init__(path)
+        self._show = show
+
+    def append(self, manifest: Any) -> None:
+        self._show(manifest)
+        super().append(manifest)
+
+
+class SimNode:
+    """Its disk, its present life, and how it is killed."""
+
+    def __init__(self, world: World, identity: Identity, directory: Path, pace: float) -> None:
+        self.world, self.identity, self.directory, self.pace = world, identity, directory, pace
+        self.peer: Peer | None = None
+        self.trainer: LedgerTrainer | None = None
+        self.lives, self.done = 0, False
+        self.lost_disk = False
+        """Whether its disk was ever lost, and its residual with it."""
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> PeerId:
+        return self.identity.peer
+
+    @property
+    def alive(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """A life: everything is built from the disk."""
+        self.lives += 1
+        self._task = asyncio.create_task(self._live())
+
+    async def kill(self, *, disk: bool) -> None:
+        """Die between two instructions; without `disk` its state is gone as well."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if not disk:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self.lost_disk = True
+
+    def check(self) -> None:
+        """Raise what ended its life, if that was not the end of the run or a crash."""
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            self._task.result()
+
+    def reach(self, boundary: str) -> None:
+        """A place where a process may die, while things go wrong."""
+        rng, faults = self.world.crash_rng, self.world.network.bad
+        if faults and rng.random() < self.world.crash_rate:
+            raise CrashError(boundary)
+
+    async def _live(self) -> None:
+        exchange = SimExchange(self.world.network, self.id, self.world.shared.run)
+        self.world.network.peers[self.id] = exchange
+        presence = Presence(self.id, self.id[-6:], self.world.shared, exchange)
+        life = Life(presence, self.world.clock, self, CARD_SECONDS)
+        try:
+            peer = await life.patiently(lambda: self._assemble(exchange))
+            async with life.heartbeat(peer):
+                await life.live(peer)
+            self.done = True
+            await self._serve()
+        except CrashError:
+            self.world.later(self.world.crash_rng.uniform(0, 10), self.start)
+        finally:
+            if self.world.network.peers.get(self.id) is exchange:
+                await exchange.close()
+
+    async def _serve(self) -> None:
+        """A peer that finished stays for those who have not."""
+        await asyncio.Event().wait()
+
+    async def _assemble(self, exchange: SimExchange) -> Peer:
+        shared, clock = self.world.shared, self.world.clock
+        self.directory.mkdir(parents=True, exist_ok=True)
+        chain = WatchedChain(self.directory / CHAIN_FILE, lambda manifest: self.world.decided(self.id, manifest))
+        self.trainer = LedgerTrainer(self.directory / "state", self.id, clock, self.pace, self.reach)
+        ballot = self.directory / BALLOT_FILE
+
+        def save(said: bytes) -> None:
+            self.reach("before the ballot")
+            write_durably(ballot, said)
+            self.reach("after the ballot")
+
+        memory = Memory(read_if_there(ballot), save)
+        self.peer = Peer(
+            identity=self.identity, name=self.id[-6:], shared=shared, clock=clock, trainer=self.trainer,
+            reducer=LedgerReducer(), like={}, exchange=exchange,  # type: ignore[arg-type]
+            agreement=Quorum(self.identity, shared.agreement.validators, shared.run, exchange, clock, memory),
+            incentive=build("incentive", shared.incentive), chain=chain, state=await self.trainer.state(),
+            on_phase=self.reach,
+        )  # fmt: skip
+        return self.peer
+
+    # --- as the `Watch` of its life ----------------------------------------------------------------------------------
+
+    def note(self, **fields: Any) -> None:
+        """Nobody looks."""
+
+    def begin(self, plan: RoundPlan) -> None:
+        self.world.anchor(self.id, plan.round, plan.anchor)
+
+    def record(self, report: RoundReport, incentive_state: JSON) -> None:
+        """A round is over."""
