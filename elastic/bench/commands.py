@@ -58,6 +58,35 @@ def join(
     say(f"join to first counted contribution: {seconds:.1f} s, beside {peers} training peers")
 
 
+@bench.command("sim")
+def sim(
+    seeds: Annotated[int, typer.Option(min=1, help="schedules to simulate")] = 200,
+    first: Annotated[int, typer.Option(min=0, help="the first seed; the others follow")] = 0,
+    processes: Annotated[int, typer.Option(min=0, help="at a time; 0: one per core")] = 0,
+    story: Annotated[bool, typer.Option("--story", help="tell what happens in the first one, and stop")] = False,
+) -> None:
+    """Whole swarms in simulated time, over a failing network.
+
+    Each seed is a schedule: up to seven validators and some more peers live through loss, delay, reordering, splits,
+    crashes with and without their disks, wrong bytes, slow peers, and as many liars as a quorum withstands. Ends with
+    exit code 1 if two manifests of a round were ever final, anchors differed, work was lost or counted twice, or a run
+    did not end after the network had healed. A seed replays exactly.
+    """
+    from elastic.bench.sim import measure_sim, tell_story
+
+    if story:
+        raise SystemExit(1 if tell_story(first, say).violation else 0)
+    figures = measure_sim(first, seeds, processes, say)
+    say(
+        f"{figures.schedules} schedules, {len(figures.violations)} violations, in {figures.seconds:.0f} s: "
+        f"{figures.schedules / figures.seconds:.1f} schedules/s, {figures.virtual_seconds / figures.seconds:,.0f} "
+        f"simulated seconds per second, {figures.lives} lives of peers"
+    )
+    for outcome in figures.violations[:5]:
+        say(f"the story of seed {outcome.seed}: elastic bench sim --first {outcome.seed} --story")
+    raise SystemExit(1 if figures.violations else 0)
+
+
 @bench.command("reducer", context_settings={"allow_extra_args": True})
 def reducer(  # noqa: PLR0913 - options of a command
     context: typer.Context,

@@ -17,6 +17,7 @@ from elastic.deliberate import NOTES
 from elastic.messages import (
     NO_DIGEST,
     Digest,
+    Finality,
     Manifest,
     PeerCard,
     PeerId,
@@ -38,6 +39,7 @@ class Liar:
 
     def __init__(self, world: World, identity: Identity, rng: random.Random) -> None:
         self.world, self.identity, self.rng = world, identity, rng
+        self._proposed: dict[RoundIndex, Manifest] = {}
         self._said: dict[tuple[PeerId, RoundIndex], tuple[dict[Vote, None], dict[Proposal, None]]] = {}
 
     @property
@@ -77,6 +79,9 @@ class Liar:
         votes, proposals = self._said.setdefault((victim.id, seat.round), ({}, {}))
         view, kind, manifest = self._where_it_hurts(seat)
         votes[self._vote(seat.round, view, kind, manifest)] = None
+        if self.rng.random() < 0.2:  # in another's name
+            forged = self._vote(seat.round, view, kind, manifest)
+            votes[forged.model_copy(update={"peer": self.rng.choice(sorted(seat.validators))})] = None
         if proposer_of(self.world.shared.run, seat.round, seat.view, sorted(seat.validators)) == self.id:
             self._propose(seat, victim.id, proposals)
         ballot = Ballot.of(self.world.shared.run, seat.round, votes, proposals)
@@ -94,20 +99,13 @@ class Liar:
         return self.rng.choice(near or anything)
 
     def _propose(self, seat: Seat, victim: PeerId, proposals: dict[Proposal, None]) -> None:
-        """Another manifest than others were shown, perhaps one that nobody should sign."""
+        """What others were shown, or something else; perhaps what nobody should sign."""
         drafts = [Manifest.from_bytes(body) for body in self._drafts(seat.round)]
         if not drafts:
             return
-        chosen = self.rng.choice(drafts).model_copy(update={"proposer": self.id, "finality": None})
-        if chosen.counted and self.rng.random() < 0.7:
-            kept = list(chosen.counted)
-            kept.pop(self.rng.randrange(len(kept)))
-            if self.rng.random() < 0.3 and kept:
-                kept[0] = kept[0].model_copy(update={"payload": NO_DIGEST})
-            total = sum(entry.share for entry in kept)
-            kept = [entry.model_copy(update={"share": entry.share / total}) for entry in kept]
-            chosen = chosen.model_copy(update={"counted": tuple(kept)})
-        draft = self.identity.sign(chosen)
+        draft = self._proposed.get(seat.round)
+        if draft is None or self.rng.random() < 0.3:
+            draft = self._proposed[seat.round] = self._invent(drafts)
         self.network.whisper(self.id, DRAFT, seat.round, draft.canonical(), victim)
         parent = self.rng.choice([None, None, *range(seat.view)])
         proposal = Proposal(
@@ -117,11 +115,34 @@ class Liar:
         proposals.clear()
         proposals[self.identity.sign(proposal)] = None
 
+    def _invent(self, drafts: list[Manifest]) -> Manifest:
+        """An honest manifest, or one that leaves somebody out, or counts what nobody made."""
+        chosen = self.rng.choice(drafts).model_copy(update={"proposer": self.id, "finality": None})
+        if chosen.counted and self.rng.random() < 0.7:
+            kept = list(chosen.counted)
+            kept.pop(self.rng.randrange(len(kept)))
+            if self.rng.random() < 0.5 and kept:
+                kept[0] = kept[0].model_copy(update={"payload": NO_DIGEST})
+            total = sum(entry.share for entry in kept)
+            kept = [entry.model_copy(update={"share": entry.share / total}) for entry in kept]
+            chosen = chosen.model_copy(update={"counted": tuple(kept)})
+        return self.identity.sign(chosen)
+
     def _post_garbage(self, round_: RoundIndex, victim: PeerId) -> None:
         kind = self.rng.choice((BALLOT, DRAFT, MANIFEST, NOTES))
         others = [*self.network.shown(victim, kind, round_).values(), *self._drafts(round_)]
-        body = self.rng.choice([b"", b"{}", self.rng.randbytes(50), *others])
+        body = self.rng.choice([b"", b"{}", self.rng.randbytes(50), *others, *self._forged_manifests(round_)])
         self.network.whisper(self.id, kind, round_, body, victim)
+
+    def _forged_manifests(self, round_: RoundIndex) -> list[bytes]:
+        """Final by nobody's vote but ours, under all names."""
+        found = []
+        for body in self._drafts(round_):
+            manifest = Manifest.from_bytes(body)
+            mine = self._vote(round_, View(0), VoteKind.FINALIZE, manifest.digest()).signature
+            votes = Finality(view=View(0), signatures=dict.fromkeys(self.world.shared.agreement.validators, mine))
+            found.append(manifest.model_copy(update={"finality": votes}).canonical())
+        return found
 
     def _drafts(self, round_: RoundIndex) -> list[bytes]:
         """What honest validators proposed, or would."""

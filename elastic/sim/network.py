@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 
 from elastic.contracts import Clock
 from elastic.errors import FetchError, NetworkError
+from elastic.exchange.gather import CONTRIBUTION
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
-from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
+from elastic.messages import ContributionHeader, Digest, PeerCard, PeerId, RoundIndex, Seconds
+from elastic.sim.trainer import encode
+from elastic.wire.signing import Identity
 
 GOOD_DELAY = 0.2
 """Seconds that a message takes at most when the network is good."""
@@ -32,6 +35,8 @@ class Faults:
     """Seconds that a message takes at most."""
     stale: float
     """Part of the reads that get an older record."""
+    corrupt: float
+    """Part of the blobs that are served with a wrong bit."""
     split: tuple[float, float]
     """From when until when it is in two halves."""
     sides: Mapping[PeerId, int]
@@ -82,6 +87,12 @@ class SimNetwork(MemoryNetwork):
         }  # fmt: skip
         return found | whispered
 
+    def served(self, holder: PeerId, digest: Digest) -> bytes | None:
+        blob = super().served(holder, digest)
+        if blob and self.bad and self.rng.random() < self.faults.corrupt:
+            return bytes([blob[0] ^ 1]) + blob[1:]
+        return blob
+
     def apart(self, one: PeerId, other: PeerId, since: float | None = None) -> bool:
         """Whether they are in different halves now, and were when something of that time was sent."""
         start, end = self.faults.split
@@ -121,9 +132,10 @@ class SimNetwork(MemoryNetwork):
 class SimExchange(MemoryExchange):
     """One peer's end of it."""
 
-    def __init__(self, network: SimNetwork, peer: PeerId, run: str) -> None:
-        super().__init__(network, peer, run)
-        self._sim = network
+    def __init__(self, network: SimNetwork, identity: Identity, run: str, fools: Sequence[PeerId] = ()) -> None:
+        """`fools` are shown another contribution than everybody else."""
+        super().__init__(network, identity.peer, run)
+        self._sim, self._identity, self._fools = network, identity, fools
 
     async def announce(self, card: PeerCard) -> None:
         await self._sim.travel("announcing")
@@ -137,6 +149,15 @@ class SimExchange(MemoryExchange):
         await self._sim.travel(f"posting {kind}")
         self._check_open()
         self._sim.publish(self.peer, kind, round_, body)
+        if kind == CONTRIBUTION and self._fools:
+            await self._show_another(ContributionHeader.from_bytes(body))
+
+    async def _show_another(self, header: ContributionHeader) -> None:
+        other = encode([f"{self.peer[-6:]}/{header.round}/other"])
+        changes = {"payload": await self.provide(other), "size_bytes": len(other)}
+        lie = self._identity.sign(header.model_copy(update=changes)).canonical()
+        for reader in self._fools:
+            self._sim.whisper(self.peer, CONTRIBUTION, header.round, lie, reader)
 
     async def records(self, kind: str, round_: RoundIndex) -> Mapping[PeerId, bytes]:
         await self._sim.travel(f"reading {kind}")

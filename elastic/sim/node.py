@@ -47,6 +47,8 @@ class SimNode:
         self.peer: Peer | None = None
         self.trainer: LedgerTrainer | None = None
         self.lives, self.done = 0, False
+        self.fools: list[PeerId] = []
+        """Who is shown another contribution than everybody else."""
         self.lost_disk = False
         """Whether its disk was ever lost, and its residual with it."""
         self._task: asyncio.Task[None] | None = None
@@ -85,7 +87,7 @@ class SimNode:
             raise CrashError(boundary)
 
     async def _live(self) -> None:
-        exchange = SimExchange(self.world.network, self.id, self.world.shared.run)
+        exchange = SimExchange(self.world.network, self.identity, self.world.shared.run, self.fools)
         self.world.network.peers[self.id] = exchange
         presence = Presence(self.id, self.id[-6:], self.world.shared, exchange)
         life = Life(presence, self.world.clock, self, CARD_SECONDS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -129,6 +130,7 @@ def peer_id_of(public_key: Ed25519PublicKey) -> PeerId:
     return PeerId(base58.b58encode(_PEER_ID_PREFIX + public_key.public_bytes_raw()).decode())
 
 
+@lru_cache(maxsize=4096)
 def public_key_of(peer: PeerId) -> Ed25519PublicKey:
     """The public key inside a peer id.
 
