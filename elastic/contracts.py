@@ -175,7 +175,7 @@ class Exchange(Protocol):
     """How records and bytes travel between peers: Hivemind outside, memory in tests. One bad peer never raises here.
 
     Records are small (≤ 16 KiB), keyed by (kind, round), one per peer, and proven to come from that peer. Blobs are
-    content-addressed by their SHA-256.
+    content-addressed by the digest of `wire.tree`, against which every part of them can be checked.
     """
 
     async def announce(self, card: PeerCard) -> None:

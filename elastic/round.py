@@ -30,13 +30,13 @@ from elastic.messages import (
     RoundReport,
     Seconds,
     Verdict,
-    digest_of,
 )
 from elastic.peer import Peer
 from elastic.schedule.decide import Commit, Skip, decide_commit
 from elastic.schedule.phases import Phases
 from elastic.schedule.plan import TRAIN_PART, candidates
 from elastic.verify.checks import check_header, check_payload, mark_copies, mark_diverged
+from elastic.wire.tree import blob_digest
 
 MANIFEST_POLL = Seconds(0.1)
 """Between two looks for the manifest; it ends the round for everyone, so it is looked for often."""
@@ -253,7 +253,7 @@ async def _averaged(peer: Peer, plan: RoundPlan, payload: bytes, phases: Phases)
 
 def _header(peer: Peer, plan: RoundPlan, inner: InnerReport, payload: bytes) -> ContributionHeader:
     header = ContributionHeader(
-        run=plan.run, round=plan.round, peer=peer.id, anchor=plan.anchor, payload=digest_of(payload),
+        run=plan.run, round=plan.round, peer=peer.id, anchor=plan.anchor, payload=blob_digest(payload),
         size_bytes=len(payload), steps=inner.steps, tokens=inner.tokens, loss=inner.mean_loss,
     )  # fmt: skip
     return peer.identity.sign(header)

@@ -9,7 +9,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from elastic.messages import Digest, digest_of
+from elastic.messages import Digest
+from elastic.wire.tree import Table, blob_digest
 
 BLOB_FOLDER = "blobs"
 """Its name in a peer's state directory."""
@@ -52,7 +53,7 @@ class BlobStore:
         Raises:
             OSError: the blob directory cannot be written.
         """
-        digest = digest_of(data)
+        digest = blob_digest(data)
         source = data if self._directory is None else _write(self._directory, digest, data)
         with self._lock:
             self._added[digest] = Blob(source, len(data))
@@ -87,7 +88,7 @@ class BlobStore:
             data = blob.source.read_bytes()
         except OSError:
             return None
-        return data if digest_of(data) == digest else None
+        return data if blob_digest(data) == digest else None
 
     def _find(self, directory: Path) -> None:
         """Serve what an earlier life left: whoever fetches a blob checks its digest, and so does `read`."""
@@ -110,7 +111,7 @@ class BlobStore:
 
 def _write(directory: Path, digest: Digest, data: bytes) -> Path:
     path = directory / digest
-    if not path.exists() or digest_of(path.read_bytes()) != digest:  # a crash may have spoilt it
+    if not path.exists() or Table.of_file(path).digest != digest:  # a crash may have spoilt it
         # Not synced: a blob that a crash of the machine spoils has the wrong digest, and other holders.
         temporary = directory / f"{digest}.{secrets.token_hex(8)}.tmp"
         temporary.write_bytes(data)

@@ -34,7 +34,8 @@ from elastic.errors import FetchError
 from elastic.exchange.blobs import Blob, BlobStore
 from elastic.exchange.leftovers import OURS
 from elastic.exchange.streams import ask_daemon, read_delimited, read_exactly, shut
-from elastic.messages import Digest, PeerId, digest_of
+from elastic.messages import Digest, PeerId
+from elastic.wire.tree import blob_digest
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ class BulkClient:
                 if again and not isinstance(error, _HolderUselessError):
                     plan.append((holder, False))
                 continue
-            if digest_of(partial.data) == digest:
+            if blob_digest(partial.data) == digest:
                 return bytes(partial.data)
             story.update({source.peer: "gave wrong bytes" for source in partial.sources})
             if len(partial.sources) > 1:

@@ -16,7 +16,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError
-from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds, digest_of
+from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
+from elastic.wire.tree import blob_digest
 
 MAX_RECORD_BYTES = 16 * 1024
 """No record is larger; the real exchange refuses larger ones too."""
@@ -142,7 +143,7 @@ class MemoryExchange:
 
     async def provide(self, blob: bytes) -> Digest:
         self._check_open()
-        digest = digest_of(blob)
+        digest = blob_digest(blob)
         self._blobs[digest] = blob
         return digest
 
@@ -161,7 +162,7 @@ class MemoryExchange:
     async def fetch(self, digest: Digest, size_bytes: int, holders: Sequence[PeerId]) -> bytes:
         self._check_open()
         own = self.held(digest)
-        if own is not None and digest_of(own) == digest:
+        if own is not None and blob_digest(own) == digest:
             return own
         story = []
         for holder in dict.fromkeys(holders):
@@ -181,7 +182,7 @@ class MemoryExchange:
             return None, f"announces {len(blob)} bytes, expected {size_bytes}"
         self._bytes_in += len(blob)
         self._network.peers[holder]._bytes_out += len(blob)
-        return (blob, "") if digest_of(blob) == digest else (None, "gave wrong bytes")
+        return (blob, "") if blob_digest(blob) == digest else (None, "gave wrong bytes")
 
     async def average(self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds) -> dict[str, Any]:
         self._check_open()

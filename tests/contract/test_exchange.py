@@ -16,6 +16,7 @@ from elastic.exchange.hivemind import HivemindExchange
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
 from elastic.messages import PeerCard, PeerId, PeerStage, RoundIndex, digest_of
 from elastic.wire.signing import Identity
+from elastic.wire.tree import blob_digest
 
 RUN = "contract"
 CARD_SECONDS = 3.0
@@ -183,7 +184,7 @@ async def test_a_blob_is_fetched_from_whoever_provides_it(swarm: Swarm) -> None:
     a, b = await swarm.join(), await swarm.join()
     blob = np.random.default_rng(0).bytes(9 * 1024 * 1024 + 17)
     digest = await a.provide(blob)
-    assert digest == digest_of(blob)
+    assert digest == blob_digest(blob)
     assert await b.fetch(digest, len(blob), [a.peer]) == blob
     assert (await a.traffic())[0] >= len(blob)
     assert (await b.traffic())[1] >= len(blob)
@@ -193,8 +194,8 @@ async def test_a_file_is_served_from_disk(swarm: Swarm, tmp_path: Path) -> None:
     a, b = await swarm.join(), await swarm.join()
     blob = np.random.default_rng(0).bytes(5 * 1024 * 1024)
     (tmp_path / "state.bin").write_bytes(blob)
-    await a.provide_file(digest_of(blob), str(tmp_path / "state.bin"))
-    assert await b.fetch(digest_of(blob), len(blob), [a.peer]) == blob
+    await a.provide_file(blob_digest(blob), str(tmp_path / "state.bin"))
+    assert await b.fetch(blob_digest(blob), len(blob), [a.peer]) == blob
 
 
 async def test_what_we_hold_is_returned_without_asking(swarm: Swarm) -> None:
@@ -206,11 +207,11 @@ async def test_what_we_hold_is_returned_without_asking(swarm: Swarm) -> None:
 async def test_wrong_bytes_are_refused_and_the_next_holder_is_used(swarm: Swarm, tmp_path: Path) -> None:
     liar, honest, b = [await swarm.join() for _ in range(3)]
     (tmp_path / "lie").write_bytes(b"falsehood")
-    await liar.provide_file(digest_of(b"the truth"), str(tmp_path / "lie"))
+    await liar.provide_file(blob_digest(b"the truth"), str(tmp_path / "lie"))
     await honest.provide(b"the truth")
     with pytest.raises(FetchError, match="wrong bytes"):
-        await b.fetch(digest_of(b"the truth"), 9, [liar.peer])
-    assert await b.fetch(digest_of(b"the truth"), 9, [liar.peer, honest.peer]) == b"the truth"
+        await b.fetch(blob_digest(b"the truth"), 9, [liar.peer])
+    assert await b.fetch(blob_digest(b"the truth"), 9, [liar.peer, honest.peer]) == b"the truth"
 
 
 async def test_a_holder_that_announces_another_size_is_refused(swarm: Swarm) -> None:
@@ -224,11 +225,11 @@ async def test_missing_holders_make_a_fetch_error_that_names_them(swarm: Swarm) 
     a, b = await swarm.join(), await swarm.join()
     nobody = Identity.generate().peer
     with pytest.raises(FetchError) as caught:
-        await b.fetch(digest_of(b"nowhere"), 7, [a.peer, nobody])
+        await b.fetch(blob_digest(b"nowhere"), 7, [a.peer, nobody])
     assert a.peer in str(caught.value)
     assert nobody in str(caught.value)
     with pytest.raises(FetchError, match="no holder"):
-        await b.fetch(digest_of(b"nowhere"), 7, [])
+        await b.fetch(blob_digest(b"nowhere"), 7, [])
 
 
 @pytest.mark.parametrize("num_peers", [1, 2, 3])

@@ -32,6 +32,7 @@ from elastic.exchange.bootstrap import Node, run_bootstrap
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.messages import PeerCard, PeerStage, RoundIndex, digest_of
 from elastic.wire.signing import Identity
+from elastic.wire.tree import blob_digest
 
 RUN = "swarm"
 ROUND = RoundIndex(1)
@@ -222,7 +223,7 @@ async def test_parts_of_a_broken_holder_are_completed_by_the_next(
     half, whole, b = await join(), await join(), await join()
     blob = np.random.default_rng(0).bytes(4096)
     (tmp_path / "half").write_bytes(blob)
-    await half.provide_file(digest_of(blob), str(tmp_path / "half"))
+    await half.provide_file(blob_digest(blob), str(tmp_path / "half"))
     await whole.provide(blob)
     upstream = bulk._check_range
     served: list[int] = []
@@ -234,7 +235,7 @@ async def test_parts_of_a_broken_holder_are_completed_by_the_next(
 
     monkeypatch.setattr(bulk, "_check_range", break_after_one)
     # When the blob is fetched, then it is right and no part was sent twice
-    assert await b.fetch(digest_of(blob), len(blob), [half.peer, whole.peer]) == blob
+    assert await b.fetch(blob_digest(blob), len(blob), [half.peer, whole.peer]) == blob
     assert served == [0, 1024, 1024, 2048, 3072]
 
 
@@ -246,7 +247,7 @@ async def test_a_liar_among_several_sources_does_not_spoil_the_blob(
     liar, whole, b = await join(), await join(), await join()
     blob = np.random.default_rng(0).bytes(4096)
     (tmp_path / "lie").write_bytes(bytes(4096))
-    await liar.provide_file(digest_of(blob), str(tmp_path / "lie"))
+    await liar.provide_file(blob_digest(blob), str(tmp_path / "lie"))
     await whole.provide(blob)
     upstream = bulk._check_range
 
@@ -256,7 +257,7 @@ async def test_a_liar_among_several_sources_does_not_spoil_the_blob(
 
     monkeypatch.setattr(bulk, "_check_range", break_after_one)
     # When the rest came from an honest holder, then that one is asked for all of it
-    assert await b.fetch(digest_of(blob), len(blob), [liar.peer, whole.peer]) == blob
+    assert await b.fetch(blob_digest(blob), len(blob), [liar.peer, whole.peer]) == blob
 
 
 async def test_a_taken_port_is_named(join: Join) -> None:
@@ -336,7 +337,7 @@ async def test_calls_fail_at_once_when_the_local_p2pd_dies(join: Join) -> None:
     a, b = await join(), await join()
     b._node.p2p._child.kill()
     await b._node.exited
-    for call in (b.cards(), b.post("commit", ROUND, b"x"), b.fetch(digest_of(b"x"), 1, [a.peer])):
+    for call in (b.cards(), b.post("commit", ROUND, b"x"), b.fetch(blob_digest(b"x"), 1, [a.peer])):
         with pytest.raises(NetworkError, match="p2pd is gone"):
             await call
     await b.close()

@@ -5,21 +5,22 @@ from pathlib import Path
 from elastic.config import RoundConfig
 from elastic.exchange.blobs import BlobStore
 from elastic.exchange.identity_validator import MAX_RECORD_BYTES
-from elastic.messages import NO_DIGEST, Counted, Manifest, PeerId, RoundIndex, digest_of
+from elastic.messages import NO_DIGEST, Counted, Manifest, PeerId, RoundIndex
 from elastic.wire.signing import Identity
+from elastic.wire.tree import blob_digest
 
 
 def test_what_was_provided_is_served_by_the_next_life(tmp_path: Path) -> None:
     # given a store that was left, with a file that a crash spoilt and one that it left half written
     digest = BlobStore(tmp_path).add(b"payload")
-    spoilt = tmp_path / digest_of(b"other")
+    spoilt = tmp_path / blob_digest(b"other")
     spoilt.write_bytes(b"othe")
     (tmp_path / f"{digest}.{'0' * 16}.tmp").write_bytes(b"pay")
     # when the peer starts again
     store = BlobStore(tmp_path)
     # then it has the payload, does not vouch for the spoilt one, and the half is gone
     assert store.read(digest) == b"payload"
-    assert store.read(digest_of(b"other")) is None
+    assert store.read(blob_digest(b"other")) is None
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -37,7 +38,7 @@ def test_the_largest_manifest_fits_into_a_record() -> None:
     peers = sorted(Identity.generate().peer for _ in range(RoundConfig.model_fields["max_peers"].default))
     identity = Identity.generate()
     counted = tuple(
-        Counted(peer=PeerId(peer), payload=digest_of(peer.encode()), size_bytes=2**53, share=1 / 3 / len(peers))
+        Counted(peer=PeerId(peer), payload=blob_digest(peer.encode()), size_bytes=2**53, share=1 / 3 / len(peers))
         for peer in peers
     )
     manifest = Manifest(
