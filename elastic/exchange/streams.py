@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from typing import Any
 
 from hivemind.proto import p2pd_pb2
@@ -11,6 +12,7 @@ from hivemind.proto import p2pd_pb2
 logger = logging.getLogger(__name__)
 
 _MAX_CONTROL_BYTES = 64 * 1024
+_READ_BYTES = 256 * 1024
 
 
 def ask_daemon(control_path: str, request: Any, seconds: float) -> socket.socket:
@@ -51,13 +53,24 @@ def read_delimited(connection: socket.socket) -> bytes:
             return read_exactly(connection, length)
 
 
-def read_exactly(connection: socket.socket, count: int) -> bytes:
-    data = bytearray()
+def read_exactly(
+    connection: socket.socket, count: int, grace_seconds: float = float("inf"), min_bytes_per_second: float = 0.0
+) -> bytes:
+    """Read that many bytes; a socket's own timeout bounds each wait, the rate the whole.
+
+    Raises:
+        EOFError: the stream ended before.
+        TimeoutError: nothing came for long, or after `grace_seconds` too little.
+    """
+    data, start = bytearray(), time.monotonic()
     while len(data) < count:
-        chunk = connection.recv(count - len(data))
+        chunk = connection.recv(min(count - len(data), _READ_BYTES))  # `recv` allocates what it is asked for
         if not chunk:
             raise EOFError(f"the stream ended after {len(data)} of {count} bytes")
         data += chunk
+        elapsed = time.monotonic() - start
+        if elapsed > grace_seconds and len(data) < elapsed * min_bytes_per_second:
+            raise TimeoutError(f"sent {len(data)} bytes in {elapsed:.0f} s: too slow")
     return bytes(data)
 
 
