@@ -152,9 +152,7 @@ def exchange(
     from elastic.bench.exchange import measure, table
 
     expected = sum(counts) * megabytes * 8 / upload_mbps
-    say(
-        f"{megabytes:g} MB, every uplink {upload_mbps:g} Mb/s; about {1.2 * expected / 60 + 0.5:.0f} min"
-    )
+    say(f"{megabytes:g} MB, every uplink {upload_mbps:g} Mb/s; about {1.2 * expected / 60 + 0.5:.0f} min")
     with tempfile.TemporaryDirectory(prefix="elastic-bench-") as folder:
         rows = measure(Path(folder), counts, megabytes, upload_mbps, say)
     say(table(rows))

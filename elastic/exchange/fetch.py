@@ -178,17 +178,21 @@ class _Fetch:
     def _talk(self, ask: Ask) -> int:
         """Returns how many chunks came."""
         holder = self._holders[ask.holder]
+        self._check_open()
         self._dial(holder)
         with self._stream_to(holder) as stream:
             self._open[ask] = stream
             try:
-                if self._ended.is_set():
-                    raise EOFError("the fetch is over")
+                self._check_open()  # again: who ends the fetch shuts the streams that it finds
                 count = self._receive(stream, ask)
                 stream.sendall(bulk.ACK)
                 return count
             finally:
                 del self._open[ask]
+
+    def _check_open(self) -> None:
+        if self._ended.is_set():
+            raise EOFError("the fetch is over")
 
     def _receive(self, stream: socket.socket, ask: Ask) -> int:
         kind = Kind.TABLE if ask.table else Kind.CHUNKS

@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 RECORD_SECONDS = 1800.0
 """Records of a round are readable for so long."""
 _MAX_CARD_BYTES = 8 * 1024
-_FETCHES = 48
 _OWN_RECORDS = 256
 _TICK_SECONDS = 0.01
 _FP16_BYTES = 2
@@ -67,7 +66,7 @@ class HivemindExchange:
         seed = zlib.crc32(identity.peer.encode())
         self._server = BulkServer(store, node.control_path, self._traffic, limits)
         self._client = BulkClient(node.control_path, store.partials, self._traffic, seed, limits)
-        self._threads = ThreadPoolExecutor(_FETCHES, thread_name_prefix="bulk-fetch")
+        self._threads = ThreadPoolExecutor(limits.max_fetches, thread_name_prefix="bulk-fetch")
         self._closed = threading.Event()
 
     @classmethod

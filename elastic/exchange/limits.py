@@ -23,10 +23,12 @@ class Limits:
     grace_seconds: float = 10.0
     max_streams: int = 128
     """Streams served at a time."""
-    max_streams_per_peer: int = 8
+    max_streams_per_peer: int = 16
     """Of these, to one peer."""
     max_queue_seconds: float = 5.0
     """Who would wait longer for the uplink is told that we are busy."""
+    max_fetches: int = 48
+    """Blobs fetched at a time; as many as contribute in a round."""
     max_fetch_streams: int = 64
     """Streams that we receive from at a time, of all fetches."""
     max_asks: int = 8

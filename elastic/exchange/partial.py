@@ -35,6 +35,7 @@ class Partial:
         self._path = path
         self._chunks: dict[int, bytes] = {}
         self._holds = np.zeros(len(table), np.bool_)
+        self._discarded = False
         self._lock = threading.Lock()
         if path is not None and path.exists():
             for index in range(min(len(table), -(-path.stat().st_size // CHUNK_BYTES))):
@@ -59,6 +60,8 @@ class Partial:
         if not self.table.fits(index, chunk):
             return False
         with self._lock:
+            if self._discarded:  # what comes after the end of a fetch makes no new file
+                return True
             if self._path is None:
                 self._chunks[index] = bytes(chunk)
             else:
@@ -94,6 +97,7 @@ class Partial:
     def discard(self) -> None:
         """Free its room."""
         with self._lock:
+            self._discarded = True
             self._holds[:] = False
             self._chunks.clear()
             if self._path is not None:
