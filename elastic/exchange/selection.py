@@ -83,6 +83,10 @@ class _Source:
     def idle(self, now: float) -> bool:
         return not self.dropped and self.ask is None and now >= self.free_at
 
+    def seconds(self, ask: Ask) -> float:
+        """How long it takes as a rule; 0: not known."""
+        return min(ask.most, len(ask.chunks)) * CHUNK_BYTES / self.rate if self.rate else 0.0
+
     @property
     def hopeful(self) -> bool:
         """Whether something may still come from it."""
@@ -116,7 +120,7 @@ class Selection:
         self._missing = ~held
         self._rarity = np.zeros(len(held), np.int32)
         self._flights = np.zeros(len(held), np.int32)
-        self._asked_at = np.zeros(len(held))
+        self._late_at = np.zeros(len(held))
         if self._first is not None:
             self._first.copies = 0 if len(held) >= THRIFTY_CHUNKS else ANY_COPIES
 
@@ -145,9 +149,10 @@ class Selection:
             found = (self._for_chunks(source, now) for source in favourites)
             ask = next((ask for ask in found if ask is not None), None) or self._for_news(idle, now)
         if ask is not None:
-            self._sources[ask.holder].ask = ask
+            source = self._sources[ask.holder]
+            source.ask = ask
             self._fly(ask, +1)
-            self._asked_at[list(ask.chunks)] = now
+            self._late_at[list(ask.chunks)] = now + PATIENCE_SECONDS + 2 * source.seconds(ask)
         return ask
 
     def wait(self, now: float) -> float:
@@ -239,7 +244,7 @@ class Selection:
         elif source.copies < ANY_COPIES:
             chunks = self._rarest(offered & (self._flights == 0), 4 * batch)
         else:
-            late = (self._flights == 1) & (self._asked_at < now - PATIENCE_SECONDS)
+            late = (self._flights == 1) & (self._late_at < now)
             chunks = self._rarest(offered & (self._flights == 0), batch) or self._rarest(offered & late, 1)
         if not chunks and source.copies < ANY_COPIES:
             self._be_patient(source, now)

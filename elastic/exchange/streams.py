@@ -62,15 +62,18 @@ def read_exactly(
         EOFError: the stream ended before.
         TimeoutError: nothing came for long, or after `grace_seconds` too little.
     """
-    data, start = bytearray(), time.monotonic()
-    while len(data) < count:
-        chunk = connection.recv(min(count - len(data), _READ_BYTES))  # `recv` allocates what it is asked for
-        if not chunk:
-            raise EOFError(f"the stream ended after {len(data)} of {count} bytes")
-        data += chunk
+    data, received, start = bytearray(min(count, _READ_BYTES)), 0, time.monotonic()
+    while received < count:
+        if received == len(data):  # grows as bytes arrive: a length costs no memory
+            data += bytes(min(len(data), count - len(data)))
+        with memoryview(data) as view, view[received:] as free:
+            read = connection.recv_into(free)
+        if not read:
+            raise EOFError(f"the stream ended after {received} of {count} bytes")
+        received += read
         elapsed = time.monotonic() - start
-        if elapsed > grace_seconds and len(data) < elapsed * min_bytes_per_second:
-            raise TimeoutError(f"sent {len(data)} bytes in {elapsed:.0f} s: too slow")
+        if elapsed > grace_seconds and received < elapsed * min_bytes_per_second:
+            raise TimeoutError(f"sent {received} bytes in {elapsed:.0f} s: too slow")
     return bytes(data)
 
 
