@@ -18,6 +18,7 @@ say = typer.echo
 
 Json = Annotated[Path | None, typer.Option("--json", help="write all figures here")]
 PICTURES = (".svg", ".png", ".pdf")
+MAX_DAEMONS = 64
 
 
 class Device(StrEnum):
@@ -135,7 +136,7 @@ def exchange(
     context: typer.Context,
     peers: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=64, help="peers that receive, e.g. --peers 8 16; 8 16 if not given"),
+        typer.Option(min=1, max=MAX_DAEMONS, help="peers that receive, e.g. --peers 8 16; 8 16 if not given"),
     ] = None,
     megabytes: Annotated[float, typer.Option("--mb", min=0.001, max=1000, help="payload, in 10^6 bytes")] = 50,
     upload_mbps: Annotated[
@@ -143,11 +144,13 @@ def exchange(
     ] = 27.5,
     json: Json = None,
 ) -> None:
-    """One payload to many peers, as a swarm and from its origin alone.
+    """One payload to many peers, and what its origin sends.
 
-    Real p2pd daemons on loopback, in one process; every uplink is limited so that this machine can carry all of them.
+    As a swarm, and everyone from its origin alone. Real p2pd daemons on loopback, in one process; every uplink is limited so that this machine can carry all of them.
     """
     counts = [*(peers or []), *map(_count, context.args)] or [8, 16]
+    if max(counts) > MAX_DAEMONS:
+        raise ConfigError(f"--peers {max(counts)}: at most {MAX_DAEMONS}, each is a process of some 70 MB")
     _can_be_written(json)
     from elastic.bench.exchange import measure, table
 

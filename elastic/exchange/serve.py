@@ -107,11 +107,11 @@ class BulkServer:
             self._callers[caller] += 1
             crowded = self._callers[caller] > self._limits.max_streams_per_peer
         try:
-            head = Head.unpack(read_exactly(connection, bulk.REQUEST_BYTES))
+            head = Head.unpack(self._read(connection, bulk.REQUEST_BYTES))
             if head.count > MAX_LISTED or head.most > MAX_BATCH or head.kind not in (Kind.TABLE, Kind.CHUNKS):
                 self._refuse(connection, Status.BAD_REQUEST)
                 return
-            chunks = bulk.unpack_numbers(read_exactly(connection, head.count * bulk.NUMBER_BYTES))
+            chunks = bulk.unpack_numbers(self._read(connection, head.count * bulk.NUMBER_BYTES))
             late = head.count and self._uplink.queue(time.monotonic()) > self._limits.max_queue_seconds
             if crowded or late:
                 self._refuse(connection, Status.BUSY)
@@ -121,6 +121,10 @@ class BulkServer:
             with self._lock:
                 self._callers[caller] -= 1
                 self._callers += Counter()
+
+    def _read(self, connection: socket.socket, length: int) -> bytes:
+        """From a stranger, who may not keep us waiting byte by byte."""
+        return read_exactly(connection, length, self._limits.grace_seconds, self._limits.min_bytes_per_second)
 
     def _refuse(self, connection: socket.socket, status: Status) -> None:
         connection.sendall(bulk.RESPONSE.pack(status, 0))
