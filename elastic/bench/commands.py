@@ -146,7 +146,8 @@ def exchange(
 ) -> None:
     """One payload to many peers, and what its origin sends.
 
-    As a swarm, and everyone from its origin alone. Real p2pd daemons on loopback, in one process; every uplink is limited so that this machine can carry all of them.
+    As a swarm, and everyone from its origin alone. Real p2pd daemons on loopback, in one process; every uplink is
+    limited so that this machine can carry all of them.
     """
     counts = [*(peers or []), *map(_count, context.args)] or [8, 16]
     if max(counts) > MAX_DAEMONS:
