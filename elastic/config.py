@@ -200,6 +200,8 @@ class NetworkConfig(Section):
     """Give up when no entry point answered for this long."""
     card_seconds: Annotated[float, Field(ge=1, le=600)] = 20.0
     """A peer that stopped renewing its card is gone after this long."""
+    upload_mbps: Annotated[float, Field(ge=0)] = 0.0
+    """Payloads and anchors leave at most so fast, in megabits per second, to all together; 0: no limit."""
 
 
 class TraceConfig(Section):

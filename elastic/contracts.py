@@ -176,7 +176,7 @@ class Exchange(Protocol):
     """How records and bytes travel between peers: Hivemind outside, memory in tests. One bad peer never raises here.
 
     Records are small (≤ 16 KiB), keyed by (kind, round), one per peer, and proven to come from that peer. Blobs are
-    content-addressed by their SHA-256.
+    content-addressed by the digest of `wire.tree`, against which every part of them can be checked.
     """
 
     async def announce(self, card: PeerCard) -> None:
@@ -204,7 +204,10 @@ class Exchange(Protocol):
         ...
 
     async def fetch(self, digest: Digest, size_bytes: int, holders: Sequence[PeerId]) -> bytes:
-        """Get a blob from the first holder that gives the right bytes; ours is returned at once if we hold it.
+        """Get a blob from the holders, each chunk from whoever has it; ours is returned at once if we hold it.
+
+        The first holder, who made it as a rule, is spared. What comes is served while it comes, and kept if the fetch
+        fails, so that the next try goes on from there.
 
         Raises:
             FetchError: nobody gave it; the message says what each holder did.

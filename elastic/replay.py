@@ -20,12 +20,13 @@ from elastic.agreement.manifests import check_final, check_manifest
 from elastic.config import Shared
 from elastic.errors import MalformedError, SignatureInvalidError, StateError
 from elastic.exchange.blobs import BLOB_FOLDER
-from elastic.messages import GENESIS, Counted, Digest, Manifest, RoundIndex, StateMeta, digest_of
+from elastic.messages import GENESIS, Counted, Digest, Manifest, RoundIndex, StateMeta
 from elastic.registry import build
 from elastic.state.chain import CHAIN_FILE
 from elastic.state.store import ANCHOR_PREFIX, STATE_FOLDER
 from elastic.train.outer import Turns, initial_anchor, outer_steps
 from elastic.wire.dense import encode_state
+from elastic.wire.tree import Table, blob_digest
 
 _BLOB = re.compile(r"[0-9a-f]{64}")
 _ANCHOR = re.compile(ANCHOR_PREFIX + r"-(\d{8})-.*\.bin")
@@ -81,14 +82,14 @@ def replay(shared: Shared, folders: Sequence[Path], note: Note = lambda line: No
     anchor = initial_anchor(dict(model.named_parameters()), shared.outer)
     del model
     reducer, turns = build("reducer", shared.reducer), Turns(like)
-    digest, round_ = digest_of(encode_state(anchor)), GENESIS
+    digest, round_ = blob_digest(encode_state(anchor)), GENESIS
     archive.compare(GENESIS, digest)
     held.compare(GENESIS, digest)
     for manifest in archive.in_order():
         if not manifest.void:
             parts = archive.payloads(manifest, reducer, like)
             outer_steps(anchor, parts, reducer, turns, shared.outer)
-            digest = digest_of(encode_state(anchor))
+            digest = blob_digest(encode_state(anchor))
         round_ = RoundIndex(manifest.round + 1)
         by_manifest, by_peer = archive.compare(round_, digest), held.compare(round_, digest)
         yield Step(manifest, digest, by_manifest or by_peer, anchor)
@@ -135,7 +136,7 @@ class _Archive:
         for path in self._blobs.get(entry.payload, []):  # every copy is looked at
             with suppress(FileNotFoundError):  # a peer that runs on makes room
                 data = path.read_bytes()
-                if digest_of(data) == entry.payload:
+                if blob_digest(data) == entry.payload:
                     good = data
                 else:
                     spoilt = path
@@ -229,7 +230,7 @@ class _Held:
             witness = where
         for path in self._files.get(round_, []):
             with suppress(FileNotFoundError):  # a peer that runs on drops old ones
-                if digest_of(path.read_bytes()) != anchor:
+                if Table.of_file(path).digest != anchor:
                     raise StateError(f"{path}: another anchor of round {round_} than was replayed")
                 witness = str(path)
         return witness

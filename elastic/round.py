@@ -25,13 +25,13 @@ from elastic.messages import (
     RoundPlan,
     RoundReport,
     Seconds,
-    digest_of,
 )
 from elastic.peer import Peer
 from elastic.schedule.decide import Commit, Skip, decide_commit
 from elastic.schedule.phases import Phases
 from elastic.schedule.plan import TRAIN_PART
 from elastic.seen import Seen, checks_of, judge
+from elastic.wire.tree import blob_digest
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ async def _averaged(peer: Peer, plan: RoundPlan, payload: bytes, phases: Phases)
 
 def _header(peer: Peer, plan: RoundPlan, inner: InnerReport, payload: bytes) -> ContributionHeader:
     header = ContributionHeader(
-        run=plan.run, round=plan.round, peer=peer.id, anchor=plan.anchor, payload=digest_of(payload),
+        run=plan.run, round=plan.round, peer=peer.id, anchor=plan.anchor, payload=blob_digest(payload),
         size_bytes=len(payload), steps=inner.steps, tokens=inner.tokens, loss=inner.mean_loss,
     )  # fmt: skip
     return peer.identity.sign(header)

@@ -106,7 +106,7 @@ def key(config: RunConfig) -> Finding:
 
 def disk(config: RunConfig, model: int) -> Finding:
     """Room for the state, and for the payloads that we keep for others; `model` is its bytes in fp32."""
-    from elastic.exchange.blobs import DISK_BYTES
+    from elastic.exchange.limits import DISK_BYTES
 
     folder = config.local.state_dir.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())

@@ -67,6 +67,7 @@ state_dir = "{state_dir}"           # (yours) key, anchor, residual, manifests, 
 bootstrap = []                      # addresses that `elastic bootstrap` printed
 host = "0.0.0.0"                    # "127.0.0.1" keeps a trial on this machine
 port = 0                            # TCP; fix it if you forward a port
+# upload_mbps = 50                  # the most that payloads may take of the uplink; 0: no limit
 
 [local.ray]
 address = "auto"                    # the cluster that `ray start --head` made here, or "host:port"

@@ -18,6 +18,7 @@ say = typer.echo
 
 Json = Annotated[Path | None, typer.Option("--json", help="write all figures here")]
 PICTURES = (".svg", ".png", ".pdf")
+MAX_DAEMONS = 64
 
 
 class Device(StrEnum):
@@ -157,6 +158,38 @@ def convergence(
     if picture is not None:
         plot(rows, picture)
         say(f"wrote {picture}")
+
+
+@bench.command("exchange", context_settings={"allow_extra_args": True})
+def exchange(
+    context: typer.Context,
+    peers: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=MAX_DAEMONS, help="peers that receive, e.g. --peers 8 16; 8 16 if not given"),
+    ] = None,
+    megabytes: Annotated[float, typer.Option("--mb", min=0.001, max=1000, help="payload, in 10^6 bytes")] = 50,
+    upload_mbps: Annotated[
+        float, typer.Option(min=0.1, max=1e5, help="every peer's uplink; the default is a quarter of 110 Mb/s")
+    ] = 27.5,
+    json: Json = None,
+) -> None:
+    """One payload to many peers, and what its origin sends.
+
+    As a swarm, and everyone from its origin alone. Real p2pd daemons on loopback, in one process; every uplink is
+    limited so that this machine can carry all of them.
+    """
+    counts = [*(peers or []), *map(_count, context.args)] or [8, 16]
+    if max(counts) > MAX_DAEMONS:
+        raise ConfigError(f"--peers {max(counts)}: at most {MAX_DAEMONS}, each is a process of some 70 MB")
+    _can_be_written(json)
+    from elastic.bench.exchange import measure, table
+
+    expected = sum(counts) * megabytes * 8 / upload_mbps
+    say(f"{megabytes:g} MB, every uplink {upload_mbps:g} Mb/s; about {1.2 * expected / 60 + 0.5:.0f} min")
+    with tempfile.TemporaryDirectory(prefix="elastic-bench-") as folder:
+        rows = measure(Path(folder), counts, megabytes, upload_mbps, say)
+    say(table(rows))
+    _write(json, rows)
 
 
 def _count(argument: str) -> int:

@@ -27,6 +27,7 @@ from elastic.wire.codec import SparsePayload
 from elastic.wire.packing import layout
 from elastic.wire.signing import Identity
 from elastic.wire.threads import in_threads
+from elastic.wire.tree import blob_digest
 
 Say = Callable[[str], None]
 
@@ -212,7 +213,7 @@ def _commitment(payload: bytes) -> bytes:
     """What is posted beside a payload: who, which round, which digests, and the signature."""
     me = Identity.generate()
     header = ContributionHeader(
-        run="benchmark", round=RoundIndex(1000), peer=me.peer, anchor=digest_of(b""), payload=digest_of(payload),
+        run="benchmark", round=RoundIndex(1000), peer=me.peer, anchor=digest_of(b""), payload=blob_digest(payload),
         size_bytes=len(payload), steps=30, tokens=10**6, loss=3.141592653589793,
     )  # fmt: skip
     return me.sign(header).canonical()

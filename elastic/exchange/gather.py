@@ -128,15 +128,19 @@ class _Receiver:
             return Arrival(header or self._blank(sender), kept, verdict, committed, self.clock.now() - self.start)
 
     async def _fetch(self, header: ContributionHeader) -> bytes:
-        """Try until it is there: a payload becomes fetchable only after its commitment, and links fail."""
-        holders = (header.peer, *(peer for peer in self.plan.roster if peer != header.peer))
+        """Try until it is there: a payload becomes fetchable only after its commitment, and links fail.
+
+        Everyone on the roster fetches it too; who else may have it is asked from the second try on.
+        """
+        holders = dict.fromkeys((header.peer, *self.plan.roster))
         pause = POLL_SECONDS
         while True:
             try:
-                return await self.exchange.fetch(header.payload, header.size_bytes, holders)
+                return await self.exchange.fetch(header.payload, header.size_bytes, list(holders))
             except FetchError:
                 await self.clock.sleep(pause)
                 pause = Seconds(min(2 * pause, 5.0))
+            holders |= dict.fromkeys(card.peer for card in await self.exchange.cards())
 
     def _read(self, sender: PeerId, body: bytes) -> ContributionHeader | None:
         try:

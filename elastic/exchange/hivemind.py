@@ -9,6 +9,7 @@ import asyncio
 import logging
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,11 @@ from elastic.errors import AveragingError, FetchError, MalformedError, NetworkEr
 from elastic.exchange.averaging import average
 from elastic.exchange.blobs import BlobStore
 from elastic.exchange.bootstrap import Node
-from elastic.exchange.bulk import BulkClient, BulkServer, Holder, Traffic
+from elastic.exchange.bulk import Holder, Traffic
+from elastic.exchange.fetch import BulkClient
 from elastic.exchange.identity_validator import MAX_RECORD_BYTES
+from elastic.exchange.limits import Limits
+from elastic.exchange.serve import BulkServer
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 from elastic.wire.signing import Identity
 
@@ -33,7 +37,6 @@ logger = logging.getLogger(__name__)
 RECORD_SECONDS = 1800.0
 """Records of a round are readable for so long."""
 _MAX_CARD_BYTES = 8 * 1024
-_FETCH_THREADS = 32
 _OWN_RECORDS = 256
 _TICK_SECONDS = 0.01
 _FP16_BYTES = 2
@@ -47,21 +50,23 @@ class HivemindExchange:
 
         model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def __init__(self, node: Node, identity: Identity, run: str, card_seconds: float, store: BlobStore) -> None:
+    def __init__(self, node: Node, identity: Identity, run: str, network: NetworkConfig, store: BlobStore) -> None:
         self.peer: PeerId = identity.peer
         self._node = node
         self._announcing = asyncio.Lock()
         self._card_expiry = 0.0
         self._subkey = node.p2p.peer_id.to_bytes()
         self._run = run
-        self._card_seconds = card_seconds
+        self._card_seconds = network.card_seconds
         self._store = store
         self._book: dict[PeerId, tuple[str, ...]] = {}
         self._own: OrderedDict[tuple[str, RoundIndex], bytes] = OrderedDict()
         self._traffic = Traffic()
-        self._server = BulkServer(store, node.control_path, self._traffic)
-        self._client = BulkClient(node.control_path, self._traffic)
-        self._threads = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="bulk-fetch")
+        limits = Limits(upload_bytes_per_second=network.upload_mbps * 1e6 / 8)
+        seed = zlib.crc32(identity.peer.encode())
+        self._server = BulkServer(store, node.control_path, self._traffic, limits)
+        self._client = BulkClient(node.control_path, store.partials, self._traffic, seed, limits)
+        self._threads = ThreadPoolExecutor(limits.max_fetches, thread_name_prefix="bulk-fetch")
         self._closed = threading.Event()
 
     @classmethod
@@ -90,7 +95,7 @@ class HivemindExchange:
         exchange: HivemindExchange | None = None
         try:
             store = await asyncio.to_thread(BlobStore, blob_dir)
-            exchange = cls(node, identity, run, network.card_seconds, store)
+            exchange = cls(node, identity, run, network, store)
             await node.call(asyncio.to_thread(exchange._server.start), "serving blobs")
         except BaseException:
             await (exchange or node).close()
@@ -151,7 +156,7 @@ class HivemindExchange:
             self._threads, self._client.fetch_blob, others, digest, size_bytes, stop
         )
         try:
-            # Unbounded here: the client gives up on idle and slow holders by itself.
+            # Unbounded here: the client gives up by itself when nothing comes any more.
             return await self._node.call(fetching, f"fetching {digest[:12]}", seconds=None)
         except FetchError:
             raise
@@ -186,6 +191,7 @@ class HivemindExchange:
         if not self._closed.is_set():
             self._closed.set()
             self._server.close()
+            self._client.close()
             self._threads.shutdown(wait=False, cancel_futures=True)
         await self._node.close()
 

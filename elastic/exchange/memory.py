@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError
-from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds, digest_of
+from elastic.exchange.blobs import BlobStore, Offer
+from elastic.exchange.partial import Partial
+from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 
 MAX_RECORD_BYTES = 16 * 1024
 """No record is larger; the real exchange refuses larger ones too."""
@@ -87,13 +89,14 @@ class MemoryNetwork:
         """Whether bytes get from one to the other."""
         return one == other or not {frozenset((one,)), frozenset((other,)), frozenset((one, other))} & self._cut
 
-    def served(self, holder: PeerId, digest: Digest) -> bytes | None:
-        """What that holder would send, right or wrong; None if it has nothing of that digest."""
+    def offered(self, holder: PeerId, digest: Digest) -> Offer | None:
+        """What that holder has of a blob, right or wrong; None if it has nothing of that digest."""
         exchange = self.peers.get(holder)
-        blob = exchange.held(digest) if exchange is not None else None
-        if blob and {(digest, None), (digest, holder)} & self._corrupt:
-            return bytes([blob[0] ^ 1]) + blob[1:]
-        return blob
+        offer = exchange.store.offer(digest) if exchange is not None else None
+        if offer is not None and {(digest, None), (digest, holder)} & self._corrupt:
+            right = offer.read
+            return replace(offer, read=lambda chunk: bytes([right(chunk)[0] ^ 1]) + right(chunk)[1:])
+        return offer
 
     def meet(self, run: str, key: str, num_peers: int) -> _Meeting:
         """The averaging of that key that is gathering its peers now."""
@@ -117,7 +120,7 @@ class MemoryExchange:
         self.addresses: list[str] = [f"/memory/{peer}"]
         self._network = network
         self._run = run
-        self._blobs: dict[Digest, bytes | Path] = {}
+        self.store = BlobStore()
         self._own: dict[tuple[str, RoundIndex], bytes] = {}
         self._bytes_out = 0
         self._bytes_in = 0
@@ -156,46 +159,61 @@ class MemoryExchange:
 
     async def provide(self, blob: bytes) -> Digest:
         self._check_open()
-        digest = digest_of(blob)
-        self._blobs[digest] = blob
-        return digest
+        return self.store.add(blob)
 
     async def provide_file(self, digest: Digest, path: str) -> None:
         self._check_open()
-        self._blobs[digest] = Path(path)
+        self.store.add_file(digest, Path(path))
 
     def held(self, digest: Digest) -> bytes | None:
-        """The bytes we serve under that digest; read when asked for, as a file may change."""
-        blob = self._blobs.get(digest)
-        try:
-            return blob.read_bytes() if isinstance(blob, Path) else blob
-        except OSError:
-            return None
+        """The bytes we serve under that digest."""
+        return self.store.read(digest)
 
     async def fetch(self, digest: Digest, size_bytes: int, holders: Sequence[PeerId]) -> bytes:
         self._check_open()
         own = self.held(digest)
-        if own is not None and digest_of(own) == digest:
+        if own is not None:
             return own
-        story = []
-        for holder in dict.fromkeys(holders):
-            blob, problem = self._ask(holder, digest, size_bytes)
-            if blob is not None:
-                return blob
-            story.append(f"{holder}: {problem}")
-        raise FetchError(f"nobody gave {digest}: {'; '.join(story) or 'no holder is known'}")
+        story: dict[PeerId, str] = {}
+        offers = {holder: self._offer(holder, digest, size_bytes, story) for holder in dict.fromkeys(holders)}
+        live = {holder: offer for holder, offer in offers.items() if offer is not None}
+        if live:
+            with self.store.partials.receiving(next(iter(live.values())).table) as partial:
+                for chunk in np.flatnonzero(~partial.holds):
+                    self._take(int(chunk), partial, live, story)
+                if partial.holds.all():
+                    return partial.data()
+        told = "; ".join(f"{peer}: {problem}" for peer, problem in story.items())
+        raise FetchError(f"nobody gave {digest}: {told or 'no holder is known'}")
 
-    def _ask(self, holder: PeerId, digest: Digest, size_bytes: int) -> tuple[bytes | None, str]:
+    def _offer(self, holder: PeerId, digest: Digest, size_bytes: int, story: dict[PeerId, str]) -> Offer | None:
         if not self._network.reaches(self.peer, holder):
-            return None, "cannot be reached"
-        blob = self._network.served(holder, digest)
-        if blob is None:
-            return None, "does not have it"
-        if len(blob) != size_bytes:
-            return None, f"announces {len(blob)} bytes, expected {size_bytes}"
-        self._bytes_in += len(blob)
-        self._network.peers[holder]._bytes_out += len(blob)
-        return (blob, "") if digest_of(blob) == digest else (None, "gave wrong bytes")
+            story[holder] = "cannot be reached"
+            return None
+        offer = self._network.offered(holder, digest)
+        if offer is None:
+            story[holder] = "does not have it"
+        elif offer.table.size != size_bytes:
+            story[holder] = f"announces {offer.table.size} bytes, expected {size_bytes}"
+            return None
+        return offer
+
+    def _take(self, chunk: int, partial: Partial, live: dict[PeerId, Offer], story: dict[PeerId, str]) -> None:
+        """One chunk from one of those who have it, another one for each chunk; who fails is left out from then on."""
+        able = [holder for holder, offer in live.items() if offer.holds[chunk]]
+        for holder in able[chunk % max(1, len(able)) :] + able[: chunk % max(1, len(able))]:
+            try:
+                data = live[holder].read(chunk)
+            except OSError:
+                story[holder] = "broke off"
+                del live[holder]
+                continue
+            self._bytes_in += len(data)
+            self._network.peers[holder]._bytes_out += len(data)
+            if partial.add(chunk, data):
+                return
+            story[holder] = "gave wrong bytes"
+            del live[holder]
 
     async def average(self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds) -> dict[str, Any]:
         self._check_open()

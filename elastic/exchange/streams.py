@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from typing import Any
 
 from hivemind.proto import p2pd_pb2
@@ -11,6 +12,7 @@ from hivemind.proto import p2pd_pb2
 logger = logging.getLogger(__name__)
 
 _MAX_CONTROL_BYTES = 64 * 1024
+_READ_BYTES = 256 * 1024
 
 
 def ask_daemon(control_path: str, request: Any, seconds: float) -> socket.socket:
@@ -51,13 +53,27 @@ def read_delimited(connection: socket.socket) -> bytes:
             return read_exactly(connection, length)
 
 
-def read_exactly(connection: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        chunk = connection.recv(count - len(data))
-        if not chunk:
-            raise EOFError(f"the stream ended after {len(data)} of {count} bytes")
-        data += chunk
+def read_exactly(
+    connection: socket.socket, count: int, grace_seconds: float = float("inf"), min_bytes_per_second: float = 0.0
+) -> bytes:
+    """Read that many bytes; a socket's own timeout bounds each wait, the rate the whole.
+
+    Raises:
+        EOFError: the stream ended before.
+        TimeoutError: nothing came for long, or after `grace_seconds` too little.
+    """
+    data, received, start = bytearray(min(count, _READ_BYTES)), 0, time.monotonic()
+    while received < count:
+        if received == len(data):  # grows as bytes arrive: a length costs no memory
+            data += bytes(min(len(data), count - len(data)))
+        with memoryview(data) as view, view[received:] as free:
+            read = connection.recv_into(free)
+        if not read:
+            raise EOFError(f"the stream ended after {received} of {count} bytes")
+        received += read
+        elapsed = time.monotonic() - start
+        if elapsed > grace_seconds and received < elapsed * min_bytes_per_second:
+            raise TimeoutError(f"sent {received} bytes in {elapsed:.0f} s: too slow")
     return bytes(data)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from elastic.contracts import Clock
 from elastic.errors import FetchError, NetworkError
+from elastic.exchange.blobs import Offer
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
 from elastic.messages import ContributionHeader, Digest, PeerCard, PeerId, RoundIndex, Seconds
@@ -87,11 +88,12 @@ class SimNetwork(MemoryNetwork):
         }  # fmt: skip
         return found | whispered
 
-    def served(self, holder: PeerId, digest: Digest) -> bytes | None:
-        blob = super().served(holder, digest)
-        if blob and self.bad and self.rng.random() < self.faults.corrupt:
-            return bytes([blob[0] ^ 1]) + blob[1:]
-        return blob
+    def offered(self, holder: PeerId, digest: Digest) -> Offer | None:
+        offer = super().offered(holder, digest)
+        if offer is None or not self.bad or self.rng.random() >= self.faults.corrupt:
+            return offer
+        right = offer.read
+        return replace(offer, read=lambda chunk: bytes([right(chunk)[0] ^ 1]) + right(chunk)[1:])
 
     def apart(self, one: PeerId, other: PeerId, since: float | None = None) -> bool:
         """Whether they are in different halves now, and were when something of that time was sent."""

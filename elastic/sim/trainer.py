@@ -14,8 +14,9 @@ from typing import Any
 
 from elastic.contracts import Clock, Pending, TrainerState
 from elastic.errors import MalformedError
-from elastic.messages import Digest, InnerReport, Manifest, PeerId, RoundIndex, RoundPlan, Seconds, digest_of
+from elastic.messages import Digest, InnerReport, Manifest, PeerId, RoundIndex, RoundPlan, Seconds
 from elastic.state.store import read_if_there, write_durably
+from elastic.wire.tree import blob_digest
 
 ANCHOR_BYTES = 16 * 1024
 """Anchors have one size, as real ones do."""
@@ -60,7 +61,7 @@ class LedgerTrainer:
         if self.pending is not None:
             pending = Pending(self._pending_round, _report(), encode(self.pending))
         return TrainerState(
-            round=self.round, anchor=digest_of(self._anchor()), size_bytes=ANCHOR_BYTES,
+            round=self.round, anchor=blob_digest(self._anchor()), size_bytes=ANCHOR_BYTES,
             state_path=str(self._anchor_file(self.round)), pending=pending,
         )  # fmt: skip
 
@@ -122,7 +123,7 @@ class LedgerTrainer:
         self.round = round_
         self._save()
         self._reach("after the outer step")
-        return digest_of(self._anchor())
+        return blob_digest(self._anchor())
 
     def _anchor(self) -> bytes:
         return json.dumps(self.applied).encode().ljust(ANCHOR_BYTES)

@@ -29,13 +29,13 @@ from elastic.messages import (
     RoundIndex,
     RoundPlan,
     StateMeta,
-    digest_of,
 )
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps, warm_up
 from elastic.train.outer import Turns, initial_anchor, outer_steps
 from elastic.train.tokens import Batches, held_out_batches
 from elastic.wire.dense import decode_state, encode_state
 from elastic.wire.threads import in_threads
+from elastic.wire.tree import blob_digest
 
 Assign = Callable[[RoundPlan], np.ndarray[Any, np.dtype[np.int64]]]
 """Plan → ids of the token sequences assigned to this peer."""
@@ -129,7 +129,7 @@ class Session:
                              "directory to fetch it from the swarm again") from error  # fmt: skip
 
     def _take_anchor(self, data: bytes, expected: Digest) -> None:
-        if digest_of(data) != expected:
+        if blob_digest(data) != expected:
             raise MalformedError(f"anchor: expected digest {expected[:12]}…")
         self.size_bytes = len(data)
         self.anchor = decode_state(data, self.anchor)
@@ -326,7 +326,7 @@ class Session:
 
     def _commit_anchor(self, round_: RoundIndex) -> Digest:
         data = encode_state(self.anchor)
-        digest = digest_of(data)
+        digest = blob_digest(data)
         name = f"anchor-{round_:08d}-{digest[:12]}.bin"
         self.size_bytes = len(data)
         self.store.write_file(name, data)
@@ -339,4 +339,4 @@ class Session:
 
 
 def _payload_file(pending: Pending) -> str:
-    return f"payload-{pending.round:08d}-{digest_of(pending.payload)[:12]}.bin"
+    return f"payload-{pending.round:08d}-{blob_digest(pending.payload)[:12]}.bin"

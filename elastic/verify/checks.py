@@ -22,6 +22,7 @@ from elastic.messages import (
     digest_of,
 )
 from elastic.wire.signing import verify
+from elastic.wire.tree import blob_digest
 
 
 def check_header(
@@ -155,7 +156,7 @@ def _check_claims(header: ContributionHeader, *, max_bytes: int, max_tokens: int
 def _check_bytes(header: ContributionHeader, payload: bytes, decode: Callable[[bytes], object]) -> Finding:
     if len(payload) > header.size_bytes:
         return RejectReason.OVERSIZED, f"{len(payload)} bytes, {header.size_bytes} announced"
-    seen = digest_of(payload)
+    seen = blob_digest(payload)
     if seen != header.payload:
         return RejectReason.WRONG_DIGEST, f"digest {seen[:12]}, {header.payload[:12]} committed"
     if len(payload) != header.size_bytes:

@@ -4,8 +4,8 @@
     anchor   "eSTA" · version u8 · u32 length · JSON [[name, shape], …] · fp32 values of every tensor
 
 Tensors are ordered by name, all numbers are little-endian. Names and shapes come from the model, not from the
-bytes: honest bytes have one possible length, checked before anything is allocated. The anchor's digest is the
-SHA-256 of its bytes (`messages.digest_of`); its JSON makes a file explain itself, and a reader compares it
+bytes: honest bytes have one possible length, checked before anything is allocated. The anchor's digest is that
+of its bytes (`wire.tree`); its JSON makes a file explain itself, and a reader compares it
 instead of parsing it.
 """
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 from elastic.config import NetworkConfig
 from elastic.contracts import Exchange
 from elastic.errors import AveragingError, FetchError, NetworkError
+from elastic.exchange import selection
+from elastic.exchange.blobs import BlobStore, Offer
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
-from elastic.messages import PeerCard, PeerId, PeerStage, RoundIndex, digest_of
+from elastic.messages import Digest, PeerCard, PeerId, PeerStage, RoundIndex, digest_of
 from elastic.wire.signing import Identity
+from elastic.wire.tree import CHUNK_BYTES, Table, blob_digest
 
 RUN = "contract"
 CARD_SECONDS = 3.0
@@ -30,6 +34,27 @@ class Swarm:
 
     async def join(self) -> Any:
         raise NotImplementedError
+
+    def store(self, exchange: Any) -> BlobStore:
+        """Where that peer keeps its blobs."""
+        raise NotImplementedError
+
+    def give_part(self, exchange: Any, blob: bytes, chunks: Iterable[int]) -> None:
+        """As if it had fetched so much of that blob, and no more yet."""
+        with self.store(exchange).partials.receiving(Table.of(blob)) as partial:
+            for chunk in chunks:
+                assert partial.add(chunk, blob[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES])
+
+    def on_read(self, exchange: Any, change: Callable[[int, bytes], bytes]) -> None:
+        """Change each chunk of a blob that it sends from now on, or raise OSError."""
+        store = self.store(exchange)
+        upstream = store.offer
+
+        def offer(digest: Digest) -> Offer | None:
+            right = upstream(digest)
+            return right and replace(right, read=lambda chunk: change(chunk, right.read(chunk)))
+
+        store.offer = offer  # type: ignore[method-assign]
 
     async def plant_card(self, exchange: Any, body: bytes) -> None:
         """Announce bytes that need not be a card."""
@@ -52,6 +77,9 @@ class MemorySwarm(Swarm):
     async def join(self) -> MemoryExchange:
         self.exchanges.append(self.network.join(Identity.generate().peer, RUN))
         return self.exchanges[-1]
+
+    def store(self, exchange: MemoryExchange) -> BlobStore:
+        return exchange.store
 
     async def plant_card(self, exchange: MemoryExchange, body: bytes) -> None:
         self.network.cards[RUN, exchange.peer] = (body, self.time + CARD_SECONDS)
@@ -76,6 +104,9 @@ class HivemindSwarm(Swarm):
         exchange = await HivemindExchange.start(identity=identity, identity_path=path, run=RUN, network=network)
         self.exchanges.append(exchange)
         return exchange
+
+    def store(self, exchange: HivemindExchange) -> BlobStore:
+        return exchange._store
 
     async def plant_card(self, exchange: HivemindExchange, body: bytes) -> None:
         await exchange._write(f"{RUN}/peers", body, time.time() + CARD_SECONDS, "planting")
@@ -183,7 +214,7 @@ async def test_a_blob_is_fetched_from_whoever_provides_it(swarm: Swarm) -> None:
     a, b = await swarm.join(), await swarm.join()
     blob = np.random.default_rng(0).bytes(9 * 1024 * 1024 + 17)
     digest = await a.provide(blob)
-    assert digest == digest_of(blob)
+    assert digest == blob_digest(blob)
     assert await b.fetch(digest, len(blob), [a.peer]) == blob
     assert (await a.traffic())[0] >= len(blob)
     assert (await b.traffic())[1] >= len(blob)
@@ -193,8 +224,8 @@ async def test_a_file_is_served_from_disk(swarm: Swarm, tmp_path: Path) -> None:
     a, b = await swarm.join(), await swarm.join()
     blob = np.random.default_rng(0).bytes(5 * 1024 * 1024)
     (tmp_path / "state.bin").write_bytes(blob)
-    await a.provide_file(digest_of(blob), str(tmp_path / "state.bin"))
-    assert await b.fetch(digest_of(blob), len(blob), [a.peer]) == blob
+    await a.provide_file(blob_digest(blob), str(tmp_path / "state.bin"))
+    assert await b.fetch(blob_digest(blob), len(blob), [a.peer]) == blob
 
 
 async def test_what_we_hold_is_returned_without_asking(swarm: Swarm) -> None:
@@ -205,12 +236,116 @@ async def test_what_we_hold_is_returned_without_asking(swarm: Swarm) -> None:
 
 async def test_wrong_bytes_are_refused_and_the_next_holder_is_used(swarm: Swarm, tmp_path: Path) -> None:
     liar, honest, b = [await swarm.join() for _ in range(3)]
-    (tmp_path / "lie").write_bytes(b"falsehood")
-    await liar.provide_file(digest_of(b"the truth"), str(tmp_path / "lie"))
+    digest = await liar.provide(b"the truth")
     await honest.provide(b"the truth")
+    swarm.on_read(liar, lambda chunk, data: b"falsehood")
     with pytest.raises(FetchError, match="wrong bytes"):
-        await b.fetch(digest_of(b"the truth"), 9, [liar.peer])
-    assert await b.fetch(digest_of(b"the truth"), 9, [liar.peer, honest.peer]) == b"the truth"
+        await b.fetch(digest, 9, [liar.peer])
+    assert await b.fetch(digest, 9, [liar.peer, honest.peer]) == b"the truth"
+
+
+async def test_a_file_that_is_not_what_it_should_be_is_not_served(swarm: Swarm, tmp_path: Path) -> None:
+    a, b = await swarm.join(), await swarm.join()
+    (tmp_path / "spoilt").write_bytes(b"falsehood")
+    await a.provide_file(blob_digest(b"the truth"), str(tmp_path / "spoilt"))
+    with pytest.raises(FetchError, match="does not have it"):
+        await b.fetch(blob_digest(b"the truth"), 9, [a.peer])
+
+
+def a_blob(chunks: int) -> bytes:
+    """The last chunk is shorter."""
+    return np.random.default_rng(chunks).bytes(chunks * CHUNK_BYTES - 1000)
+
+
+async def provided(blob: bytes, *holders: Exchange) -> Digest:
+    """By all of these."""
+    digests = {await holder.provide(blob) for holder in holders}
+    return digests.pop()
+
+
+async def test_what_many_hold_is_sent_once(swarm: Swarm) -> None:
+    # given three holders of a blob
+    *holders, b = [await swarm.join() for _ in range(4)]
+    blob = a_blob(24)
+    digest = await provided(blob, *holders)
+    # when it is fetched
+    assert await b.fetch(digest, len(blob), [holder.peer for holder in holders]) == blob
+    # then hardly anything came twice
+    assert (await b.traffic())[1] < 1.2 * len(blob)
+
+
+async def test_a_poisoned_donor_costs_no_more_than_its_chunk(swarm: Swarm) -> None:
+    # given a holder one of whose chunks is wrong, and two good ones
+    poisoned, *good, b = [await swarm.join() for _ in range(4)]
+    blob = a_blob(12)
+    digest = await provided(blob, poisoned, *good)
+    swarm.on_read(poisoned, lambda chunk, data: bytes(len(data)) if chunk % 4 == 0 else data)
+    # when the blob is fetched
+    for order in ([poisoned, *good], [*good, poisoned]):
+        assert await b.fetch(digest, len(blob), [holder.peer for holder in order]) == blob
+    # then little came twice
+    assert (await b.traffic())[1] < len(blob) + 3 * CHUNK_BYTES
+
+
+async def test_what_a_dying_donor_gave_is_kept(swarm: Swarm) -> None:
+    # given a holder that sends two chunks and no more, and another one
+    dying, whole, b = [await swarm.join() for _ in range(3)]
+    blob = a_blob(8)
+    digest = await provided(blob, dying, whole)
+    left = [0, 1]
+
+    def die(chunk: int, data: bytes) -> bytes:
+        if not left:
+            raise OSError("it is dead")
+        left.pop()
+        return data
+
+    swarm.on_read(dying, die)
+    # when the blob is fetched, at first from the dying one alone
+    with pytest.raises(FetchError, match=dying.peer):
+        await b.fetch(digest, len(blob), [dying.peer])
+    assert await b.fetch(digest, len(blob), [dying.peer, whole.peer]) == blob
+    # then what had come was not sent again
+    assert (await whole.traffic())[0] < len(blob) - CHUNK_BYTES
+
+
+async def test_two_that_have_a_part_each_make_a_whole(swarm: Swarm) -> None:
+    # given two peers that are in the middle of a fetch themselves
+    low, high, b = [await swarm.join() for _ in range(3)]
+    blob = a_blob(9)
+    swarm.give_part(low, blob, range(5))
+    swarm.give_part(high, blob, range(4, 9))
+    # then a third gets everything from them
+    assert await b.fetch(blob_digest(blob), len(blob), [low.peer, high.peer]) == blob
+
+
+async def test_a_fetch_that_broke_off_is_resumed(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a peer that has most of a blob, and a fetch that ended with that
+    monkeypatch.setattr(selection, "STALL_SECONDS", 1.0)
+    some, whole, b = [await swarm.join() for _ in range(3)]
+    blob = a_blob(10)
+    swarm.give_part(some, blob, range(7))
+    with pytest.raises(FetchError):
+        await b.fetch(blob_digest(blob), len(blob), [some.peer])
+    before = (await b.traffic())[1]
+    # when it is tried again
+    await whole.provide(blob)
+    assert await b.fetch(blob_digest(blob), len(blob), [whole.peer]) == blob
+    # then only the rest is fetched
+    assert (await b.traffic())[1] - before < 4 * CHUNK_BYTES
+
+
+async def test_what_was_fetched_is_served_to_the_next(swarm: Swarm) -> None:
+    a, b, c = [await swarm.join() for _ in range(3)]
+    blob = a_blob(6)
+    digest = await a.provide(blob)
+    assert await b.fetch(digest, len(blob), [a.peer]) == blob
+    assert await c.fetch(digest, len(blob), [b.peer]) == blob
+
+
+async def test_an_empty_blob_is_a_blob(swarm: Swarm) -> None:
+    a, b = await swarm.join(), await swarm.join()
+    assert await b.fetch(await a.provide(b""), 0, [a.peer]) == b""
 
 
 async def test_a_holder_that_announces_another_size_is_refused(swarm: Swarm) -> None:
@@ -224,11 +359,11 @@ async def test_missing_holders_make_a_fetch_error_that_names_them(swarm: Swarm) 
     a, b = await swarm.join(), await swarm.join()
     nobody = Identity.generate().peer
     with pytest.raises(FetchError) as caught:
-        await b.fetch(digest_of(b"nowhere"), 7, [a.peer, nobody])
+        await b.fetch(blob_digest(b"nowhere"), 7, [a.peer, nobody])
     assert a.peer in str(caught.value)
     assert nobody in str(caught.value)
     with pytest.raises(FetchError, match="no holder"):
-        await b.fetch(digest_of(b"nowhere"), 7, [])
+        await b.fetch(blob_digest(b"nowhere"), 7, [])
 
 
 @pytest.mark.parametrize("num_peers", [1, 2, 3])

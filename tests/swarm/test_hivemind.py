@@ -27,11 +27,13 @@ from elastic.errors import (
     NetworkError,
     PortTakenError,
 )
-from elastic.exchange import averaging, bulk
+from elastic.exchange import averaging, bootstrap, bulk, selection
+from elastic.exchange.blobs import BlobStore
 from elastic.exchange.bootstrap import Node, run_bootstrap
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.messages import PeerCard, PeerStage, RoundIndex, digest_of
 from elastic.wire.signing import Identity
+from elastic.wire.tree import CHUNK_BYTES, Table, blob_digest
 
 RUN = "swarm"
 ROUND = RoundIndex(1)
@@ -161,7 +163,14 @@ async def test_a_replayed_old_record_does_not_bring_the_new_one_down(join: Join)
 
 @pytest.mark.parametrize(
     "request_bytes",
-    [b"", b"x", bytes(44), b"\xff" * 44, struct.pack("!32sQI", bytes(32), 2**63, 2**31), b"?" * 5000],
+    [
+        b"",
+        b"x",
+        bytes(38),
+        b"\xff" * 38,
+        b"?" * 5000,
+        struct.pack("!B32sHBHI", 1, bytes.fromhex(blob_digest(b"still here")), 1, 255, 1, 2**32 - 1),
+    ],
 )
 async def test_garbage_requests_do_not_hurt_the_holder(join: Join, request_bytes: bytes) -> None:
     holder, stranger = await join(), await join()
@@ -176,12 +185,12 @@ async def test_garbage_requests_do_not_hurt_the_holder(join: Join, request_bytes
     assert await stranger.fetch(digest, 10, [holder.peer]) == b"still here"
 
 
-async def lying_node(tmp_path: Path, bootstrap: str, answer: bytes) -> Node:
-    """A peer that answers every bulk request with these bytes and closes."""
+async def lying_node(tmp_path: Path, bootstrap: str, answer: bytes, to_chunks: bytes | None = None) -> Node:
+    """A peer that answers every request for a table, and for chunks, with these bytes and closes."""
 
     async def lie(_info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(44)
-        writer.write(answer)
+        kind = (await reader.readexactly(bulk.REQUEST_BYTES))[0]
+        writer.write(answer if to_chunks is None or kind == bulk.Kind.TABLE else to_chunks)
         await writer.drain()
         writer.close()
 
@@ -196,7 +205,8 @@ async def lying_node(tmp_path: Path, bootstrap: str, answer: bytes) -> Node:
     ("answer", "story"),
     [
         (struct.pack("!BQ", 0, 2**60), "announces 1152921504606846976 bytes, expected 6"),
-        (struct.pack("!BQ", 0, 6) + b"tru", "ended after 3 of 6"),
+        (struct.pack("!BQ", 0, 6) + b"\x80tru", "ended after 3 of 32"),
+        (struct.pack("!BQ", 0, 6) + b"\x80" + bytes(32), "wrong bytes: its table"),
         (struct.pack("!BQ", 77, 6), "status 77"),
         (b"", "ended after 0 of 9"),
     ],
@@ -214,49 +224,90 @@ async def test_a_lying_holder_is_left_for_the_next(join: Join, tmp_path: Path, a
         await liar.close()
 
 
-async def test_parts_of_a_broken_holder_are_completed_by_the_next(
-    join: Join, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_a_huge_size_takes_no_memory_before_bytes_arrive(join: Join, tmp_path: Path) -> None:
+    # given a holder that announces eight petabytes, as its commitment did, and sends nothing
+    b, size = await join(), 2**53
+    liar = await lying_node(tmp_path, b.addresses[0], struct.pack("!BQ", 0, size) + bytes(1000))
+    try:
+        # then fetching it fails, and nothing was set up for it
+        with pytest.raises(FetchError, match="ended after 1000 of"):
+            await b.fetch(blob_digest(b"truths"), size, [liar.p2p.peer_id.to_base58()])
+    finally:
+        await liar.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "story"),
+    [
+        (struct.pack("!HI", 1, 1), "not asked for"),
+        (struct.pack("!HII", 2, 0, 0), "sends 2 chunks, asked for 1"),
+        (struct.pack("!HI", 1, 0) + b"lieabc", "wrong bytes for chunk 0"),
+        (struct.pack("!HI", 1, 0) + b"tru", "ended after 3 of 6"),
+        (struct.pack("!H", 1), "ended after 0 of 4"),
+    ],
+)
+async def test_wrong_chunks_are_noticed(join: Join, tmp_path: Path, answer: bytes, story: str) -> None:
+    honest, b = await join(), await join()
+    digest = await honest.provide(b"truths")
+    head = struct.pack("!BQ", 0, 6) + b"\x80"
+    liar = await lying_node(tmp_path, honest.addresses[0], head + Table.of(b"truths").hashes, head + answer)
+    peer = liar.p2p.peer_id.to_base58()
+    try:
+        with pytest.raises(FetchError, match=story):
+            await b.fetch(digest, 6, [peer])
+        assert await b.fetch(digest, 6, [peer, honest.peer]) == b"truths"
+    finally:
+        await liar.close()
+
+
+async def test_a_fetch_goes_on_after_a_restart_with_what_is_right(
+    join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a holder that serves the first part only, and one that has all
-    monkeypatch.setattr(bulk, "PART_BYTES", 1024)
-    half, whole, b = await join(), await join(), await join()
-    blob = np.random.default_rng(0).bytes(4096)
-    (tmp_path / "half").write_bytes(blob)
-    await half.provide_file(digest_of(blob), str(tmp_path / "half"))
-    await whole.provide(blob)
-    upstream = bulk._check_range
-    served: list[int] = []
-
-    def break_after_one(held: Any, offset: int, length: int) -> bulk.Status:
-        served.append(offset)
-        is_half = held is not None and held.source == tmp_path / "half"
-        return bulk.Status.BAD_RANGE if is_half and offset else upstream(held, offset, length)
-
-    monkeypatch.setattr(bulk, "_check_range", break_after_one)
-    # When the blob is fetched, then it is right and no part was sent twice
-    assert await b.fetch(digest_of(blob), len(blob), [half.peer, whole.peer]) == blob
-    assert served == [0, 1024, 1024, 2048, 3072]
+    # given a blob of which an earlier life left four chunks of six in its folder, one of them torn
+    monkeypatch.setattr(selection, "STALL_SECONDS", 1.0)
+    whole = await join()
+    blob = np.random.default_rng(0).bytes(6 * CHUNK_BYTES - 5)
+    digest = await whole.provide(blob)
+    left = tmp_path / "blobs1" / f"{digest}.partial"
+    left.parent.mkdir()
+    left.write_bytes(blob[: 4 * CHUNK_BYTES - 1000] + bytes(1000))
+    # when the peer starts again and fetches the blob
+    b = await join()
+    assert await b.fetch(digest, len(blob), [whole.peer]) == blob
+    # then the torn chunk and those that were missing were sent, and once it is provided nothing is kept twice
+    assert 2 * CHUNK_BYTES < (await b.traffic())[1] < 4 * CHUNK_BYTES
+    await b.provide(blob)
+    assert not left.exists()
 
 
-async def test_a_liar_among_several_sources_does_not_spoil_the_blob(
-    join: Join, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_a_peer_nobody_can_dial_serves_over_the_connection_it_dialled(
+    join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a liar that sends a wrong first part and then nothing
-    monkeypatch.setattr(bulk, "PART_BYTES", 1024)
-    liar, whole, b = await join(), await join(), await join()
-    blob = np.random.default_rng(0).bytes(4096)
-    (tmp_path / "lie").write_bytes(bytes(4096))
-    await liar.provide_file(digest_of(blob), str(tmp_path / "lie"))
-    await whole.provide(blob)
-    upstream = bulk._check_range
+    # given a public peer, and one that listens nowhere and has no address to tell
+    public = await join()
+    upstream = bootstrap._Daemon.create
 
-    def break_after_one(held: Any, offset: int, length: int) -> bulk.Status:
-        is_lie = held is not None and held.source == tmp_path / "lie"
-        return bulk.Status.BAD_RANGE if is_lie and offset else upstream(held, offset, length)
+    async def create_deaf(**settings: Any) -> Any:
+        return await upstream(**(settings | {"host_maddrs": [], "no_listen": True}))
 
-    monkeypatch.setattr(bulk, "_check_range", break_after_one)
-    # When the rest came from an honest holder, then that one is asked for all of it
-    assert await b.fetch(digest_of(blob), len(blob), [liar.peer, whole.peer]) == blob
+    async def no_address(_daemon: Any, latest: bool = False) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(bootstrap._Daemon, "create", create_deaf)
+    monkeypatch.setattr(bootstrap._Daemon, "get_visible_maddrs", no_address)
+    hidden = await join()
+    assert hidden.addresses == []
+    card = PeerCard(peer=hidden.peer, run=RUN, shared=digest_of(b"s"), stage=PeerStage.READY, round=ROUND)
+    await hidden.announce(card)
+    assert [seen.addresses for seen in await public.cards()] == [()]
+    # then blobs go both ways
+    blob = np.random.default_rng(0).bytes(3 * CHUNK_BYTES)
+    digest = await hidden.provide(blob)
+    assert await public.fetch(digest, len(blob), [hidden.peer]) == blob
+    assert await hidden.fetch(await public.provide(b"back"), 4, [public.peer]) == b"back"
+    # and another one that cannot be dialled gets it through the public peer
+    other = await join()
+    assert await other.fetch(digest, len(blob), [hidden.peer, public.peer]) == blob
 
 
 async def test_a_taken_port_is_named(join: Join) -> None:
@@ -336,7 +387,7 @@ async def test_calls_fail_at_once_when_the_local_p2pd_dies(join: Join) -> None:
     a, b = await join(), await join()
     b._node.p2p._child.kill()
     await b._node.exited
-    for call in (b.cards(), b.post("commit", ROUND, b"x"), b.fetch(digest_of(b"x"), 1, [a.peer])):
+    for call in (b.cards(), b.post("commit", ROUND, b"x"), b.fetch(blob_digest(b"x"), 1, [a.peer])):
         with pytest.raises(NetworkError, match="p2pd is gone"):
             await call
     await b.close()
@@ -374,7 +425,7 @@ async def test_blobs_in_a_folder_are_files_that_the_next_start_finds(join: Join,
     digest = await a.provide(b"on disk")
     assert (tmp_path / "blobs0" / digest).read_bytes() == b"on disk"
     # Then another life on the same folder has it
-    assert bulk.BlobStore(tmp_path / "blobs0").read(digest) == b"on disk"
+    assert BlobStore(tmp_path / "blobs0").read(digest) == b"on disk"
 
 
 async def test_a_peer_that_comes_back_does_not_spoil_everyones_writes(join: Join, tmp_path: Path) -> None:

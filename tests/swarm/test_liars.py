@@ -10,6 +10,7 @@ from builder import Lie, Node, Swarm, identity
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.messages import ContributionHeader, RejectReason, digest_of
 from elastic.wire.codec import HEADER, MAGIC, VERSION, SparsePayload, encode
+from elastic.wire.tree import blob_digest
 
 
 def resigned(**changes: Any) -> Lie:
@@ -24,7 +25,7 @@ def resigned(**changes: Any) -> Lie:
 async def garbage_payload(header: ContributionHeader, node: Node) -> bytes:
     garbage = bytes(header.size_bytes)
     await node.peer.exchange.provide(garbage)
-    return await resigned(payload=digest_of(garbage))(header, node)
+    return await resigned(payload=blob_digest(garbage))(header, node)
 
 
 def forged(forge: Callable[[bytes], bytes]) -> Lie:

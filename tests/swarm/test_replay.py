@@ -12,9 +12,10 @@ from test_average import AVERAGE
 from elastic.config import Shared
 from elastic.errors import StateError
 from elastic.exchange.blobs import BLOB_FOLDER
-from elastic.messages import Manifest, digest_of
+from elastic.messages import Manifest
 from elastic.replay import peer_folders, replay
 from elastic.state.chain import CHAIN_FILE
+from elastic.wire.tree import blob_digest
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -48,7 +49,7 @@ async def test_a_run_replays_from_its_records_to_the_last_bit(tmp_path: Path, se
     steps = list(replay(shared, peer_folders(tmp_path)))
     # then
     assert [step.manifest.round for step in steps] == [0, 1, 2, 3]
-    assert steps[-1].anchor == anchor == digest_of(steps[-1].state())
+    assert steps[-1].anchor == anchor == blob_digest(steps[-1].state())
     assert steps[0].witness and "line 2" in steps[0].witness and steps[-1].witness
     # and from the records of one of them alone
     assert [step.anchor for step in replay(shared, peer_folders(tmp_path / "bob"))] == [s.anchor for s in steps]

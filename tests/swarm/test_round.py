@@ -43,12 +43,12 @@ async def test_the_payloads_and_the_chain_replay_the_run_bit_for_bit(tmp_path: P
     async with Swarm(tmp_path, "ann", "bob", rounds=3) as swarm:
         swarm.start()
         await swarm.finish()
-        blobs = {**swarm["ann"].peer.exchange._blobs, **swarm["bob"].peer.exchange._blobs}
+        held = swarm["ann"].peer.exchange.held
         # when
         replay = make_session(swarm.shared, swarm["bob"].id, tmp_path / "replay")
         for manifest in swarm.check_chain("ann"):
             assert manifest.anchor == replay.state().anchor
-            replay.outer_step(manifest, {entry.payload: blobs[entry.payload] for entry in manifest.counted})
+            replay.outer_step(manifest, {entry.payload: held(entry.payload) for entry in manifest.counted})
         # then
         assert {replay.state().anchor} == swarm.anchors()
 

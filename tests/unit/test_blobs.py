@@ -1,25 +1,31 @@
 """The blobs a peer serves, across its lives."""
 
+import os
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 from elastic.config import RoundConfig
 from elastic.exchange.blobs import BlobStore
 from elastic.exchange.identity_validator import MAX_RECORD_BYTES
-from elastic.messages import NO_DIGEST, Counted, Manifest, PeerId, RoundIndex, digest_of
+from elastic.exchange.limits import Limits, Uplink
+from elastic.messages import NO_DIGEST, Counted, Manifest, PeerId, RoundIndex
 from elastic.wire.signing import Identity
+from elastic.wire.tree import CHUNK_BYTES, Table, blob_digest
 
 
 def test_what_was_provided_is_served_by_the_next_life(tmp_path: Path) -> None:
     # given a store that was left, with a file that a crash spoilt and one that it left half written
     digest = BlobStore(tmp_path).add(b"payload")
-    spoilt = tmp_path / digest_of(b"other")
+    spoilt = tmp_path / blob_digest(b"other")
     spoilt.write_bytes(b"othe")
     (tmp_path / f"{digest}.{'0' * 16}.tmp").write_bytes(b"pay")
     # when the peer starts again
     store = BlobStore(tmp_path)
     # then it has the payload, does not vouch for the spoilt one, and the half is gone
     assert store.read(digest) == b"payload"
-    assert store.read(digest_of(b"other")) is None
+    assert store.read(blob_digest(b"other")) is None
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -37,7 +43,7 @@ def test_the_largest_manifest_fits_into_a_record() -> None:
     peers = sorted(Identity.generate().peer for _ in range(RoundConfig.model_fields["max_peers"].default))
     identity = Identity.generate()
     counted = tuple(
-        Counted(peer=PeerId(peer), payload=digest_of(peer.encode()), size_bytes=2**53, share=1 / 3 / len(peers))
+        Counted(peer=PeerId(peer), payload=blob_digest(peer.encode()), size_bytes=2**53, share=1 / 3 / len(peers))
         for peer in peers
     )
     manifest = Manifest(
@@ -46,3 +52,111 @@ def test_the_largest_manifest_fits_into_a_record() -> None:
     )  # fmt: skip
     # then the signed manifest, and the DHT's signature around it, fit
     assert len(identity.sign(manifest).canonical()) < MAX_RECORD_BYTES - 512
+
+
+BLOB = np.random.default_rng(0).bytes(4 * CHUNK_BYTES - 5)
+TABLE = Table.of(BLOB)
+
+
+def chunk(index: int) -> bytes:
+    return BLOB[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_has_come_of_a_blob_is_kept_and_served(tmp_path: Path, on_disk: bool) -> None:
+    # given a store in the middle of a fetch
+    store = BlobStore(tmp_path if on_disk else None)
+    with store.partials.receiving(TABLE) as partial:
+        assert partial.add(3, chunk(3))
+        assert partial.add(1, chunk(1))
+        assert not partial.add(0, chunk(1))
+        # then it offers just these chunks
+        offer = store.offer(TABLE.digest)
+        assert offer is not None
+        assert offer.holds.tolist() == [False, True, False, True]
+        assert (offer.read(1), offer.read(3)) == (chunk(1), chunk(3))
+        assert store.read(TABLE.digest) is None
+    # and the next fetch goes on from there, to the end
+    with store.partials.receiving(TABLE) as partial:
+        assert partial.holds.tolist() == [False, True, False, True]
+        assert all(partial.add(index, chunk(index)) for index in (0, 2))
+        assert partial.data() == BLOB
+
+
+def test_an_unfinished_file_is_believed_only_where_it_is_right(tmp_path: Path) -> None:
+    # given a life that got three chunks, and a crash that spoilt one and lost the end
+    with BlobStore(tmp_path).partials.receiving(TABLE) as partial:
+        for index in (0, 1, 2):
+            partial.add(index, chunk(index))
+    path = tmp_path / f"{TABLE.digest}.partial"
+    torn = bytearray(path.read_bytes()[:-1])
+    torn[CHUNK_BYTES + 7] ^= 1
+    path.write_bytes(torn)
+    # then the next life takes the one that is right, and serves nothing before it has looked
+    store = BlobStore(tmp_path)
+    assert store.offer(TABLE.digest) is None
+    with store.partials.receiving(TABLE) as partial:
+        assert partial.holds.tolist() == [True, False, False, False]
+
+
+def test_unfinished_blobs_make_room_for_newer_ones_but_not_while_they_are_fetched(tmp_path: Path) -> None:
+    # given room for one chunk, and two fetches
+    tables = [Table.of(bytes([number]) * CHUNK_BYTES * 2) for number in range(2)]
+    store = BlobStore(tmp_path, limits=Limits(partial_disk_bytes=CHUNK_BYTES))
+    with store.partials.receiving(tables[0]) as old:
+        with store.partials.receiving(tables[1]) as new:
+            old.add(0, bytes([0]) * CHUNK_BYTES)
+            new.add(0, bytes([1]) * CHUNK_BYTES)
+        # then the one that goes on is kept
+        assert store.partials.get(tables[0].digest) is old
+        assert store.partials.get(tables[1].digest) is None
+        assert [path.name for path in tmp_path.iterdir()] == [f"{tables[0].digest}.partial"]
+
+
+def test_unfinished_blobs_that_nobody_wanted_for_a_day_are_removed(tmp_path: Path) -> None:
+    old, young = tmp_path / f"{'0' * 64}.partial", tmp_path / f"{'1' * 64}.partial"
+    for path in (old, young):
+        path.write_bytes(b"?")
+    os.utime(old, (0, 0))
+    BlobStore(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [young.name]
+
+
+def test_a_blob_that_is_whole_is_not_kept_twice(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    with store.partials.receiving(TABLE) as partial:
+        partial.add(0, chunk(0))
+    store.add(BLOB)
+    assert [path.name for path in tmp_path.iterdir()] == [TABLE.digest]
+    offer = store.offer(TABLE.digest)
+    assert offer is not None
+    assert offer.holds.all()
+    assert offer.read(3) == chunk(3)
+
+
+def test_a_file_that_becomes_shorter_is_no_longer_served(tmp_path: Path) -> None:
+    (tmp_path / "state").write_bytes(BLOB)
+    store = BlobStore()
+    store.add_file(TABLE.digest, tmp_path / "state")
+    offer = store.offer(TABLE.digest)
+    assert offer is not None
+    (tmp_path / "state").write_bytes(BLOB[:100])
+    with pytest.raises(OSError, match="shorter"):
+        offer.read(0)
+    assert store.offer(TABLE.digest) is None
+
+
+def test_the_uplink_lets_chunks_leave_one_after_the_other() -> None:
+    # given an uplink of 100 bytes per second
+    uplink = Uplink(100.0)
+    # then each waits until those before it have left
+    assert [uplink.reserve(50, now) for now in (0.0, 0.0, 0.25)] == [0.0, 0.5, 0.75]
+    assert uplink.queue(1.0) == 0.5
+    # and nothing is saved up
+    assert uplink.queue(10.0) == 0.0
+    assert [uplink.reserve(50, 10.0) for _ in range(2)] == [0.0, 0.5]
+
+
+def test_without_a_limit_nothing_waits() -> None:
+    uplink = Uplink(0.0)
+    assert [uplink.reserve(10**9, 0.0) for _ in range(3)] == [0.0] * 3

@@ -20,6 +20,7 @@ from elastic.messages import (
 )
 from elastic.verify.checks import check_header, check_payload, mark_copies, mark_diverged
 from elastic.wire.signing import Identity
+from elastic.wire.tree import blob_digest
 
 ANN, BOB, EVE = (Identity.generate() for _ in range(3))
 ANCHOR, OTHER = digest_of(b"anchor"), digest_of(b"other")
@@ -48,7 +49,7 @@ def unsigned(peer: PeerId, **changes: Any) -> ContributionHeader:
         "round": 5,
         "peer": peer,
         "anchor": ANCHOR,
-        "payload": digest_of(PAYLOAD),
+        "payload": blob_digest(PAYLOAD),
         "size_bytes": len(PAYLOAD),
         "steps": 10,
         "tokens": 1000,
@@ -128,7 +129,7 @@ def test_the_payload_committed_to_is_accepted() -> None:
         ({}, b"pay", RejectReason.WRONG_DIGEST),
         ({}, PAYLOAD + b"!", RejectReason.OVERSIZED),
         ({"size_bytes": 50}, PAYLOAD, RejectReason.MALFORMED),
-        ({"payload": digest_of(b"garbage")}, b"garbage", RejectReason.MALFORMED),
+        ({"payload": blob_digest(b"garbage")}, b"garbage", RejectReason.MALFORMED),
     ],
 )
 def test_each_wrong_payload_has_its_reason(changes: dict[str, Any], payload: bytes, reason: RejectReason) -> None:
@@ -145,7 +146,7 @@ def test_a_long_detail_is_cut() -> None:
 @settings(deadline=None)
 @given(payload=st.binary(max_size=20), size=st.integers(0, 40))
 def test_no_bytes_raise(payload: bytes, size: int) -> None:
-    claimed = unsigned(BOB.peer, payload=digest_of(payload), size_bytes=size)
+    claimed = unsigned(BOB.peer, payload=blob_digest(payload), size_bytes=size)
     assert check_payload(claimed, payload, strict).accepted == (payload == PAYLOAD and size == len(PAYLOAD))
 
 
@@ -154,7 +155,7 @@ def arrivals(
 ) -> tuple[dict[PeerId, Verdict], dict[PeerId, ContributionHeader]]:
     """Accepted contributions with these payloads, by the names of the identities above."""
     who = {"ann": ANN, "bob": BOB, "eve": EVE}
-    headers = {who[name].peer: unsigned(who[name].peer, payload=digest_of(data)) for name, data in payloads.items()}
+    headers = {who[name].peer: unsigned(who[name].peer, payload=blob_digest(data)) for name, data in payloads.items()}
     return {peer: Verdict(peer=peer, round=RoundIndex(5)) for peer in headers}, headers
 
 

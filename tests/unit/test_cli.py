@@ -79,6 +79,7 @@ def test_help_lists_every_command_in_one_whole_sentence(elastic: Run) -> None:
         (("reducer", "--peers", "0"), "greater than or equal to 1"),
         (("convergence", "--plot", "x.xyz"), "expected a name that ends in .svg, .png, .pdf"),
         (("convergence", "--json", "nowhere/x.json"), "there is no folder"),
+        (("exchange", "--peers", "8", "100"), "at most 64"),
     ],
 )
 def test_a_benchmark_says_what_is_wrong_before_it_measures(

@@ -23,6 +23,7 @@ from elastic.messages import (
 )
 from elastic.schedule.clock import ManualClock
 from elastic.wire.signing import Identity
+from elastic.wire.tree import blob_digest
 
 ANN, BOB, CYD = sorted((Identity.generate() for _ in range(3)), key=lambda one: one.peer)
 ROUND, ANCHOR = RoundIndex(3), digest_of(b"anchor")
@@ -46,7 +47,7 @@ class Scene:
 
     async def commit(self, one: Identity, payload: bytes) -> None:
         header = ContributionHeader(
-            run="demo", round=ROUND, peer=one.peer, anchor=ANCHOR, payload=digest_of(payload),
+            run="demo", round=ROUND, peer=one.peer, anchor=ANCHOR, payload=blob_digest(payload),
             size_bytes=len(payload), steps=1, tokens=8, loss=1.0,
         )  # fmt: skip
         await self[one].post(CONTRIBUTION, ROUND, one.sign(header).canonical())

@@ -12,7 +12,7 @@ import torch
 from elastic.agreement.manifests import draft, genesis
 from elastic.config import Shared
 from elastic.errors import DivergedError, StateError
-from elastic.messages import Counted, Manifest, PeerId, RoundIndex, RoundPlan, digest_of
+from elastic.messages import Counted, Manifest, PeerId, RoundIndex, RoundPlan
 from elastic.registry import build
 from elastic.schedule.plan import plan_round
 from elastic.state.store import StateStore
@@ -21,6 +21,7 @@ from elastic.train.outer import MOMENTUM
 from elastic.train.session import Parts, Session, Worker
 from elastic.wire.dense import decode_state
 from elastic.wire.signing import Identity
+from elastic.wire.tree import blob_digest
 
 ME, OTHER = (Identity.generate().peer for _ in range(2))
 TOKENS = np.random.default_rng(0).integers(0, 16, 600).astype(np.uint16)
@@ -66,7 +67,7 @@ def contributed(session: Session, head: Manifest) -> bytes:
 def after(session: Session, head: Manifest, *payloads: tuple[PeerId, bytes]) -> Manifest:
     """The manifest that counts these payloads alike."""
     counted = [
-        Counted(peer=peer, payload=digest_of(payload), size_bytes=len(payload), share=1 / len(payloads))
+        Counted(peer=peer, payload=blob_digest(payload), size_bytes=len(payload), share=1 / len(payloads))
         for peer, payload in payloads
     ]
     return draft(head, session.state().anchor, counted, [ME, OTHER], ME)
@@ -151,7 +152,7 @@ def test_a_counted_contribution_leaves_the_residual_for_good(tmp_path: Path) -> 
     payload = contributed(session, head)
     left = copied(session.residual)
     # when
-    session.outer_step(after(session, head, (ME, payload)), {digest_of(payload): payload})
+    session.outer_step(after(session, head, (ME, payload)), {blob_digest(payload): payload})
     # then
     assert session.pending is None and same(session.residual, left)
 
@@ -165,7 +166,7 @@ def test_an_uncounted_contribution_goes_back_into_the_residual(tmp_path: Path) -
     payload = session.compress(plan, inner)
     others = contributed(founded(tmp_path / "other", shared(seed=1))[0], head)
     # when
-    session.outer_step(after(session, head, (OTHER, others)), {digest_of(others): others})
+    session.outer_step(after(session, head, (OTHER, others)), {blob_digest(others): others})
     # then everything that was done is still there, to rounding
     assert session.pending is None
     for name, value in session.residual.items():
@@ -209,7 +210,7 @@ def test_a_restarted_session_holds_what_it_held(tmp_path: Path) -> None:
     assert again.state() == session.state()
     assert same(again.anchor, session.anchor) and same(again.residual, session.residual)
     assert Path(again.state().state_path).stat().st_size == again.state().size_bytes
-    assert digest_of(Path(again.state().state_path).read_bytes()) == again.state().anchor
+    assert blob_digest(Path(again.state().state_path).read_bytes()) == again.state().anchor
 
 
 @pytest.mark.parametrize("verb", ["compress", "outer_step"])
@@ -227,15 +228,17 @@ def test_a_crash_before_the_commit_is_as_if_the_verb_had_never_been(tmp_path: Pa
 
     session.store.commit = dies
     with pytest.raises(KeyboardInterrupt):
-        contributed(session, head) if verb == "compress" else session.outer_step(counting, {digest_of(others): others})
+        contributed(session, head) if verb == "compress" else session.outer_step(
+            counting, {blob_digest(others): others}
+        )
     # when
     again = make(tmp_path, shared())
     # then
     assert again.state() == before.state()
     assert same(again.residual, before.residual) and same(again.anchor, before.anchor)
     # and the verb can be done again
-    assert again.outer_step(counting, {digest_of(others): others}) == before.outer_step(
-        counting, {digest_of(others): others}
+    assert again.outer_step(counting, {blob_digest(others): others}) == before.outer_step(
+        counting, {blob_digest(others): others}
     )
 
 
@@ -244,7 +247,7 @@ def test_the_momentum_is_resumed_and_part_of_the_digest(tmp_path: Path) -> None:
     config = shared(outer={"learning_rate": 0.7, "nesterov": 0.9})
     session, head = founded(tmp_path, config)
     payload = contributed(session, head)
-    session.outer_step(after(session, head, (ME, payload)), {digest_of(payload): payload})
+    session.outer_step(after(session, head, (ME, payload)), {blob_digest(payload): payload})
     # when
     again = make(tmp_path, config)
     # then
