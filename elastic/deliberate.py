@@ -3,14 +3,16 @@
 Who contributes can show its commitment to some validators only, or a different one to each. Each manifest would then
 count what some of the others cannot sign, and no round would ever be decided. So validators publish the commitments
 that they have seen, with their authors' signatures: what was withheld from one is found with another, and who
-committed to two payloads has proven itself a liar.
+committed to two payloads has proven that it counts nowhere.
 """
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from math import inf
 
 from elastic.errors import FetchError, MalformedError, SignatureInvalidError
-from elastic.exchange.gather import Gathered, Until, gather
+from elastic.exchange.gather import CONTRIBUTION, Gathered, Until, gather
 from elastic.messages import (
     BlobRef,
     ContributionHeader,
@@ -42,92 +44,125 @@ class Deliberation:
         """`seen` is what was gathered."""
         self.seen = seen
         self._peer, self._plan = peer, plan
+        self._commitments: dict[PeerId, dict[Digest, ContributionHeader]] = {}
+        """Sender → payload → its signed commitment; two prove that it cannot be trusted, and more prove no more."""
 
-    async def publish(self) -> None:
-        """Let the other validators know which commitments we have seen."""
-        if len(self._peer.shared.agreement.validators) == 1:
+    async def prepare(self) -> None:
+        """Let the other validators know which commitments we have seen, also before we were interrupted."""
+        if self._alone:
             return
-        body = Notes(headers=tuple(self.seen.accepted())).canonical()
-        digest = await self._peer.exchange.provide(body)
-        reference = BlobRef(digest=digest, size_bytes=len(body))
-        await self._peer.exchange.post(NOTES, self._plan.round, reference.canonical())
+        self._learn(self.seen.accepted())
+        self._learn(await self._notes_of([self._peer.id]))
+        await self._publish()
 
     async def draft(self, view: View) -> Manifest:
         """What we propose. When an earlier proposal came to nothing, the others' notes may say why."""
         if view > 0:
-            self._expose(await self._others_notes())
+            await self._compare_notes()
         return own_manifest(self._peer, self._plan, self.seen, await self._peer.exchange.cards())
 
     async def accepts(self, manifest: Manifest) -> bool:
         """Whether we sign another's; what it counts and we lack is fetched first."""
-        disputed = {
-            entry.peer: entry.payload for entry in manifest.counted if not self._holds(entry.peer, entry.payload)
-        }
-        if disputed:
-            notes = await self._others_notes()
-            await self._fetch(disputed, notes)
-            self._expose(notes)
-        cards = await self._peer.exchange.cards()
-        against = objection(self._peer, self._plan, self.seen, cards, manifest)
+        disputed = {each.peer: each.payload for each in manifest.counted if not self._holds(each.peer, each.payload)}
+        left_out = len(manifest.counted) < len(self.seen.accepted())
+        if disputed or left_out:
+            await self._compare_notes()
+            await self._fetch(disputed)
+        against = objection(self._peer, self._plan, self.seen, await self._peer.exchange.cards(), manifest)
         if against is not None:
             logger.warning("round %d: not signed, by %s: %s", manifest.round, manifest.proposer, against)
         return against is None
+
+    @property
+    def _alone(self) -> bool:
+        return len(self._peer.shared.agreement.validators) == 1
 
     def _holds(self, sender: PeerId, payload: Digest) -> bool:
         arrival = self.seen.arrivals.get(sender)
         return arrival is not None and arrival.header.payload == payload
 
-    async def _fetch(self, disputed: Mapping[PeerId, Digest], notes: Iterable[ContributionHeader]) -> None:
-        """Gather what others saw and we did not."""
-        missing = tuple(sorted(disputed.keys() - self.seen.arrivals.keys()))
-        if not missing:
+    async def _fetch(self, disputed: Mapping[PeerId, Digest]) -> None:
+        """Gather what others saw and we did not: the payload that counts, from whoever has it."""
+        noted = {
+            sender: self._commitments[sender][payload].canonical()
+            for sender, payload in disputed.items()
+            if sender not in self.seen.arrivals and payload in self._commitments.get(sender, {})
+        }
+        if not noted:
             return
         late = await gather(
-            self._peer.exchange, self._peer.clock, self._plan.model_copy(update={"roster": missing}),
+            self._peer.exchange, self._peer.clock, self._plan, noted=noted,
             checks=checks_of(self._peer, self._plan),
             until=Until(Seconds(self._peer.clock.now() + self._plan.gather_seconds)),
-            noted={each.peer: each.canonical() for each in notes if disputed.get(each.peer) == each.payload},
         )  # fmt: skip
-        refused = {sender: verdict for sender, verdict in self.seen.verdicts.items() if sender in self._liars()}
-        judged = judge(self._peer, self._plan, Gathered({**self.seen.arrivals, **late.arrivals}, late.unfetched))
-        self.seen = Seen(judged.arrivals, {**judged.verdicts, **refused})
+        # Seen after everything else: no copy becomes the original by being late.
+        arrivals = {sender: replace(arrival, committed=inf) for sender, arrival in late.arrivals.items()}
+        self.seen = judge(self._peer, self._plan, Gathered({**self.seen.arrivals, **arrivals}, late.unfetched))
+        self._refuse_liars()
 
-    def _liars(self) -> set[PeerId]:
-        verdicts = self.seen.verdicts.items()
-        return {sender for sender, verdict in verdicts if verdict.rejected is RejectReason.EQUIVOCAL}
+    async def _compare_notes(self) -> None:
+        """Learn what the other validators saw, and let them know what we learned."""
+        if self._alone:
+            return
+        shown = await self._peer.exchange.records(CONTRIBUTION, self._plan.round)
+        ours = [header for body in shown.values() if (header := _read(body)) is not None]
+        others = [peer for peer in self._peer.shared.agreement.validators if peer != self._peer.id]
+        if self._learn([*ours, *await self._notes_of(others)]):
+            await self._publish()
 
-    def _expose(self, notes: list[ContributionHeader]) -> None:
-        """Refuse who committed to another payload elsewhere: nobody can know which one the others hold."""
+    def _learn(self, headers: Iterable[ContributionHeader]) -> bool:
+        """Note genuine commitments of this round; gives whether there was a new one."""
+        before = sum(map(len, self._commitments.values()))
+        for header in headers:
+            known = self._commitments.setdefault(header.peer, {}) if header.peer in self._plan.roster else {}
+            if len(known) < 2 and header.payload not in known and self._is_genuine(header):
+                known[header.payload] = header
+        self._refuse_liars()
+        return sum(map(len, self._commitments.values())) > before
+
+    def _refuse_liars(self) -> None:
+        """Who committed to two payloads: nobody can know which one the others hold."""
         found = {
-            header.peer: Verdict(
-                peer=header.peer, round=self._plan.round, rejected=RejectReason.EQUIVOCAL,
+            sender: Verdict(
+                peer=sender, round=self._plan.round, rejected=RejectReason.EQUIVOCAL,
                 detail="committed to two payloads",
             )
-            for header in notes
-            if header.peer in self.seen.arrivals and not self._holds(header.peer, header.payload)
+            for sender, known in self._commitments.items()
+            if len(known) > 1
         }  # fmt: skip
         self.seen = Seen(self.seen.arrivals, {**self.seen.verdicts, **found})
 
-    async def _others_notes(self) -> list[ContributionHeader]:
-        """Genuine commitments of this round that other validators have seen."""
-        found: dict[bytes, ContributionHeader] = {}
+    async def _publish(self) -> None:
+        headers = tuple(header for known in self._commitments.values() for header in known.values())
+        body = Notes(headers=headers).canonical()
+        reference = BlobRef(digest=await self._peer.exchange.provide(body), size_bytes=len(body))
+        await self._peer.exchange.post(NOTES, self._plan.round, reference.canonical())
+
+    async def _notes_of(self, authors: Iterable[PeerId]) -> list[ContributionHeader]:
+        """Commitments that these validators say they have seen."""
+        found: list[ContributionHeader] = []
         records = await self._peer.exchange.records(NOTES, self._plan.round)
-        for author in sorted(records.keys() & set(self._peer.shared.agreement.validators) - {self._peer.id}):
+        for author in sorted(records.keys() & set(authors)):
             try:
-                reference = BlobRef.from_bytes(records[author])
-                body = await self._peer.exchange.fetch(reference.digest, reference.size_bytes, [author])
-                headers = Notes.from_bytes(body).headers
+                where = BlobRef.from_bytes(records[author])
+                body = await self._peer.exchange.fetch(where.digest, where.size_bytes, [author])
+                found += Notes.from_bytes(body).headers
             except (FetchError, MalformedError) as error:
-                logger.warning("round %d: the notes of %s: %s", self._plan.round, author, error)
-                continue
-            found |= {header.canonical(): header for header in headers if self._is_genuine(header)}
-        return list(found.values())
+                logger.info("round %d: the notes of %s: %s", self._plan.round, author, error)
+        return found
 
     def _is_genuine(self, header: ContributionHeader) -> bool:
-        if (header.run, header.round) != (self._plan.run, self._plan.round) or header.peer not in self._plan.roster:
+        if (header.run, header.round, header.anchor) != (self._plan.run, self._plan.round, self._plan.anchor):
             return False
         try:
             verify(header)
         except SignatureInvalidError:
             return False
         return True
+
+
+def _read(body: bytes) -> ContributionHeader | None:
+    try:
+        return ContributionHeader.from_bytes(body)
+    except MalformedError:
+        return None

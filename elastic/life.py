@@ -38,7 +38,7 @@ from elastic.messages import (
     View,
 )
 from elastic.peer import Peer
-from elastic.propose import against_roster
+from elastic.propose import against_roster, live_peers
 from elastic.round import run_round
 from elastic.schedule.decide import CatchUp, Found, Leave, Train, Wait, decide_next
 
@@ -210,8 +210,7 @@ class Life:
         await self._become(peer, PeerStage.READY)
         self._unsure = True  # the other validators may begin without us
         mine, needed = peer.shared.digest(), peer.shared.round.min_peers
-        cards = await peer.exchange.cards()
-        ready = [card.peer for card in cards if card.stage is PeerStage.READY and card.shared == mine]
+        ready = live_peers(await peer.exchange.cards(), mine)
         if len(ready) < needed:
             self._watch.note(phase=f"waiting for peers ({len(ready)} of {needed})")
             await peer.clock.sleep(POLL)
@@ -224,7 +223,7 @@ class Life:
             return genesis(peer.shared.run, peer.state.anchor, sorted(roster), proposer=peer.id)
 
         async def accepts(other: Manifest) -> bool:
-            live = {card.peer for card in await peer.exchange.cards()}
+            live = live_peers(await peer.exchange.cards(), mine)
             enough = needed <= len(other.roster) <= peer.shared.round.max_peers
             fitting = other.anchor == peer.state.anchor and enough
             return fitting and against_roster(other.roster, roster, live) is None

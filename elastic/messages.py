@@ -67,7 +67,8 @@ class Message(BaseModel):
             return cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "body"
+            path = ".".join(map(str, first["loc"]))[:100] or "body"  # a stranger's words, perhaps
+            where = "".join(letter if letter.isprintable() else "?" for letter in path)
             raise MalformedError(f"{cls.__name__}: {where}: {first['msg']}") from error
 
 

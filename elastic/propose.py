@@ -9,12 +9,13 @@ inflated, that most of what they hold counts, and that most of the next roster i
 import logging
 from collections.abc import Collection, Iterable
 
-from elastic.agreement.manifests import draft
 from elastic.messages import (
     Counted,
+    Digest,
     Manifest,
     PeerCard,
     PeerId,
+    PeerStage,
     RejectReason,
     RoundIndex,
     RoundPlan,
@@ -25,10 +26,12 @@ from elastic.seen import Seen
 
 logger = logging.getLogger(__name__)
 
-LEAST_PART = 0.5
-"""Another's manifest counts at least this part of what we would count, and keeps this part of our next roster."""
-SHARE_FACTOR = 2.0
-"""Nobody's share is larger than this times what it would be with us: scores are each validator's own view."""
+LEAST_COUNTED = 2 / 3
+"""Another's manifest counts at least this part of what we would count."""
+LEAST_KNOWN = 0.5
+"""At least this part of its next roster is known to us, and of ours is in it."""
+SHARE_FACTOR = 1.5
+"""No share is more than so many times larger or smaller than with us: scores are each validator's own view."""
 
 
 def own_manifest(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard]) -> Manifest:
@@ -40,9 +43,10 @@ def own_manifest(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCa
         for each in accepted
         if each.peer in shares
     ]
-    previous = peer.chain.get(RoundIndex(plan.round - 1))
-    assert previous is not None, "a plan comes from the manifest before it"
-    return draft(previous, plan.anchor, counted, _next_roster(peer, plan, seen, cards), peer.id)
+    return Manifest(
+        run=plan.run, round=plan.round, previous=plan.previous, anchor=plan.anchor, counted=tuple(counted),
+        roster=tuple(_next_roster(peer, plan, seen, cards)), proposer=peer.id,
+    )  # fmt: skip
 
 
 def objection(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard], manifest: Manifest) -> str | None:
@@ -70,7 +74,7 @@ def _against_counted(peer: Peer, seen: Seen, manifest: Manifest) -> str | None:
     if len(set(payloads)) < len(payloads) and not peer.reducer.averages:
         return "it counts one payload twice"
     accepted = len(seen.accepted())
-    if len(payloads) < LEAST_PART * accepted:
+    if len(payloads) < LEAST_COUNTED * accepted:
         return f"it counts {len(payloads)}, we accept {accepted}"
     return None
 
@@ -80,15 +84,23 @@ def _against_shares(peer: Peer, seen: Seen, manifest: Manifest) -> str | None:
         return None
     ours = peer.incentive.shares([seen.arrivals[entry.peer].header for entry in manifest.counted])
     for entry in manifest.counted:
-        if entry.share > SHARE_FACTOR * ours.get(entry.peer, 0.0):
-            return f"it gives {entry.peer} a share of {entry.share:.3f}, we {ours.get(entry.peer, 0.0):.3f}"
+        usual = ours.get(entry.peer, 0.0)
+        if not usual / SHARE_FACTOR <= entry.share <= usual * SHARE_FACTOR:
+            return f"it gives {entry.peer} a share of {entry.share:.3f}, we {usual:.3f}"
     return None
 
 
 def _against_roster(peer: Peer, plan: RoundPlan, seen: Seen, cards: list[PeerCard], manifest: Manifest) -> str | None:
     if len(manifest.roster) > peer.shared.round.max_peers:
         return f"its next roster has {len(manifest.roster)} peers, at most {peer.shared.round.max_peers} may be"
-    return against_roster(manifest.roster, _next_roster(peer, plan, seen, cards), {card.peer for card in cards})
+    return against_roster(
+        manifest.roster, _next_roster(peer, plan, seen, cards), live_peers(cards, peer.shared.digest())
+    )
+
+
+def live_peers(cards: Iterable[PeerCard], shared: Digest) -> set[PeerId]:
+    """Who is ready to take part in this run."""
+    return {card.peer for card in cards if card.stage is PeerStage.READY and card.shared == shared}
 
 
 def against_roster(roster: Collection[PeerId], ours: Collection[PeerId], live: Collection[PeerId]) -> str | None:
@@ -102,9 +114,9 @@ def against_roster(roster: Collection[PeerId], ours: Collection[PeerId], live: C
         live: whose cards we see.
     """
     strangers = set(roster) - set(live) - set(ours)
-    if len(strangers) > LEAST_PART * len(roster):
+    if len(strangers) > LEAST_KNOWN * len(roster):
         return f"its next roster names {len(strangers)} of {len(roster)} whom we do not see"
-    if len(set(ours) & set(roster)) < LEAST_PART * len(ours):
+    if len(set(ours) & set(roster)) < LEAST_KNOWN * len(ours):
         return "its next roster leaves out most of those whom we see"
     return None
 

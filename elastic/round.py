@@ -109,7 +109,7 @@ async def agree(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> tupl
         if not peer.agreement.validates(peer.id):
             return await _await_manifest(peer, plan, phases), seen
         mind = Deliberation(peer, plan, seen)
-        await mind.publish()
+        await mind.prepare()
         now = peer.clock.now()
         times = Times(
             proposer=Seconds(max(phases.start + plan.gather_seconds, now) + PROPOSER_SECONDS),

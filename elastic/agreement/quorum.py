@@ -2,7 +2,7 @@
 
 Records, by (kind, round), one per author:
 
-    draft      a validator's own manifest, once it has proposed it
+    draft      the manifest that others need from a validator: what it proposes, or what is notarized already
     ballot     a validator's votes and proposals, and the votes that led it where it is
     manifest   the final manifest with the votes that prove it, by anyone who has it
 
@@ -13,15 +13,16 @@ With one validator its own vote is the quorum, and nothing but the final manifes
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from elastic.agreement.manifests import check_final, check_manifest
 from elastic.agreement.seat import Seat
-from elastic.agreement.talk import BALLOT, DRAFT, MANIFEST, Talk
+from elastic.agreement.talk import BALLOT, DRAFT, MANIFEST, REPEAT, Talk
 from elastic.agreement.votes import Ballot
 from elastic.contracts import Accepts, Clock, Drafts, Exchange, Times
-from elastic.errors import MalformedError, SignatureInvalidError, StateError
+from elastic.errors import MalformedError, NetworkError, SignatureInvalidError, StateError
 from elastic.messages import GENESIS, Manifest, PeerId, RoundIndex, Seconds, View
 from elastic.wire.signing import Identity
 
@@ -35,8 +36,12 @@ LOOK_FORWARD = 32
 """Rounds above it: a card is renewed less often than short rounds end."""
 BALLOT_FILE = "ballot.json"
 """Its name in a peer's state directory."""
-REMEMBERED = 64
+KNOWN = 64
 """Manifests kept in memory, so that asking for a recent round again costs nothing."""
+STRANGERS = 8
+"""Records of others than validators that are looked at at a time: anyone may repeat a final manifest, or garbage."""
+REFUSED = 1024
+"""Authors of garbage that are remembered in a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +81,13 @@ class Quorum:
         """
         self._identity, self._run, self._exchange, self._clock = identity, run, exchange, clock
         self._validators = tuple(sorted(set(validators)))
-        self._save, self._memory = memory.save, None if memory.said is None else _remembered_ballot(memory.said)
+        self._save, self._memory = memory.save, _remembered(memory.said, run)
         self._talk: Talk | None = None
         self._known: dict[RoundIndex, Manifest] = {}
-        self._refused: dict[tuple[RoundIndex, PeerId], bytes] = {}
-        """The last record of each author that did not hold, so that it is judged and logged once."""
+        self._told: tuple[RoundIndex, Seconds] = (RoundIndex(-1), Seconds(0.0))
+        """The final manifest that we posted last, and when."""
+        self._refused: dict[RoundIndex, dict[PeerId, int]] = {}
+        """Hashes of records that did not hold, so that each is judged and logged once."""
 
     def validates(self, peer: PeerId) -> bool:
         """Whether this peer is one of those who decide."""
@@ -93,43 +100,41 @@ class Quorum:
             MalformedError: what `drafts` made breaks a rule, or does not continue the round before.
         """
         assert self.validates(self._identity.peer), "only a validator decides"
-        talk = await self._talk_about(round_, times)
-        if talk is None:
-            return await self.decided(round_)
 
         async def sound(view: View) -> Manifest:
             draft = await drafts(view)
             self._check_sound(self._identity.sign(draft), round_)
             return draft
 
+        talk: Talk | None = None
         try:
             while True:
-                manifest = await talk.speak(sound) or await self.decided(round_)
-                if manifest is not None:
-                    await talk.tell(manifest)
-                    return self._remembered(manifest)
+                with self._tolerant(round_):
+                    talk = talk or await self._talk_about(round_, times)
+                    manifest = (await talk.speak(sound) if talk else None) or await self.decided(round_)
+                    if manifest is not None:
+                        await self._tell(manifest)
+                        return self._remembered(manifest)
+                    await self._remind(RoundIndex(round_ - 1))
                 if self._clock.now() >= times.give_up:
                     return None
                 await self._clock.sleep(POLL)
-                await talk.listen(accepts)
+                with self._tolerant(round_):
+                    if talk is not None:
+                        await talk.listen(accepts)
         finally:
-            talk.hush()
+            if talk is not None:
+                talk.hush()
 
     async def decided(self, round_: RoundIndex) -> Manifest | None:
-        """The final manifest of that round if it is there and holds; one that does not is logged, not returned."""
+        """The final manifest of that round if it is there and holds; one that does not is not returned."""
         if round_ in self._known:
             return self._known[round_]
-        for author, body in sorted((await self._exchange.records(MANIFEST, round_)).items()):
-            if self._refused.get((round_, author)) == body:
-                continue
-            try:
-                manifest = Manifest.from_bytes(body)
-                self._check(manifest, round_)
-            except (MalformedError, SignatureInvalidError) as error:
-                logger.warning("%s posted a manifest that does not hold: %s", author, error)
-                self._refuse(round_, author, body)
-                continue
-            return self._remembered(manifest)
+        records = await self._exchange.records(MANIFEST, round_)
+        for author in self._worth_a_look(round_, records):
+            manifest = self._read(author, records[author], round_)
+            if manifest is not None:
+                return self._remembered(manifest)
         return None
 
     async def head(self) -> Manifest | None:
@@ -140,24 +145,42 @@ class Quorum:
         return max((*found, *self._known.values()), key=lambda manifest: manifest.round, default=None)
 
     async def repeat(self, manifest: Manifest) -> None:
-        """Post a final manifest again, if nobody else's can be found: a swarm that was down was forgotten."""
-        if manifest.finality is None:
-            return
-        self._known.pop(manifest.round, None)
-        if await self.decided(manifest.round) is None:
+        """Post a final manifest again: records do not last, and a swarm that was down was forgotten."""
+        if manifest.finality is not None:
             self._check(manifest, manifest.round)
-            await self._exchange.post(MANIFEST, manifest.round, manifest.canonical())
+            await self._tell(manifest)
             self._remembered(manifest)
+
+    async def _tell(self, manifest: Manifest) -> None:
+        """Whoever showed it to us may show it to nobody else."""
+        await self._exchange.post(MANIFEST, manifest.round, manifest.canonical())
+        self._told = manifest.round, self._clock.now()
+
+    async def _remind(self, round_: RoundIndex) -> None:
+        """Who is still in the round before needs its manifest to come to us, however long ago that was posted."""
+        manifest, (told, when) = self._known.get(round_), self._told
+        if manifest is not None and (told != round_ or self._clock.now() >= when + REPEAT):
+            await self._tell(manifest)
+
+    @contextmanager
+    def _tolerant(self, round_: RoundIndex) -> Iterator[None]:
+        """One call that the network fails costs a turn, not the round."""
+        try:
+            yield
+        except NetworkError as error:
+            logger.info("round %d: %s; trying again", round_, error)
 
     async def _talk_about(self, round_: RoundIndex, times: Times) -> Talk | None:
         if self._talk is not None and self._talk.seat.round == round_:
+            self._talk.go_on()
             return self._talk
         memory = self._memory
         if memory is not None and memory.round > round_:
-            logger.warning("round %d is older than one that we voted in: others must know how it ended", round_)
-            return None
-        if memory is None or memory.round < round_:
+            return None  # we voted in a later one: others know how this one ended
+        if memory is None:
             memory = await self._heard_of_us(round_)
+        elif memory.round < round_:
+            memory = None
         seat = Seat(self._identity, self._run, round_, self._validators, memory=memory, save=self._keep)
 
         def check(manifest: Manifest) -> None:
@@ -172,10 +195,14 @@ class Quorum:
             return None  # it never posts a ballot
         mine = self._identity.peer
         body = (await self._exchange.records(BALLOT, round_)).get(mine)
-        if body is None:
+        text = (await self._exchange.records(DRAFT, round_)).get(mine)
+        try:
+            ballot = None if body is None else Ballot.from_bytes(body)
+            texts = () if text is None else (Manifest.from_bytes(text),)
+        except MalformedError as error:
+            logger.warning("round %d: what we said before our disk was lost cannot be read: %s", round_, error)
             return None
-        draft = (await self._exchange.records(DRAFT, round_)).get(mine)
-        return Ballot.from_bytes(body).model_copy(update={"draft": Manifest.from_bytes(draft) if draft else None})
+        return None if ballot is None else ballot.model_copy(update={"texts": texts})
 
     def _keep(self, ballot: Ballot) -> None:
         self._save(ballot.canonical())
@@ -194,6 +221,28 @@ class Quorum:
             newest = later
         return newest
 
+    def _worth_a_look(self, round_: RoundIndex, records: Mapping[PeerId, bytes]) -> list[PeerId]:
+        """Authors of records that we have not refused, validators first; strangers may be many, and get few looks."""
+        refused = self._refused.get(round_, {})
+        fresh = [author for author in sorted(records) if refused.get(author) != hash(records[author])]
+        strangers = [author for author in fresh if not self.validates(author)]
+        return [author for author in fresh if self.validates(author)] + strangers[:STRANGERS]
+
+    def _read(self, author: PeerId, body: bytes, round_: RoundIndex) -> Manifest | None:
+        try:
+            manifest = Manifest.from_bytes(body)
+            self._check(manifest, round_)
+        except (MalformedError, SignatureInvalidError) as error:
+            refused = self._refused.setdefault(round_, {})
+            level = logging.WARNING if self.validates(author) and author not in refused else logging.DEBUG
+            logger.log(level, "%s posted a manifest that does not hold: %s", author, error)
+            if len(refused) < REFUSED or author in refused:
+                refused[author] = hash(body)
+            while len(self._refused) > KNOWN:
+                del self._refused[min(self._refused)]
+            return None
+        return manifest
+
     def _check(self, manifest: Manifest, round_: RoundIndex) -> None:
         self._check_sound(manifest, round_)
         check_final(manifest, self._validators)
@@ -207,21 +256,18 @@ class Quorum:
     def _remembered(self, manifest: Manifest | None) -> Manifest | None:
         if manifest is not None:
             self._known[manifest.round] = manifest
-            if len(self._known) > REMEMBERED:
+            if len(self._known) > KNOWN:
                 del self._known[min(self._known)]
         return manifest
 
-    def _refuse(self, round_: RoundIndex, author: PeerId, body: bytes) -> None:
-        self._refused[round_, author] = body
-        while len(self._refused) > REMEMBERED * len(self._validators):
-            del self._refused[next(iter(self._refused))]
 
-
-def _remembered_ballot(said: bytes) -> Ballot:
+def _remembered(said: bytes | None, run: str) -> Ballot | None:
+    """What we said last in this run."""
     try:
-        return Ballot.from_bytes(said)
+        ballot = None if said is None else Ballot.from_bytes(said)
     except MalformedError as error:
         raise StateError(
             f"{BALLOT_FILE} in the state directory is damaged ({error}); remove it only when the swarm has decided "
             "the round that this validator last voted in"
         ) from error
+    return ballot if ballot is not None and ballot.run == run else None

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from elastic.agreement.simplex import Action, Cast, Enter, Keep, Propose, Simplex, proposer_of
-from elastic.agreement.votes import Ballot, Proposal, Vote
+from elastic.agreement.simplex import Action, Cast, Enter, Keep, Propose, Simplex
+from elastic.agreement.votes import Ballot, Proposal, Vote, VoteKind
 from elastic.errors import SignatureInvalidError
 from elastic.messages import Digest, Finality, Manifest, PeerId, RoundIndex, View
 from elastic.wire.signing import Identity, verify
 
-REMEMBERED = 16_384
+GENUINE = 16_384
 """Genuine votes and proposals remembered; a liar can sign any number."""
+TEXTS = 4
+"""Manifests kept of those that we voted for and proposed last."""
 
 
 class Seat:
@@ -42,13 +44,14 @@ class Seat:
             memory: our ballot in this round as it was saved.
             save: keeps our ballot durably, in place of the one before; it is on disk when this returns.
         """
-        self.round = round_
-        self.draft = memory.draft if memory else None
+        self.round, self.validators = round_, frozenset(validators)
         self.entered = 0
         """Views entered so far: each wants a timer of its own."""
-        self._identity, self._run, self._save, self._has_draft = identity, run, save, False
-        self.validators = frozenset(validators)
+        self.changes = 0
+        """Grows whenever there is something new to say."""
+        self._identity, self._run, self._save = identity, run, save
         self._genuine: set[Vote | Proposal] = set()
+        self._texts = {text.digest(): text for text in memory.texts} if memory else {}
         votes, proposals = self._verified(memory) if memory else ([], [])
         self._votes = [vote for vote in votes if vote.peer == identity.peer]
         self._proposals = [each for each in proposals if each.proposer == identity.peer]
@@ -76,31 +79,36 @@ class Seat:
         votes = self._machine.final.votes
         return Finality(view=votes[0].view, signatures={vote.peer: vote.signature for vote in votes})
 
-    @property
-    def proposes_own(self) -> bool:
-        """Whether we have proposed our own manifest, so that the others need it."""
-        return any(each.parent is None for each in self._proposals)
-
     def wanted(self) -> set[Digest]:
         """The manifest that our vote waits for."""
         return self._machine.wanted()
 
-    @property
-    def our_turn(self) -> bool:
-        """Whether we may propose in this view, and have not said yet what."""
-        turn = proposer_of(self._run, self.round, self.view, sorted(self.validators))
-        return turn == self._identity.peer and not self._has_draft
+    def may_propose(self) -> bool:
+        """Whether a manifest of our own is wanted in this view."""
+        return self._machine.may_propose()
 
     def have(self, manifest: Manifest) -> None:
-        """A manifest of our own, signed here. One that we proposed already stands, and this one is not looked at."""
-        if self.draft is None or not self.proposes_own:
-            self.draft = self._identity.sign(manifest)
-        self._has_draft = True
-        self._do(self._machine.have(self.draft.digest()))
+        """A manifest of our own for this view; signed here."""
+        signed = self._identity.sign(manifest)
+        self._texts[signed.digest()] = signed
+        self._do(self._machine.have(signed.digest()))
 
-    def find_good(self, manifest: Digest) -> None:
+    def find_good(self, manifest: Manifest) -> None:
         """Another's manifest is one that we would sign."""
-        self._do(self._machine.find_good(manifest))
+        self._texts[manifest.digest()] = manifest
+        self._do(self._machine.find_good(manifest.digest()))
+
+    def text_of(self, manifest: Digest) -> Manifest | None:
+        """A manifest that we proposed or found good."""
+        return self._texts.get(manifest)
+
+    def needed(self) -> Manifest | None:
+        """The text that others may need from us: of what is notarized, whoever proposed it; else of our proposal."""
+        wanted = self.final or self._machine.notarized()
+        if wanted is None:
+            own = [each.manifest for each in self._proposals if each.view == self.view]
+            wanted = own[0] if own else None
+        return None if wanted is None else self._texts.get(wanted)
 
     def hear(self, ballot: Ballot) -> None:
         """What another validator posted; what it made up is left out."""
@@ -112,9 +120,12 @@ class Seat:
         self._do(self._machine.time_out(self._machine.view))
 
     def ballot(self) -> Ballot:
-        """All that we have to say."""
-        said = dict.fromkeys([*self._votes, *self._kept, *self._machine.proof()])
-        return Ballot.of(self._run, self.round, said, self._proposals)
+        """All that the others need to hear of us: proposals of views that are over are of no use to them."""
+        proposals = [each for each in self._proposals if each.view == self.view]
+        return Ballot.of(self._run, self.round, self._said(), proposals)
+
+    def _said(self) -> list[Vote]:
+        return list(dict.fromkeys([*self._votes, *self._kept, *self._machine.proof()]))
 
     def _do(self, actions: Iterable[Action]) -> None:
         """Carry out what the machine wants, and hear ourselves, until there is no more; then it is on disk."""
@@ -141,7 +152,17 @@ class Seat:
                     self._kept = votes
                 case Enter():
                     self.entered += 1
-        self._save(self.ballot().model_copy(update={"draft": self.draft}))
+        self._forget_texts()
+        self.changes += 1
+        memory = Ballot.of(self._run, self.round, self._said(), self._proposals)
+        self._save(memory.model_copy(update={"texts": tuple(self._texts.values())}))
+
+    def _forget_texts(self) -> None:
+        """Keep those that may still become final: of what is notarized, and of our last votes and proposals."""
+        mine = [vote.manifest for vote in self._votes if vote.kind is VoteKind.NOTARIZE][-TEXTS:]
+        mine += [each.manifest for each in self._proposals[-TEXTS:]]
+        kept = {*mine, self.final, self._machine.notarized()} | self.wanted()
+        self._texts = {digest: text for digest, text in self._texts.items() if digest in kept}
 
     def _verified(self, ballot: Ballot) -> tuple[list[Vote], list[Proposal]]:
         """Of this round and genuine; each signature is checked once."""
@@ -158,7 +179,7 @@ class Seat:
                 verify(said)
             except SignatureInvalidError:
                 return False
-            if len(self._genuine) >= REMEMBERED:
+            if len(self._genuine) >= GENUINE:
                 self._genuine.clear()
             self._genuine.add(said)
         return True

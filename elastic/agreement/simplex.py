@@ -152,7 +152,8 @@ class Simplex:
         self._tally = _Tally()
         self._proposals: dict[View, Proposal] = {}
         self._good: set[Digest] = set()
-        self._ours: Digest | None = None
+        self._ours: tuple[View, Digest] | None = None
+        """What we would propose, and in which view."""
         self._proposed: dict[View, View | None] = {}
         self._cast: dict[View, dict[VoteKind, Digest]] = {}
         for each in said:
@@ -164,8 +165,8 @@ class Simplex:
     # --- events ----------------------------------------------------------------------------------------------------
 
     def have(self, manifest: Digest) -> list[Action]:
-        """We have a manifest of our own to propose; it is good, of course."""
-        self._ours = manifest
+        """We have a manifest of our own to propose in this view; it is good, of course. In a later one it is stale."""
+        self._ours = self.view, manifest
         return self.find_good(manifest)
 
     def find_good(self, manifest: Digest) -> list[Action]:
@@ -203,6 +204,17 @@ class Simplex:
         if self.final is not None or proposal is None or proposal.parent is not None:
             return set()
         return {proposal.manifest} - self._good
+
+    def may_propose(self) -> bool:
+        """Whether a manifest of our own is wanted: it is our turn, and nothing else must be repeated."""
+        mine = self._me == proposer_of(self._run, self._round, self.view, self.validators)
+        fresh = mine and self.final is None and self.view not in self._proposed
+        return fresh and self._newest_notarized(self.view) is None
+
+    def notarized(self) -> Digest | None:
+        """The newest notarized manifest, which every proposal from now on repeats unless its view is skipped."""
+        view = self._newest_notarized(self.view)
+        return None if view is None else self._notarized(view)
 
     def proof(self) -> list[Vote]:
         """The votes that brought us into this view, and those that justify what we proposed in it."""
@@ -273,7 +285,8 @@ class Simplex:
         parent = self._newest_notarized(self.view)
         if not self._skipped(0 if parent is None else parent + 1, self.view):
             return []
-        manifest = self._ours if parent is None else self._notarized(parent)
+        ours = self._ours[1] if self._ours is not None and self._ours[0] == self.view else None
+        manifest = ours if parent is None else self._notarized(parent)
         if manifest is None:
             return []
         self._proposed[self.view] = parent

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from elastic.agreement.seat import Seat
 from elastic.agreement.votes import Ballot
 from elastic.contracts import Accepts, Clock, Drafts, Exchange, Times
-from elastic.errors import MalformedError, NetworkError, SignatureInvalidError
-from elastic.messages import Digest, Manifest, PeerId, Seconds, View
+from elastic.errors import ElasticError, MalformedError, SignatureInvalidError
+from elastic.messages import BlobRef, Digest, Manifest, PeerId, Seconds
 
 logger = logging.getLogger(__name__)
 
@@ -18,10 +18,14 @@ DRAFT, BALLOT, MANIFEST = "draft", "ballot", "manifest"
 """Kinds of records; see `agreement.quorum`."""
 REPEAT = Seconds(60.0)
 """What we said is posted again after so long: a network that was split may have lost it."""
-LONGEST_VIEW = Seconds(60.0)
+LOOK_AGAIN = Seconds(1.0)
+"""A manifest that we would not sign is looked at again: what was to be had from nobody may be there by now."""
+LONGEST_VIEW = Seconds(600.0)
 """Each view waits twice as long as the one before, up to this."""
-MAX_BALLOT_BYTES = 16 * 1024
-"""No record is larger."""
+MAX_RECORD_BYTES = 16 * 1024
+"""A larger ballot, after very many views, travels as a blob."""
+QUICK_BALLOTS = 20
+"""So many ballots of one author are heard as fast as they come, and one a second from then on."""
 
 Check = Callable[[Manifest], None]
 
@@ -29,14 +33,7 @@ Check = Callable[[Manifest], None]
 class Talk:
     """One round's conversation among validators, seen from one seat."""
 
-    def __init__(
-        self,
-        seat: Seat,
-        exchange: Exchange,
-        clock: Clock,
-        check: Check,
-        times: Times,
-    ) -> None:
+    def __init__(self, seat: Seat, exchange: Exchange, clock: Clock, check: Check, times: Times) -> None:
         """Nothing is posted or read yet.
 
         Args:
@@ -49,13 +46,19 @@ class Talk:
         self.seat = seat
         self._exchange, self._clock, self._check = exchange, clock, check
         self._rings, self._patience, self._entered = times.proposer, times.patience, seat.entered
-        self._said: dict[str, tuple[bytes, float]] = {}
-        """Kind → what we posted last, and when."""
+        self._began = clock.now()
+        self._said: dict[str, tuple[int, Seconds]] = {}
+        """Kind → the seat's changes when we posted it last, and when."""
         self._heard: dict[PeerId, bytes] = {}
-        self._texts: dict[Digest, Manifest] = {}
-        self._refused: dict[PeerId, bytes] = {}
-        self._looks: dict[Digest, tuple[View, asyncio.Task[bool]]] = {}
-        """Proposed manifest → the view in which we began to look at it, and the look."""
+        self._times_heard: dict[PeerId, int] = {}
+        self._drafts: dict[PeerId, tuple[bytes, Manifest | None]] = {}
+        """Author → what it posted last, and the sound manifest that it is, if it is one."""
+        self._looks: dict[Digest, tuple[Seconds, asyncio.Task[bool]]] = {}
+        """Proposed manifest → when we last began to look at it, and the look."""
+
+    def go_on(self) -> None:
+        """After a pause in which nobody minded the time: whoever's turn it is gets another chance."""
+        self._rings = Seconds(max(self._rings, self._clock.now() + self._patience))
 
     async def speak(self, drafts: Drafts) -> Manifest | None:
         """Propose if it is our turn, and post what is new.
@@ -63,32 +66,24 @@ class Talk:
         Returns:
             The final manifest, once it is decided and we know its text.
         """
-        if self.seat.final is None and self.seat.our_turn:
+        if self.seat.may_propose():
             self.seat.have(await drafts(self.seat.view))
         final, finality = self.seat.final, self.seat.finality
         text = None if final is None else await self._text_of(final)
         if text is not None:
             return text.model_copy(update={"finality": finality})
-        if self.seat.proposes_own and self.seat.draft is not None:  # before the proposal that names it
-            await self._post(DRAFT, self.seat.draft.canonical())
-        await self._post(BALLOT, _fitting(self.seat.ballot()))
+        needed = self.seat.needed()
+        if needed is not None and self._is_due(DRAFT):  # before the ballot that names it
+            await self._post(DRAFT, needed.canonical())
+        if self._is_due(BALLOT):
+            await self._post(BALLOT, await self._record_of(self.seat.ballot()))
         return None
-
-    async def tell(self, final: Manifest) -> None:
-        """Post the final manifest: whoever showed it to us may show it to nobody else."""
-        await self._post(MANIFEST, final.canonical())
 
     async def listen(self, accepts: Accepts) -> None:
         """Hear the others, look at what they propose, and mind the time."""
-        for author, body in (await self._exchange.records(BALLOT, self.seat.round)).items():
-            if author in self.seat.validators and self._heard.get(author) != body:
-                self._heard[author] = body
-                self._hear(author, body)
+        await self._hear_all(await self._exchange.records(BALLOT, self.seat.round))
         for digest in self.seat.wanted():
             await self._look_at(digest, accepts)
-        for digest, (_, look) in self._looks.items():
-            if look.done() and look.result():
-                self.seat.find_good(digest)
         self._mind_the_time()
 
     def hush(self) -> None:
@@ -97,49 +92,66 @@ class Talk:
             look.cancel()
         self._looks.clear()
 
-    def _hear(self, author: PeerId, body: bytes) -> None:
-        try:
-            self.seat.hear(Ballot.from_bytes(body))
-        except MalformedError as error:
-            logger.warning("round %d: the ballot of %s: %s", self.seat.round, author, error)
+    async def _hear_all(self, records: Mapping[PeerId, bytes]) -> None:
+        quick = QUICK_BALLOTS + self._clock.now() - self._began
+        for author in sorted(self.seat.validators & records.keys()):
+            body, times = records[author], self._times_heard.get(author, 0)
+            if self._heard.get(author) == body or times > quick:
+                continue
+            self._heard[author], self._times_heard[author] = body, times + 1
+            try:
+                self.seat.hear(await self._ballot_in(body, author))
+            except ElasticError as error:
+                level = logging.DEBUG if times else logging.WARNING
+                logger.log(level, "round %d: the ballot of %s: %s", self.seat.round, author, error)
+
+    async def _record_of(self, ballot: Ballot) -> bytes:
+        body = ballot.canonical()
+        if len(body) <= MAX_RECORD_BYTES:
+            return body
+        return BlobRef(digest=await self._exchange.provide(body), size_bytes=len(body)).canonical()
+
+    async def _ballot_in(self, body: bytes, author: PeerId) -> Ballot:
+        if b'"tallies"' in body:
+            return Ballot.from_bytes(body)
+        where = BlobRef.from_bytes(body)
+        return Ballot.from_bytes(await self._exchange.fetch(where.digest, where.size_bytes, [author]))
 
     async def _look_at(self, digest: Digest, accepts: Accepts) -> None:
-        """Once in every view in which it is proposed: what was to be had from nobody may be there later."""
-        view, look = self._looks.get(digest, (None, None))
-        if view == self.seat.view or (look is not None and not look.done()):
-            return
+        began, look = self._looks.get(digest, (Seconds(float("-inf")), None))
         text = await self._text_of(digest)
-        if text is not None:
-            self._looks[digest] = self.seat.view, asyncio.create_task(self._judge(text, accepts))
+        if text is None:
+            return
+        if look is not None and look.done() and look.result():
+            self.seat.find_good(text)
+        elif (look is None or look.done()) and self._clock.now() >= began + LOOK_AGAIN:
+            self._looks[digest] = self._clock.now(), asyncio.create_task(self._judge(text, accepts))
 
     async def _judge(self, text: Manifest, accepts: Accepts) -> bool:
         try:
             return await accepts(text)
-        except NetworkError as error:
+        except ElasticError as error:
             logger.warning("round %d: looking at the manifest of %s: %s", self.seat.round, text.proposer, error)
             return False
 
     async def _text_of(self, digest: Digest) -> Manifest | None:
-        """A manifest: ours, or as its proposer posted it."""
-        if self.seat.draft is not None and self.seat.draft.digest() == digest:
-            return self.seat.draft
-        if digest not in self._texts:
-            records = await self._exchange.records(DRAFT, self.seat.round)
-            for author in sorted(self.seat.validators & records.keys()):
-                manifest = self._read(author, records[author])
-                if manifest is not None and manifest.digest() == digest:
-                    self._texts[digest] = manifest
-        return self._texts.get(digest)
+        """A manifest: ours, or as any validator posted it."""
+        if (text := self.seat.text_of(digest)) is not None:
+            return text
+        records = await self._exchange.records(DRAFT, self.seat.round)
+        for author in sorted(self.seat.validators & records.keys()):
+            if self._drafts.get(author, (None, None))[0] != records[author]:
+                self._drafts[author] = records[author], self._read(author, records[author])
+        posted = [manifest for _, manifest in self._drafts.values() if manifest is not None]
+        return next((manifest for manifest in posted if manifest.digest() == digest), None)
 
     def _read(self, author: PeerId, body: bytes) -> Manifest | None:
-        if self._refused.get(author) == body:
-            return None
         try:
             manifest = Manifest.from_bytes(body)
             self._check(manifest)
         except (MalformedError, SignatureInvalidError) as error:
-            logger.warning("round %d: the draft of %s: %s", self.seat.round, author, error)
-            self._refused[author] = body
+            level = logging.DEBUG if author in self._drafts else logging.WARNING
+            logger.log(level, "round %d: the draft of %s: %s", self.seat.round, author, error)
             return None
         return manifest
 
@@ -147,21 +159,16 @@ class Talk:
         now = self._clock.now()
         if self.seat.entered > self._entered:
             self._entered = self.seat.entered
-            self._rings = Seconds(now + min(self._patience * 2.0 ** (self.seat.view - 1), LONGEST_VIEW))
+            doubled = self._patience * 2.0 ** min(self.seat.view - 1, 30)
+            self._rings = Seconds(now + min(doubled, LONGEST_VIEW))
         if now >= self._rings:
             self.seat.time_out()
 
+    def _is_due(self, kind: str) -> bool:
+        changes, when = self._said.get(kind, (-1, Seconds(0.0)))
+        return changes != self.seat.changes or self._clock.now() >= when + REPEAT
+
     async def _post(self, kind: str, body: bytes) -> None:
-        said, when = self._said.get(kind, (b"", 0.0))
-        if body != said or self._clock.now() >= when + REPEAT:
-            await self._exchange.post(kind, self.seat.round, body)
-            self._said[kind] = body, self._clock.now()
-
-
-def _fitting(ballot: Ballot) -> bytes:
-    """As many tallies as fit into a record, the newest first: old views are over, and their voters still say so."""
-    body = ballot.canonical()
-    while len(body) > MAX_BALLOT_BYTES and ballot.tallies:
-        ballot = ballot.model_copy(update={"tallies": ballot.tallies[1:]})
-        body = ballot.canonical()
-    return body
+        changes = self.seat.changes
+        await self._exchange.post(kind, self.seat.round, body)
+        self._said[kind] = changes, self._clock.now()

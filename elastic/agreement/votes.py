@@ -82,11 +82,12 @@ class Ballot(Message):
 
     run: RunName
     round: Index
-    tallies: Annotated[tuple[Tally, ...], Field(max_length=256)] = ()
+    tallies: tuple[Tally, ...] = ()
     """By view."""
-    proposals: Annotated[tuple[Proposal, ...], Field(max_length=64)] = ()
-    draft: Manifest | None = None
-    """Its own manifest, on its disk only; the others find it in a record of its own."""
+    proposals: tuple[Proposal, ...] = ()
+    texts: tuple[Manifest, ...] = ()
+    """The manifests that it proposed or voted for, on its disk only; the others find the one they need in a record of
+    its own."""
 
     @classmethod
     def of(cls, run: str, round_: Index, votes: Iterable[Vote], proposals: Iterable[Proposal] = ()) -> Ballot:

@@ -68,21 +68,22 @@ async def gather(
     Args:
         checks: of what comes.
         until: when to stop waiting.
-        noted: commitments that others have seen; these are looked at, and not the ones that we are shown.
+        noted: commitments that others have seen; if given, only these are waited for.
 
     Nobody's garbage raises.
     """
+    expected = set(plan.roster) if noted is None else set(plan.roster) & set(noted)
     arrivals: dict[PeerId, Arrival] = {}
     tasks: dict[PeerId, asyncio.Task[Arrival]] = {}
     receiver = _Receiver(exchange, clock, plan, checks, start=clock.now())
     try:
         while True:
-            shown = await exchange.records(CONTRIBUTION, plan.round)
-            for sender, body in {**shown, **(noted or {})}.items():
-                if sender in plan.roster and sender not in tasks:
+            shown = await exchange.records(CONTRIBUTION, plan.round) if noted is None else noted
+            for sender, body in shown.items():
+                if sender in expected and sender not in tasks:
                     tasks[sender] = asyncio.create_task(receiver.receive(sender, body))
             _collect(tasks, arrivals)
-            missing = set(plan.roster) - set(arrivals)
+            missing = expected - set(arrivals)
             over = not missing or clock.now() >= until.deadline or await until.decided()
             if over or missing <= await _leaving(exchange):
                 return Gathered(arrivals, frozenset(missing & set(tasks)))

@@ -22,6 +22,8 @@ from elastic.wire.signing import Identity
 GOOD_DELAY = 0.2
 """Seconds that a message takes at most when the network is good."""
 CARD_SECONDS = 8.0
+RECORD_SECONDS = 90.0
+"""Records do not last; outside it is half an hour, of which a simulation would never see the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +122,8 @@ class SimNetwork(MemoryNetwork):
 
     def _has_come(self, author: PeerId, reader: PeerId, version: _Version) -> bool:
         if author == reader:
-            return True
-        if self.apart(author, reader, version.posted):
+            return self.clock.now() <= version.posted + RECORD_SECONDS
+        if self.apart(author, reader, version.posted) or self.clock.now() > version.posted + RECORD_SECONDS:
             return False
         if reader not in version.arrives:
             tries = 1

@@ -155,6 +155,8 @@ class Sim:
                     self.send(node.peer, [], node.proposals[-1:])
                 case Enter(view):
                     self.arm(node, view)
+                    if node.ready and node.machine is not None:
+                        self.do(node, node.machine.have(manifest_of(node.peer, node.life)))
                 case Final():
                     self.check_final(node.peer, action)
 

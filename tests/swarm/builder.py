@@ -50,7 +50,7 @@ from model_zoo.corpus import read_corpus
 RUN = "demo"
 MODEL = PluginChoice(name="llama", preset="nano", layers=1, dim=32, heads=2, kv_heads=1, ffn_dim=64)  # type: ignore[call-arg]
 CARD_SECONDS = 4.0
-PATIENCE = 60.0
+PATIENCE = 200.0
 """Virtual seconds in which everything a test waits for has happened."""
 PACE = 0.5
 """Virtual seconds that a node trains in each round."""

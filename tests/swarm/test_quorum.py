@@ -5,12 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builder import RUN, Node, Swarm, identity
+from builder import RUN, Node, NodeExchange, Swarm, identity
 
 from elastic.agreement.simplex import proposer_of
 from elastic.contracts import Drafts
+from elastic.errors import FetchError
+from elastic.exchange.blobs import BLOB_FOLDER, BlobStore
 from elastic.exchange.gather import CONTRIBUTION
-from elastic.messages import NO_DIGEST, ContributionHeader, Manifest, RejectReason, RoundIndex, View
+from elastic.messages import (
+    NO_DIGEST,
+    ContributionHeader,
+    Digest,
+    Manifest,
+    PeerId,
+    RejectReason,
+    RoundIndex,
+    Seconds,
+    View,
+)
 from elastic.peer import Peer
 
 FOUR = ("ann", "bob", "cyd", "dan")
@@ -142,6 +154,15 @@ def mostly_mine(draft: Manifest) -> dict[str, Any]:
     return {"counted": tuple(new)}
 
 
+def all_but_nothing(draft: Manifest) -> dict[str, Any]:
+    """The whole outer step for itself, though enough are counted."""
+    mine = next(entry for entry in draft.counted if entry.peer == draft.proposer)
+    others = [entry for entry in draft.counted if entry.peer != draft.proposer][:2]
+    shares = [(mine, 1 - 2e-9), *((entry, 1e-9) for entry in others)]
+    new = [entry.model_copy(update={"share": share}) for entry, share in shares]
+    return {"counted": tuple(sorted(new, key=lambda entry: entry.peer))}
+
+
 def mine_for_anothers(draft: Manifest) -> dict[str, Any]:
     mine = next(entry for entry in draft.counted if entry.peer == draft.proposer)
     return {"counted": tuple(entry.model_copy(update={"payload": mine.payload}) for entry in draft.counted)}
@@ -154,6 +175,9 @@ def invented(draft: Manifest) -> dict[str, Any]:
 LIES: dict[str, tuple[Callable[[Manifest], dict[str, Any]], str]] = {
     "counts only its own": (only_mine, "it counts 1, we accept 4"),
     "counts nobody": (lambda draft: {"counted": ()}, "it counts 0, we accept 4"),
+    "gives the others next to nothing": (
+        all_but_nothing, "a share of",
+    ),
     "gives itself the most": (mostly_mine, "a share of 0.900, we 0.250"),
     "counts its own for all": (mine_for_anothers, "it counts another payload"),
     "counts what nobody made": (invented, "it counts another payload"),
@@ -275,3 +299,98 @@ async def test_what_a_proposer_counts_is_fetched_before_it_is_signed(tmp_path: P
         assert swarm["eve"].id in {entry.peer for entry in swarm.check_chain(blind.name)[2].counted}
         assert len(swarm.anchors()) == 1
         same_chains(swarm)
+
+
+async def test_what_its_author_can_no_longer_give_is_had_from_the_proposer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given eve's bytes get to the proposer of round 2 alone
+    async with Swarm(tmp_path, *FOUR, "eve", validators=FOUR, rounds=2) as swarm:
+        first, eve = swarm[proposer(swarm, 2)].id, swarm["eve"].id
+        fetch = NodeExchange.fetch
+
+        async def not_from_eve(self: NodeExchange, digest: Digest, size: int, holders: Sequence[PeerId]) -> bytes:
+            hers = (2, digest) in swarm["eve"].offered
+            left = [each for each in holders if not hers or self.peer in (first, eve) or each != eve]
+            return await fetch(self, digest, size, left)
+
+        monkeypatch.setattr(NodeExchange, "fetch", not_from_eve)
+        # when
+        swarm.start()
+        await swarm.finish()
+        # then
+        second = swarm.check_chain("ann")[2]
+        assert eve in {entry.peer for entry in second.counted}
+        assert second.proposer == first
+
+
+async def test_payloads_that_cannot_be_had_for_a_while_stop_nobody_for_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given bytes do not travel, records do, until everyone has proposed what it had by itself
+    async with Swarm(tmp_path, *FOUR, validators=FOUR) as swarm:
+        fetch = NodeExchange.fetch
+        broken = True
+
+        async def down(self: NodeExchange, digest: Digest, size: int, holders: Sequence[PeerId]) -> bytes:
+            if broken and self.held(digest) is None:
+                await swarm.clock.sleep(Seconds(0.1))
+                raise FetchError("the streams are down")
+            return await fetch(self, digest, size, holders)
+
+        swarm.start()
+        await swarm.rounds_done(1)
+        monkeypatch.setattr(NodeExchange, "fetch", down)
+        until = swarm.clock.now() + 25
+        await swarm.until(lambda: swarm.clock.now() > until)
+        # when
+        broken = False
+        # then
+        await swarm.finish()
+        assert len(swarm.anchors()) == 1
+        same_chains(swarm)
+
+
+def keep_payloads(peer: Peer) -> None:
+    """On a disk, as peers outside do."""
+    folder = Path(peer.state.state_path).parents[2] / BLOB_FOLDER
+    peer.exchange.store = BlobStore(folder)  # type: ignore[attr-defined]
+
+
+async def test_what_the_dead_proposers_disk_held_is_on_others_too(tmp_path: Path) -> None:
+    # given all are killed when they have voted, the network forgets, and the proposer's machine is gone for good
+    async with Swarm(tmp_path, *FOUR, validators=FOUR) as swarm:
+        for node in swarm.nodes.values():
+            node.crash_at = "outer 2"
+            node.on_start = keep_payloads
+        first = proposer(swarm, 2)
+        swarm.start()
+        await swarm.finish()
+        others = [name for name in FOUR if name != first]
+        for name in others:
+            swarm[name].crash_at = None
+        swarm.new_network()
+        # when
+        swarm.start(*others)
+        await swarm.rounds_done(2, *others)
+        # then
+        assert swarm[first].id in {entry.peer for entry in swarm.check_chain(others[0])[2].counted}
+
+
+async def test_records_that_expire_are_repeated_for_who_was_away(tmp_path: Path) -> None:
+    # given of two validators one was away when a round was decided, for longer than records last
+    async with Swarm(tmp_path, "ann", "bob", validators=("ann", "bob"), rounds=6) as swarm:
+        ann, bob = swarm["ann"], swarm["bob"]
+        swarm.start()
+        await swarm.rounds_done(1)
+        await swarm.until(lambda: ann.peer.holds() != bob.peer.holds())
+        behind = min((ann, bob), key=lambda node: int(node.peer.holds()))
+        swarm.network.cut(behind.id)
+        until = swarm.clock.now() + 20
+        await swarm.until(lambda: swarm.clock.now() > until)
+        swarm.network.records.clear()
+        # when
+        swarm.network.heal(behind.id)
+        # then
+        await swarm.finish()
+        assert len(swarm.anchors()) == 1

@@ -63,7 +63,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Vote": {"run": "demo", "round": 7, "view": 1, "kind": "notarize", "manifest": DIGEST, "peer": PEER},
     "Proposal": {"run": "demo", "round": 7, "view": 1, "manifest": DIGEST, "parent": 0, "proposer": PEER},
     "Tally": {"view": 1, "kind": "void", "manifest": DIGEST, "signatures": {PEER: "cd" * 64}},
-    "Ballot": {"run": "demo", "round": 7, "tallies": [], "proposals": [], "draft": None},
+    "Ballot": {"run": "demo", "round": 7, "tallies": [], "proposals": [], "texts": []},
     "RoundReport": {
         "run": "demo", "round": 7, "peer": PEER, "name": "a", "contributed": True, "counted": False, "digest": DIGEST,
         "verdicts": {PEER: "accepted"}, "seconds": {"total": 1.5},

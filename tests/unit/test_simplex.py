@@ -77,8 +77,8 @@ def test_a_proposer_passes_on_what_justifies_its_proposal() -> None:
     # given one that proposed because view 0 was skipped, and then hears that it was notarized too
     me, late = turn(1), Simplex(others(1)[0], RUN, ROUND, FOUR)
     sut = Simplex(me, RUN, ROUND, FOUR)
-    sut.have(manifest_of(me))
-    assert Propose(View(1), manifest_of(me), None) in sut.hear([vote(peer, 0, VOID) for peer in FOUR[:3]])
+    sut.hear([vote(peer, 0, VOID) for peer in FOUR[:3]])
+    assert Propose(View(1), manifest_of(me), None) in sut.have(manifest_of(me))
     sut.hear([vote(peer, 0, NOTARIZE, manifest_of(turn(0))) for peer in FOUR[1:]])
     # when / then
     late.find_good(manifest_of(me))
