@@ -79,7 +79,7 @@ class World:
         })  # fmt: skip
         self.clock = VirtualClock(GRAIN)
         self.network = SimNetwork(rng, self.clock, _faults(rng, [key.peer for key in keys]))
-        self.crash_rate = rng.choice([0.0, 0.0, 0.02, 0.1])
+        self.crash_rate = rng.choice([0.0, 0.02, 0.1, 0.2])
         self.kills = rng.choice([0, 0, 3, 8])
         self.spare = max_liars(num_validators) - len(self.liars)
         """So many validators may lose their disk, and with it what they said: that makes them liars too."""
