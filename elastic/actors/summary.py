@@ -82,8 +82,8 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
 
 def _show_chaos(result: "Result", console: Console, say: Say) -> None:
     """Who was killed, and how long until a round counted its peer again."""
-    came_back = ", ".join(f"{status.name} {status.restarts} times" for status in result.statuses)
-    say(f"chaos      {len(result.kills)} processes killed; processes started again: {came_back}")
+    came_back = ", ".join(f"{status.name} {status.restarts}" for status in result.statuses)
+    say(f"chaos      {len(result.kills)} processes killed; restarts: {came_back}")
     out = Table("killed", "of", "counted again after", pad_edge=False)
     for kill in result.kills:
         back = "-" if kill.peer is None else "not any more" if kill.back_after is None else f"{kill.back_after:.1f} s"
