@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+OPTIONAL = {"--chaos": "20"}
+"""Options whose value may be left out, and what it is then."""
 RunFile = Annotated[Path, typer.Argument(help="the run file (TOML); `elastic init` writes one")]
 
 
@@ -35,7 +38,7 @@ def say(text: str) -> None:
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 1, never a stack trace."""
     try:
-        code = app(prog_name="elastic", standalone_mode=False)
+        code = app(args=spelled_out(sys.argv[1:]), prog_name="elastic", standalone_mode=False)
     except ElasticError as error:
         _fail(str(error))
     except typer.TyperException as error:
@@ -54,6 +57,14 @@ def main() -> None:
             raise
         _fail(f"{error.filename}: {error.strerror}")
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def spelled_out(args: list[str]) -> list[str]:
+    """Arguments with a value for each option that may stand without one, which Typer does not know of."""
+    out: list[str] = []
+    for arg, after in pairwise([*args, "-"]):
+        out += [arg, OPTIONAL[arg]] if arg in OPTIONAL and after.startswith("-") else [arg]
+    return out
 
 
 def _fail(message: str) -> NoReturn:
@@ -88,7 +99,9 @@ def options(
 @app.command()
 def quickstart(  # noqa: PLR0913 - one argument per flag
     peers: Annotated[int, typer.Option(min=1, max=16, help="peers on this machine")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds to train")] = 18,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, show_default="18; 45 with --chaos", help="rounds to train")
+    ] = None,
     inner_steps: Annotated[int, typer.Option(min=1, help="inner steps per round and peer")] = 10,
     reducer: Annotated[str, typer.Option(help="sparseloco | average | package.module:Class")] = "sparseloco",
     incentive: Annotated[str, typer.Option(help="uniform | reputation | package.module:Class")] = "uniform",
@@ -96,11 +109,23 @@ def quickstart(  # noqa: PLR0913 - one argument per flag
     folder: Annotated[Path, typer.Option("--dir", help="where runs are kept")] = Path("runs"),
     report: Annotated[Path | None, typer.Option(help="write one JSON object per peer and round here")] = None,
     plain: Annotated[bool, typer.Option(help="lines instead of the live view")] = False,
+    chaos: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="kill (SIGKILL) a random process this often, e.g. 20: a peer's actor, its network actor, p2pd, Ray "
+            "Train's controller or a worker, and the bootstrap once, for good; never Ray's raylet and GCS or this "
+            "command, with which all peers end. Each kind has its turn; nobody is killed in the last third",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of who is killed by --chaos")] = 0,
 ) -> None:
     """Train a small model with several peers on this machine.
 
     A real swarm on real text: Ray, Ray Train, a Hivemind DHT, all on loopback. No account, GPU or open port is needed.
     """
+    rounds = rounds or (18 if chaos is None else 45)
     each = _workers(workers, peers)
     for slot, name in (("reducer", reducer), ("incentive", incentive)):
         target = target_of(slot, name)
@@ -115,6 +140,7 @@ def quickstart(  # noqa: PLR0913 - one argument per flag
     settings = Settings(
         peers=peers, rounds=rounds, inner_steps=inner_steps, reducer=reducer, incentive=incentive,
         workers=each, folder=folder, report=report, plain=plain or not sys.stdout.isatty(),
+        chaos=chaos, seed=seed,
     )  # fmt: skip
     raise SystemExit(run_quickstart(settings, say))
 

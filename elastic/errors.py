@@ -17,6 +17,7 @@
     ├── StateError                our state on disk cannot be read or written
     ├── TrainerLostError          the Ray Train worker group failed and is restarted
     ├── TrainerFailedError        the trainer failed in a way that a restart does not mend
+    ├── PeerDiedError             the peer's processes die again and again
     ├── DivergedError             inner steps ended in NaN or infinity: this round is sat out
     └── BugError                  a mistake of ours; the traceback is in the log
 
@@ -91,6 +92,10 @@ class TrainerLostError(ElasticError):
 
 class TrainerFailedError(ElasticError):
     """The trainer failed in a way that a restart does not mend."""
+
+
+class PeerDiedError(ElasticError):
+    """The peer died again and again without finishing a round in between."""
 
 
 class BugError(ElasticError):

@@ -109,7 +109,9 @@ class Presence:
 class Life:
     """One life of a peer, from its first record in the DHT to the end of the run."""
 
-    def __init__(self, presence: Presence, clock: Clock, watch: Watch, card_seconds: float) -> None:
+    def __init__(
+        self, presence: Presence, clock: Clock, watch: Watch, card_seconds: float, was_in_swarm: bool = False
+    ) -> None:
         """Before the peer is put together, only `patiently` is of use.
 
         Args:
@@ -117,10 +119,11 @@ class Life:
             clock: of the peer.
             watch: who is told.
             card_seconds: how long a card lasts; it is renewed four times as often.
+            was_in_swarm: in an earlier life, which died.
         """
         self._presence, self._clock, self._watch = presence, clock, watch
         self._beat_seconds = Seconds(min(card_seconds / 4, HEARTBEAT))
-        self._in_swarm = False
+        self._in_swarm = was_in_swarm
         """Whether the network was ever good: what fails before may be the user's mistake, and is not tried again."""
         self._trainer_restarted = False
         """Whether the trainer may hold something else than we think."""

@@ -333,6 +333,12 @@ class PeerStatus(Message):
     digest: HexDigest | None = None
     rounds_counted: NonNegative = 0
     rounds_contributed: NonNegative = 0
+    rounds_finished: NonNegative = 0
+    """Like those counted and contributed: since the peer actor started."""
+    restarts: NonNegative = 0
+    """How often one of the peer's processes was started again, since its driver started."""
+    restarted_after: str = ""
+    """What made the last of them necessary."""
     error: str | None = None
     updated: float
     """Unix time at which it was written."""

@@ -51,7 +51,17 @@ def status_table(statuses: Sequence[PeerStatus], columns: int) -> str:
     console.print(table(ordered))
     assert isinstance(console.file, io.StringIO)
     failures = [f"{each.name} failed: {each.error}" for each in ordered if each.stage == "failed" and each.error]
-    return "\n".join([console.file.getvalue().rstrip(), *failures])
+    return "\n".join([console.file.getvalue().rstrip(), *map(restarted, filter(_came_back, ordered)), *failures])
+
+
+def restarted(status: PeerStatus) -> str:
+    """How often a peer came back, and from what."""
+    times = "once" if status.restarts == 1 else f"{status.restarts} times"
+    return f"{status.name} restarted {times}, the last time after this: {status.restarted_after}"
+
+
+def _came_back(status: PeerStatus) -> bool:
+    return status.restarts > 0
 
 
 def doing(status: PeerStatus) -> str:

@@ -1,14 +1,14 @@
 """What `elastic join` shows: a line per round, until the run is over or the user has had enough."""
 
 from collections.abc import Callable
-from typing import Any
 
 import ray
 
+from elastic.actors.handle import PeerHandle
 from elastic.actors.interruption import Interrupted, Interruption
 from elastic.actors.journal import describe
-from elastic.actors.launch import PeerHandle, quiet
-from elastic.messages import PeerStatus
+from elastic.actors.launch import quiet
+from elastic.messages import RoundIndex
 
 Say = Callable[[str], None]
 TROUBLE = ("waiting", "the run", "catching", "network")
@@ -17,7 +17,7 @@ TROUBLE = ("waiting", "the run", "catching", "network")
 
 def follow(handle: PeerHandle, say: Say) -> str:
     """Print each round as it ends; returns why the peer's life ended. Leaves politely on Ctrl-C or SIGTERM."""
-    shown, phase = 0, ""
+    shown, phase = RoundIndex(0), ""
     with Interruption() as interruption:
         try:
             while not handle.ended(0.5):
@@ -36,12 +36,9 @@ def follow(handle: PeerHandle, say: Say) -> str:
                 ray.shutdown()
 
 
-def _show_reports(handle: PeerHandle, last: int, say: Say) -> int:
+def _show_reports(handle: PeerHandle, last: RoundIndex, say: Say) -> RoundIndex:
     """Print the rounds after `last`; returns the newest."""
-    try:
-        reports = ray.get(handle.peer.reports.remote(last), timeout=5)
-    except (ray.exceptions.RayError, TimeoutError):
-        return last
+    reports = handle.reports(last)
     for report in reports:
         say(f"round {report.round:4d} | {describe(report)}")
     return max((report.round for report in reports), default=last)
@@ -49,15 +46,12 @@ def _show_reports(handle: PeerHandle, last: int, say: Say) -> int:
 
 def _show_waiting(handle: PeerHandle, before: str, say: Say) -> str:
     """Outside a round, say what is being waited for, once."""
-    try:
-        status: PeerStatus = ray.get(handle.peer.status.remote(), timeout=5)
-    except (ray.exceptions.RayError, TimeoutError):
-        return before
+    status = handle.status()
     if status.stage in ("failed", "left"):
         return before  # why is told at the end
     if status.stage == "ready" and status.round and not status.phase.startswith(TROUBLE):
         return before
-    now: Any = f"{status.stage}: {status.phase}" if status.phase else status.stage
+    now = f"{status.stage}: {status.phase}" if status.phase else status.stage
     if now != before:
-        say(str(now))
-    return str(now)
+        say(now)
+    return now

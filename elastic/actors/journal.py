@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from elastic.actors.revival import FIRST_LIFE, Past
 from elastic.config import RunConfig
 from elastic.contracts import Incentive
 from elastic.errors import ConfigError, ElasticError, MalformedError, StateError
@@ -23,14 +24,16 @@ WRITE_SECONDS = 0.5
 class Journal:
     """Keeps `status.json`, appends reports, saves the incentive's memory. Never stops training: it only writes."""
 
-    def __init__(self, config: RunConfig, peer: PeerId) -> None:
+    def __init__(self, config: RunConfig, peer: PeerId, past: Past = FIRST_LIFE) -> None:
         self._dir, self._report = config.local.state_dir, config.local.report
         self._written, self._written_stage = 0.0, ""
         self.reports: list[RoundReport] = []
         self.status = PeerStatus(
             peer=peer, name=config.local.name or peer[-6:], run=config.shared.run, stage="starting",
-            updated=time.time(), pid=os.getpid(),
+            updated=time.time(), pid=os.getpid(), restarts=past.restarts, restarted_after=past.because,
         )  # fmt: skip
+        if past.restarts:
+            logger.warning("the peer is started again after this: %s (restart %d)", past.because, past.restarts)
         self._began, self._tokens = (
             time.monotonic(),
             config.shared.inner.batch_size * config.shared.inner.sequence_length,
@@ -56,6 +59,7 @@ class Journal:
         self.reports.append(report)
         fields: dict[str, Any] = {
             "digest": report.digest,
+            "rounds_finished": self.status.rounds_finished + (report.manifest is not None),
             "rounds_counted": self.status.rounds_counted + report.counted,
             "rounds_contributed": self.status.rounds_contributed + report.contributed,
         }
@@ -69,6 +73,11 @@ class Journal:
         if self._report is not None:
             self._append(self._report, report.canonical())
         logger.info("round %d: %s", report.round, describe(report))
+
+    def restarted(self, because: str) -> None:
+        """A process of the peer is started again; the peer itself lives on."""
+        self.note(restarts=self.status.restarts + 1, restarted_after=because)
+        logger.warning("restarted after this: %s", because)
 
     def failed(self, error: ElasticError) -> None:
         """The peer ends with an error."""

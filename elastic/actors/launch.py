@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
+from ray.exceptions import AuthenticationError
 
-from elastic.actors.peer import PeerActor
-from elastic.actors.swarm import Swarm
+from elastic.actors.handle import PeerHandle, lives_in
 from elastic.config import RayConfig, RunConfig
-from elastic.errors import ConfigError, ElasticError, RayUnavailableError
+from elastic.errors import ConfigError, RayUnavailableError
 from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)
@@ -26,10 +25,6 @@ RELEASE_SECONDS = 5.0
 """A peer that has just left may still hold its CPUs in Ray's books."""
 JOB_COPY = "working_dir_files"
 """Folder below which Ray unpacks the files of submitted jobs."""
-LEAVE_SECONDS = 25.0
-"""A polite farewell takes a second or two; after this long the actors are killed."""
-RESTARTS = 10
-"""Times that Ray may restart the peer actor or its network; each goes on from the state on disk."""
 
 
 def connect(config: RayConfig) -> None:
@@ -94,57 +89,6 @@ def require_resources(config: RayConfig) -> None:
         )
 
 
-class PeerHandle:
-    """A peer's actors, as seen by the process that started them; they end with it."""
-
-    def __init__(self, config: RunConfig, peer: Any, swarm: Any, *, stay: bool) -> None:
-        self.config, self.peer, self.swarm = config, peer, swarm
-        self.life = peer.run.remote(stay)
-
-    def ended(self, seconds: float) -> bool:
-        """Wait up to so many seconds for the end of the peer's life."""
-        return bool(ray.wait([self.life], timeout=seconds)[0])
-
-    def reason(self) -> str:
-        """Why its life ended.
-
-        Raises:
-            ElasticError: what a person must act on.
-        """
-        return str(self.ask(self.life))
-
-    def ask(self, reference: Any) -> Any:
-        """The value of a call, our own errors without Ray's traceback around them."""
-        try:
-            return ray.get(reference)
-        except RayTaskError as error:
-            if isinstance(error.cause, ElasticError):
-                raise error.cause from None
-            raise
-        except RayActorError as error:
-            raise RayUnavailableError(f"the peer's actor died: {str(error).splitlines()[0]}") from None
-
-    def leave(self) -> None:
-        """Leave politely; kill what does not go by itself."""
-        with contextlib.suppress(RayActorError, RayTaskError):
-            ray.wait([self.peer.leave.remote()], timeout=LEAVE_SECONDS)
-        self.kill()
-
-    def kill(self) -> None:
-        """Free what is left."""
-        for actor in (self.peer, self.swarm):
-            with contextlib.suppress(RayActorError, ValueError):
-                ray.kill(actor)
-
-
-def _runs(namespace: str) -> bool:
-    try:
-        ray.get_actor("peer", namespace=namespace)
-    except ValueError:
-        return False
-    return True
-
-
 def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
     """Start a peer's actors on the connected cluster; with `stay` it outlives the end of its run until told to leave.
 
@@ -157,7 +101,7 @@ def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
         f"peer {identity.peer[-6:]} of run {config.shared.run} already runs on this Ray cluster "
         f"(key {config.key_path}): give a second peer its own state_dir"
     )
-    if _runs(namespace):
+    if lives_in(namespace):
         raise taken
     require_resources(config.local.ray)
     if JOB_COPY in config.local.state_dir.parts:
@@ -165,17 +109,10 @@ def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
             f"{config.local.state_dir} lies in Ray's copy of this job's folder, which goes when the job ends: "
             "give local.state_dir as an absolute path"
         )
-    options = {"namespace": namespace, "num_cpus": 0, "max_restarts": RESTARTS}
     try:
-        swarm = ray.remote(Swarm).options(name="swarm", **options).remote(config)
-        peer = (
-            ray.remote(PeerActor)
-            .options(name="peer", max_task_retries=RESTARTS, **options)
-            .remote(config, "peer", namespace)
-        )
+        return PeerHandle(config, identity.peer, namespace, stay=stay)
     except ValueError as error:
         raise taken from error
-    return PeerHandle(config, peer, swarm, stay=stay)
 
 
 def silence_ray() -> None:

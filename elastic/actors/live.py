@@ -9,7 +9,10 @@ from rich.text import Text
 
 from elastic.actors.follow import Say
 from elastic.messages import PeerStatus, RoundReport
-from elastic.view import table
+from elastic.view import restarted, table
+
+BEHIND = 2
+"""Rounds by which the reports of two peers that both live may differ."""
 
 
 class LiveView:
@@ -36,9 +39,12 @@ class LiveView:
         complete = complete_rounds(reports, len(statuses))
         last = complete[-1] if complete else None
         if self._live:
-            self._live.update(Group(Text(self._headline(statuses, last)), table(statuses, slowest=slowest(last))))
+            back = (Text(restarted(status)) for status in statuses if status.restarts)
+            self._live.update(
+                Group(Text(self._headline(statuses, last)), table(statuses, slowest=slowest(last)), *back)
+            )
             return
-        for entries in complete:
+        for entries in over(reports, len(statuses)):
             if entries[0].round not in self._shown:
                 self._shown.add(entries[0].round)
                 self._say(round_line(entries, self._rounds))
@@ -50,12 +56,25 @@ class LiveView:
         return round_line(last, self._rounds)
 
 
-def complete_rounds(reports: Sequence[RoundReport], peers: int) -> list[list[RoundReport]]:
-    """Reports by round, for the rounds that every peer has reported; of a round reported twice, the later report."""
+def by_round(reports: Sequence[RoundReport]) -> list[list[RoundReport]]:
+    """Reports of each round, oldest round first; of a round that a peer reported twice, the later report."""
     rounds: dict[int, dict[str, RoundReport]] = {}
     for report in reports:
         rounds.setdefault(report.round, {})[report.peer] = report
-    return [list(rounds[index].values()) for index in sorted(rounds) if len(rounds[index]) == peers]
+    return [list(rounds[index].values()) for index in sorted(rounds)]
+
+
+def complete_rounds(reports: Sequence[RoundReport], peers: int) -> list[list[RoundReport]]:
+    """Those of `by_round` that every peer has reported."""
+    return [entries for entries in by_round(reports) if len(entries) == peers]
+
+
+def over(reports: Sequence[RoundReport], peers: int) -> list[list[RoundReport]]:
+    """Those of `by_round` of which no more reports will come: everyone, or who lives, is further."""
+    complete = complete_rounds(reports, peers)
+    everyone = complete[-1][0].round if complete else 0
+    newest = max((report.round for report in reports), default=0)
+    return [entries for entries in by_round(reports) if entries[0].round <= max(everyone, newest - BEHIND)]
 
 
 def slowest(entries: Sequence[RoundReport] | None) -> str | None:

@@ -49,6 +49,8 @@ class Mailbox:
         self._replies: dict[int, dict[int, Any]] = {}
         """Serial → rank → value."""
         self._serial = 0
+        self.answers = 0
+        """How many commands were carried out: whether a life of the workers got anything done."""
         self._past: set[str] = set()
         """Incarnations that were lost: whatever they still say comes too late."""
         self._fatal: ElasticError | None = None
@@ -107,11 +109,13 @@ class Mailbox:
 
     # --- the workers' side ---
 
-    def hello(self, rank: int, world_size: int, incarnation: str) -> None:
-        """A worker of a new (or the same) incarnation is ready for commands."""
+    def hello(self, rank: int, world_size: int, incarnation: str) -> bool:
+        """A worker of a new (or the same) incarnation is ready for commands; whether it replaces another one's."""
+        replaces = False
         if self._fatal or incarnation in self._past:
-            return
+            return False
         if self._group is None or self._group.incarnation != incarnation:
+            replaces = self._group is not None
             self._complete.clear()
             self._lose(TrainerLostError("the trainer's workers were restarted"))
             self._dismiss()
@@ -119,6 +123,7 @@ class Mailbox:
         self._group.queues.setdefault(rank, asyncio.Queue())
         if len(self._group.queues) == world_size:
             self._complete.set()
+        return replaces
 
     async def next_command(self, rank: int, incarnation: str) -> Command | None:
         """The next command for this worker; None: return from the train function."""
@@ -139,6 +144,7 @@ class Mailbox:
         values = self._replies.setdefault(reply.serial, {})
         values[rank] = reply.value
         if len(values) == expected:
+            self.answers += 1
             future.set_result(values[0])
 
     def _dismiss(self) -> None:

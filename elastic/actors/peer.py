@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
@@ -14,6 +14,7 @@ from elastic.actors.desk import TrainerDesk
 from elastic.actors.job import Job
 from elastic.actors.journal import Journal
 from elastic.actors.logs import log_to_file
+from elastic.actors.revival import Past
 from elastic.actors.swarm import RemoteExchange
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.config import RunConfig
@@ -32,10 +33,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 HELD_OUT_SEQUENCES = 128
 """Sequences of held-out text in the final evaluation."""
 MAX_ADDRESSES = 16
 """As many as a card may carry."""
+WORKER_DEATH = "a Ray Train worker died"
 JOINING = "starting Ray Train, joining the DHT"
 """How the first phase of a peer begins."""
 
@@ -43,18 +47,19 @@ JOINING = "starting Ray Train, joining the DHT"
 class PeerActor(TrainerDesk):
     """One peer. Driven by `run`; everything else is called from outside while it runs."""
 
-    def __init__(self, config: RunConfig, actor: str, namespace: str) -> None:
+    def __init__(self, config: RunConfig, actor: str, namespace: str, past: Past) -> None:
         super().__init__()
         log_to_file(config)
         identity, local = Identity.load(config.key_path), config.local
         self._config, self._identity, self._stay = config, identity, False
         self._job = Job(identity.peer, actor, namespace, config)
-        self._exchange = RemoteExchange(ray.get_actor("swarm", namespace=namespace))
-        self._journal = Journal(config, identity.peer)
+        self._journal = Journal(config, identity.peer, past)
+        self._exchange = RemoteExchange(ray.get_actor("swarm", namespace=namespace), self._network_restarted)
         self._presence = Presence(identity.peer, local.name, config.shared, self._exchange)
-        self._life = Life(self._presence, WallClock(), self._journal, local.network.card_seconds)
+        self._life = Life(self._presence, WallClock(), self._journal, local.network.card_seconds, past.met)
         self._done = asyncio.Event()
         self._trainer: RayTrainer | None = None
+        self._trainer_death = WORKER_DEATH
         self._living: asyncio.Task[str] | None = None
 
     # --- from outside --------------------------------------------------------------------------------------------
@@ -111,6 +116,11 @@ class PeerActor(TrainerDesk):
         assert self._trainer is not None
         return await self._trainer.generate(prompt, num_tokens)
 
+    async def worker_hello(self, rank: int, world_size: int, incarnation: str) -> None:
+        if self._mailbox.hello(rank, world_size, incarnation):
+            self._journal.restarted(self._trainer_death)
+            self._trainer_death = WORKER_DEATH
+
     async def progress(self, step: int, loss: float) -> None:
         self._journal.progress(step, loss)
 
@@ -136,7 +146,10 @@ class PeerActor(TrainerDesk):
         )
         self._trainer = RayTrainer(self._mailbox, self._job, local.ray, local.state_dir / "ray")
         loop = asyncio.get_running_loop()
-        self._trainer.start(lambda error: _tell(loop, self._trainer_ended, error))
+        self._trainer.start(
+            on_restart=lambda because: _tell(loop, self._trainer_died, because),
+            on_end=lambda error: _tell(loop, self._trainer_ended, error),
+        )
         await self._life.patiently(self._connect)
         self._journal.note(phase="starting Ray Train")
         await self._mailbox.ready()
@@ -154,12 +167,22 @@ class PeerActor(TrainerDesk):
         )  # fmt: skip
 
     async def _connect(self) -> None:
-        addresses = await self._exchange.start()
+        self._reachable_at(await self._exchange.start())
+        await self._presence.refuse_other_runs()
+        await self._presence.renew()
+
+    def _reachable_at(self, addresses: list[str]) -> None:
         outside = [each for each in addresses if not each.startswith("/ip4/127.")] or addresses
         self._presence.addresses = tuple(outside[:MAX_ADDRESSES])
         logger.info("reachable at %s", ", ".join(self._presence.addresses))
-        await self._presence.refuse_other_runs()
-        await self._presence.renew()
+
+    def _network_restarted(self, addresses: list[str]) -> None:
+        self._reachable_at(addresses)
+        self._journal.restarted("the network died")
+
+    def _trainer_died(self, because: str) -> None:
+        self._trainer_death = because
+        self._journal.note(phase=because)
 
     def _trainer_ended(self, error: ElasticError) -> None:
         if not self._done.is_set() and self._presence.stage is not PeerStage.LEAVING:
@@ -168,7 +191,7 @@ class PeerActor(TrainerDesk):
     async def _finish(self, peer: Peer, because: str) -> str:
         """Measure what came out; stay, if told so, for questions about the model."""
         loss = await self._life.patiently(lambda: peer.trainer.evaluate(HELD_OUT_SEQUENCES))
-        self._journal.note(stage="finished", phase=f"held-out loss {loss:.3f}")
+        self._journal.note(stage="finished", phase=f"held-out loss {loss:.3f}", digest=peer.state.anchor)
         if self._stay:
             await asyncio.Event().wait()  # until `leave` cancels
         return f"{because}; held-out loss {loss:.3f} nats per token, anchor {peer.state.anchor[:12]}"
@@ -183,8 +206,8 @@ class PeerActor(TrainerDesk):
         await self._exchange.close()
 
 
-def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[ElasticError], None], error: ElasticError) -> None:
-    loop.call_soon_threadsafe(callback, error)
+def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[T], None], what: T) -> None:
+    loop.call_soon_threadsafe(callback, what)
 
 
 def layout(config: RunConfig) -> dict[str, Any]:

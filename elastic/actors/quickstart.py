@@ -8,27 +8,31 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import ray
 from rich.console import Console
 
 from elastic.actors import summary
+from elastic.actors.chaos import Chaos, Kill
 from elastic.actors.follow import Say
 from elastic.actors.footprint import tree_bytes
+from elastic.actors.handle import PeerHandle
 from elastic.actors.interruption import Interrupted, Interruption
-from elastic.actors.launch import PeerHandle, quiet, silence_ray, start_peer
+from elastic.actors.launch import quiet, silence_ray, start_peer
 from elastic.actors.live import LiveView
 from elastic.actors.offline import corpus_digest
 from elastic.actors.peer import JOINING
 from elastic.config import RunConfig, load_config
 from elastic.errors import BootstrapError, ElasticError
-from elastic.messages import PeerId, PeerStatus, RoundReport
+from elastic.messages import PeerId, PeerStatus, RoundIndex, RoundReport
 from elastic.wire.signing import Identity
 
+LOG = "bootstrap.log"
 CARD_SECONDS = 20
 MAX_DECIDING = 4
 """So many of the peers are validators: four let one of them lie or die."""
@@ -50,6 +54,10 @@ class Settings:
     """An empty folder for this run."""
     report: Path | None = None
     plain: bool = False
+    chaos: float | None = None
+    """Seconds between two kills; None: nobody is killed."""
+    seed: int = 0
+    """Of who is killed."""
 
 
 @dataclass(slots=True)
@@ -59,6 +67,9 @@ class Result:
     folder: Path
     configs: list[RunConfig]
     reports: list[RoundReport] = field(default_factory=list)
+    statuses: list[PeerStatus] = field(default_factory=list)
+    """The last of each peer."""
+    kills: list[Kill] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
     """Seconds since the command began at which these were done: `ray`, `network`, `trainers`, `start`, `end`."""
     peak_bytes: int = 0
@@ -83,10 +94,14 @@ def run_quickstart(settings: Settings, say: Say) -> int:
             stack.callback(free, handles)
             result.times["ray"] = time.monotonic() - begin
             interruption.check()
-            result.configs = run_files(folder, settings, entry(), min_peers=settings.peers)
+            result.configs = run_files(folder, settings, entry.address(), min_peers=settings.peers)
             handles += [start_peer(config, stay=True) for config in result.configs]
-            for _ in _watch(handles, settings, result, begin, say):
+            chaos = Chaos(settings.chaos, settings.seed, settings.rounds, say) if settings.chaos else None
+            for now in _watch(handles, settings, result, begin, say):
                 interruption.check()
+                if chaos is not None:
+                    chaos.look(handles, entry.pid, result.reports, now)
+                    result.kills = chaos.kills
             summary.measure(handles, result)
             result.times["end"] = time.monotonic() - begin
     except Interrupted as signal_name:
@@ -96,15 +111,19 @@ def run_quickstart(settings: Settings, say: Say) -> int:
     return 0 if summary.identical(result) else 1
 
 
-def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin: float, say: Say) -> Iterator[None]:
-    """Until every peer has finished the run; raises what ended a peer too early. Yields between two looks."""
+def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin: float, say: Say) -> Iterator[float]:
+    """Until every peer has finished the run; raises what ended a peer too early. Yields the time between two looks."""
     look = 0.0
     with LiveView(settings.plain, settings.rounds, say) as view:
         while True:
-            statuses = [handle.ask(handle.peer.status.remote()) for handle in handles]
-            for index, handle in enumerate(handles):
-                mine = [report.round for report in result.reports if report.peer == statuses[index].peer]
-                result.reports += handle.ask(handle.peer.reports.remote(max(mine, default=0)))
+            for handle in handles:
+                if handle.ended(0.0):
+                    raise ElasticError(f"peer {handle.config.local.name} ended early: {handle.reason()}")
+            result.statuses = statuses = [handle.status() for handle in handles]
+            for handle, status in zip(handles, statuses, strict=True):
+                mine = [report.round for report in result.reports if report.peer == status.peer]
+                new = handle.reports(max(mine, default=RoundIndex(0)))
+                result.reports += [report for report in new if report.manifest]  # the others did not end yet
             _note_start(statuses, result, begin)
             if time.monotonic() > look:
                 result.peak_bytes = max(result.peak_bytes, tree_bytes())
@@ -112,10 +131,7 @@ def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin:
             view.update(statuses, result.reports)
             if all(status.stage == "finished" for status in statuses):
                 return
-            for handle in handles:
-                if handle.ended(0.0):
-                    raise ElasticError(f"peer {handle.config.local.name} ended early: {handle.reason()}")
-            yield
+            yield time.monotonic()
             time.sleep(0.4)
 
 
@@ -131,37 +147,49 @@ def _note_start(statuses: list[PeerStatus], result: Result, begin: float) -> Non
             result.times[what] = time.monotonic() - begin
 
 
-@contextmanager
-def entry_point(folder: Path) -> Iterator[Callable[[], str]]:
-    """`elastic bootstrap` in a process that ends with ours; gives a function that waits for its address."""
-    command = [
-        sys.executable, "-m", "elastic", "bootstrap", "--host", "127.0.0.1", "--key", str(folder / "bootstrap.key"),
-        "--until-stdin-closes",
-    ]  # fmt: skip
-    with (folder / "bootstrap.log").open("w") as log:
-        process = subprocess.Popen(  # in a session of its own: Ctrl-C is for us to handle
+class EntryPoint:
+    """`elastic bootstrap` in a process of its own."""
+
+    def __init__(self, folder: Path, log: IO[str]) -> None:
+        command = [
+            sys.executable, "-m", "elastic", "bootstrap", "--host", "127.0.0.1",
+            "--key", str(folder / "bootstrap.key"), "--until-stdin-closes",
+        ]  # fmt: skip
+        self._log = folder / LOG
+        self._process = subprocess.Popen(  # in a session of its own: Ctrl-C is for us to handle
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
         )
 
-    def address() -> str:
-        assert process.stdout is not None
-        for line in process.stdout:
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def address(self) -> str:
+        """Wait for its address."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
             if line.strip().startswith("/ip4/"):
                 return line.strip()
-        raise BootstrapError(f"the bootstrap process ended before it was reachable: see {folder / 'bootstrap.log'}")
+        raise BootstrapError(f"the bootstrap process ended before it was reachable: see {self._log}")
 
-    try:
-        yield address
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
+    def close(self) -> None:
+        """End it, if nobody has."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         try:
-            process.wait(10)
+            self._process.wait(10)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout:
-            process.stdout.close()
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+
+@contextmanager
+def entry_point(folder: Path) -> Iterator[EntryPoint]:
+    """A bootstrap that ends with this process."""
+    with (folder / LOG).open("w") as log, closing(EntryPoint(folder, log)) as entry:
+        yield entry
 
 
 @contextmanager

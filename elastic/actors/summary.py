@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from elastic.actors.follow import Say
+from elastic.actors.handle import PeerHandle
 from elastic.actors.job import load_corpus
-from elastic.actors.launch import PeerHandle
-from elastic.actors.live import complete_rounds, slowest
+from elastic.actors.live import by_round, complete_rounds, slowest
 from elastic.actors.peer import HELD_OUT_SEQUENCES, fp32_bytes
 from elastic.view import size
 
@@ -39,9 +39,10 @@ def unigram_loss(tokens: Any, held_out: Any) -> float:
 
 
 def identical(result: "Result") -> bool:
-    """Whether all peers held the same anchor after every round that all of them reported."""
-    rounds = complete_rounds(result.reports, len(result.configs))
-    return bool(rounds) and all(len({report.digest for report in entries}) == 1 for entries in rounds)
+    """Whether all peers held the same anchor after every round that they reported, and in the end."""
+    rounds = by_round(result.reports)
+    equal = all(len({report.digest for report in entries}) == 1 for entries in rounds)
+    return bool(rounds) and equal and len({status.digest for status in result.statuses}) == 1
 
 
 def show(result: "Result", settings: "Settings", console: Console, say: Say) -> None:
@@ -56,15 +57,17 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
     unigram, held_out = result.held_out
     say("")
     times = result.times
-    say(f"trained    {tokens:,} tokens in {len(rounds)} rounds on {settings.peers} peers, all in {times['end']:.0f} s")
+    say(f"trained    {tokens:,} tokens in {settings.rounds} rounds on {settings.peers} peers, "
+        f"all in {times['end']:.0f} s")  # fmt: skip
     say(f"start-up   {times['start']:.0f} s: Ray {times['ray']:.0f}, then the peers' networks until "
         f"{times['network']:.0f}, Ray Train until {times['trainers']:.0f}; "
         f"peak memory of all processes {size(result.peak_bytes)}")  # fmt: skip
     say(f"loss       {first:.3f} -> {last:.3f} nats per token in training")
     say(f"held out   {held_out:.3f} nats per token; a unigram model of the same text has {unigram:.3f}")
-    same = identical(result)
-    say(f"anchors    {'bit-identical on all peers after every round' if same else 'DIFFERENT between peers'}: "
-        f"{rounds[-1][0].digest}")  # fmt: skip
+    same = "bit-identical on all peers after every round" + (" that they lived to see, and now" if result.kills else "")
+    say(f"anchors    {same if identical(result) else 'DIFFERENT between peers'}: {result.statuses[0].digest}")
+    if result.kills:
+        _show_chaos(result, console, say)
     console.print(_traffic(result, settings))
     say(f'sample     "{_one_line(result.sample)}"')
     peer = result.folder / "peer-1"
@@ -75,6 +78,17 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
     say("           elastic quickstart --peers 4 --rounds 30 --report report.jsonl")
     say("           elastic quickstart --reducer average")
     say("           elastic init run.toml      # a run of your own, on several machines")
+
+
+def _show_chaos(result: "Result", console: Console, say: Say) -> None:
+    """Who was killed, and how long until a round counted its peer again."""
+    came_back = ", ".join(f"{status.name} {status.restarts}" for status in result.statuses)
+    say(f"chaos      {len(result.kills)} processes killed; restarts: {came_back}")
+    out = Table("killed", "of", "counted again after", pad_edge=False)
+    for kill in result.kills:
+        back = "-" if kill.peer is None else "not any more" if kill.back_after is None else f"{kill.back_after:.1f} s"
+        out.add_row(kill.kind, Text(kill.peer or "all, for good"), back)
+    console.print(out)
 
 
 def _traffic(result: "Result", settings: "Settings") -> Table:

@@ -2,23 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from elastic.actors.logs import log_to_file
 from elastic.config import RunConfig
-from elastic.errors import ElasticError, NetworkError, StateError
+from elastic.errors import BugError, ElasticError, NetworkError
 from elastic.exchange.blobs import BLOB_FOLDER
+from elastic.exchange.known import KNOWN_FILE
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 from elastic.registry import resolve
 from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)
 
-RESTART_TRIES = 5
-"""Restarts of the network actor within one call before the peer gives up."""
+BACK_SECONDS = 180.0
+"""For the network actor to come back, before this life of the peer is given up."""
+LONGEST_PAUSE = 5.0
+"""Between two looks whether it is back."""
 
 
 class Swarm:
@@ -39,6 +43,7 @@ class Swarm:
                     identity=Identity.load(self._config.key_path), identity_path=self._config.key_path,
                     run=self._config.shared.run, network=self._config.local.network,
                     blob_dir=self._config.local.state_dir / BLOB_FOLDER,
+                    known_file=self._config.local.state_dir / KNOWN_FILE,
                 )  # fmt: skip
         return list(self._exchange.addresses)
 
@@ -62,12 +67,19 @@ class Swarm:
 
 
 class RemoteExchange:
-    """Exchange whose work happens in the network actor; restarts that actor if it died."""
+    """Exchange whose work happens in the network actor, which Ray starts again if it dies."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, actor: Any, on_restart: Callable[[list[str]], None]) -> None:
+        """Nothing is called before `start`.
+
+        Args:
+            actor: a `Swarm`.
+            on_restart: told the new addresses when it has died and come back.
+        """
+        self._actor, self._on_restart = actor, on_restart
         self._files: dict[Digest, str] = {}
         self._counted = self._carried = (0, 0)
+        self._recovering, self._lives = asyncio.Lock(), 0
 
     async def start(self) -> list[str]:
         """Join the DHT; returns our addresses."""
@@ -114,26 +126,38 @@ class RemoteExchange:
     async def close(self) -> None:
         try:
             await asyncio.wait_for(_plain(self._actor.close.remote()), 10)
-        except (NetworkError, TimeoutError) as error:
+        except (NetworkError, BugError, TimeoutError) as error:
             logger.warning("closing the network: %s", error)
 
     async def _call(self, verb: str, *args: Any) -> Any:
-        for attempt in range(RESTART_TRIES):
+        deadline, pause = None, 0.0
+        while True:
+            life = self._lives
             try:
                 return await _plain(self._actor.call.remote(verb, *args))
             except RestartedError as error:
-                logger.warning("the network actor died (%s); starting it again", error)
-                await asyncio.sleep(attempt)
-                await self._recover()
-        raise StateError(f"the network actor died {RESTART_TRIES} times in a row: see peer.log")
+                logger.warning("the network died (%s); starting it again", error)
+                deadline = deadline or time.monotonic() + BACK_SECONDS
+                if time.monotonic() > deadline:
+                    raise BugError(f"the network did not come back within {BACK_SECONDS:.0f} s: see peer.log") from None
+            await asyncio.sleep(pause)
+            pause = min(pause + 0.5, LONGEST_PAUSE)
+            await self._recover(life)
 
-    async def _recover(self) -> None:
-        try:
-            await self.start()
-            for digest, path in self._files.items():
-                await _plain(self._actor.call.remote("provide_file", digest, path))
-        except RestartedError:
-            logger.warning("the network actor is not back yet")
+    async def _recover(self, life: int) -> None:
+        """Start it again, unless another call has done so since that life of it."""
+        async with self._recovering:
+            if self._lives != life:
+                return
+            try:
+                addresses = await self.start()
+                for digest, path in self._files.items():
+                    await _plain(self._actor.call.remote("provide_file", digest, path))
+            except RestartedError:
+                logger.warning("the network is not back yet")
+                return
+            self._lives += 1
+        self._on_restart(addresses)
 
 
 class RestartedError(NetworkError):
@@ -149,5 +173,7 @@ async def _plain(reference: Any) -> Any:
         if isinstance(cause, ElasticError):
             raise cause from None
         raise
+    except ActorDiedError as error:
+        raise BugError(f"the network actor died for good: {str(error).splitlines()[0]}") from None
     except RayActorError as error:
         raise RestartedError(type(error).__name__) from None

@@ -1,22 +1,20 @@
-"""The Trainer contract over Ray Train: one `fit()` per run, in a thread of the peer actor.
-
-Verified with Ray 2.60 only: `LeanTorchTrainer` overrides private methods, and a test holds it to that version.
-"""
+"""The Trainer contract over Ray Train: one `fit()` per run, in a thread of the peer actor, and another if that dies."""
 
 import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import LoggingConfig
 
 from elastic.actors.job import Job
 from elastic.actors.mailbox import Mailbox
+from elastic.actors.ray_train import LeanTorchTrainer, sweep
+from elastic.actors.revival import GiveUp, after_death
 from elastic.actors.worker import train_loop
 from elastic.config import RayConfig
 from elastic.contracts import TrainerState
@@ -25,8 +23,8 @@ from elastic.messages import Digest, InnerReport, Manifest, RoundIndex, RoundPla
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 20
-"""Restarts of the worker group before the peer gives up: many crashes are survived, an endless loop is not."""
+MAX_FAILURES = 5
+"""Restarts of the worker group by one controller, which neither pauses nor asks whether anything got done."""
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how fast the controller notices a dead worker
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
@@ -38,43 +36,26 @@ TRAIN_ENVIRONMENT = {
 """Ray Train is tuned by environment variables only; it passes them on to its controller and workers."""
 
 
-class OwnCluster(FixedScalingPolicy):  # type: ignore[misc]
-    """As many workers as configured, without asking the AutoscalingCoordinator: a detached actor that outlives us."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Nothing to register."""
-
-    def _maybe_send_resource_request(self) -> None:
-        """Nothing to request."""
-
-
-class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]
-    """Without the parts that start detached actors or need the dashboard: seconds at start, noise in the log."""
-
-    _DROP = frozenset({"PlacementGroupCleanerCallback", "DatasetsCallback"})
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if type(each).__name__ not in self._DROP]
-
-    def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        return super()._initialize_and_run_controller(
-            **{**parts, "scaling_policy": OwnCluster(scaling_config=self.scaling_config)}
-        )
-
-
 class RayTrainer:
     """Trainer of one peer. The verbs travel through the mailbox; tensors never leave the workers."""
 
     def __init__(self, mailbox: Mailbox, job: Job, ray_config: RayConfig, storage: Path) -> None:
         self._mailbox = mailbox
         self._thread = threading.Thread(
-            target=self._fit, args=(job, ray_config, storage), name="ray-train-fit", daemon=True
+            target=self._work, args=(job, ray_config, storage), name="ray-train-fit", daemon=True
         )
+        self._closed = threading.Event()
+        self._on_restart: Callable[[str], None] = lambda because: None
         self._on_end: Callable[[ElasticError], None] = lambda error: None
 
-    def start(self, on_end: Callable[[ElasticError], None]) -> None:
-        """Start `fit()`; `on_end` is called from its thread if it ends while the peer still lives."""
-        self._on_end = on_end
+    def start(self, on_restart: Callable[[str], None], on_end: Callable[[ElasticError], None]) -> None:
+        """Start `fit()`.
+
+        Args:
+            on_restart: called from its thread when it died and is started again.
+            on_end: called from its thread if it ends for good while the peer still lives.
+        """
+        self._on_restart, self._on_end = on_restart, on_end
         os.environ.update(TRAIN_ENVIRONMENT)
         self._thread.start()
 
@@ -108,6 +89,7 @@ class RayTrainer:
 
     async def close(self) -> None:
         """Let the workers return; `fit()` then ends by itself."""
+        self._closed.set()
         self._mailbox.close()
 
     def join(self, seconds: float) -> bool:
@@ -115,28 +97,47 @@ class RayTrainer:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _fit(self, job: Job, ray_config: RayConfig, storage: Path) -> None:
-        resources = {"GPU": 1.0} if ray_config.gpu else {"CPU": ray_config.cpus_per_worker}
-        failures = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES)
-        trainer = LeanTorchTrainer(
-            train_loop,
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(
-                num_workers=ray_config.workers, use_gpu=ray_config.gpu, resources_per_worker=resources
-            ),
-            torch_config=TorchConfig(backend="nccl" if ray_config.gpu else "gloo", timeout_s=300),
-            run_config=RunConfig(
-                name="inner", storage_path=str(storage), failure_config=failures,
-                logging_config=LoggingConfig(log_level="ERROR"),
-            ),
-        )  # fmt: skip
-        try:
-            trainer.fit()
-        except Exception as error:
-            logger.exception("Ray Train ended")
-            self._on_end(TrainerFailedError(f"Ray Train gave up: {_first_line(error)}"))
-        else:
-            self._on_end(TrainerFailedError("the trainer's workers have returned"))
+    def _work(self, job: Job, ray_config: RayConfig, storage: Path) -> None:
+        """Until the workers return, or die again and again without having done anything."""
+        deaths = answers = 0
+        while True:
+            try:
+                sweep(job.namespace)
+                _trainer(job, ray_config, storage).fit()
+            except Exception as error:
+                if self._closed.is_set():
+                    return
+                logger.exception("Ray Train ended")
+                deaths = 1 if self._mailbox.answers > answers else deaths + 1
+                answers = self._mailbox.answers
+                because = "its controller died" if isinstance(error, RayActorError) else _first_line(error)
+                next_ = after_death(deaths)
+                if isinstance(next_, GiveUp):
+                    self._on_end(TrainerFailedError(f"Ray Train {next_.because}; the last time: {because}"))
+                    return
+                self._on_restart(f"Ray Train: {because}")
+                self._closed.wait(next_.pause)
+            else:
+                self._on_end(TrainerFailedError("the trainer's workers have returned"))
+                return
+
+
+def _trainer(job: Job, ray_config: RayConfig, storage: Path) -> LeanTorchTrainer:
+    resources = {"GPU": 1.0} if ray_config.gpu else {"CPU": ray_config.cpus_per_worker}
+    return LeanTorchTrainer(
+        train_loop,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=ray_config.workers, use_gpu=ray_config.gpu, resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(backend="nccl" if ray_config.gpu else "gloo", timeout_s=300),
+        run_config=RunConfig(
+            name="inner", storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+        owner=job.namespace,
+    )  # fmt: skip
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 import traceback
+from contextlib import ExitStack
 from typing import Any
 
 import ray
@@ -16,7 +17,7 @@ from elastic.actors.logs import log_to_file
 from elastic.actors.mailbox import Command, Reply
 from elastic.errors import ConfigError, ElasticError, TrainerFailedError
 from elastic.registry import build
-from elastic.state.store import STATE_FOLDER, StateStore
+from elastic.state.store import STATE_FOLDER, StateStore, claim
 from elastic.train.session import Parts, Session, Worker
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ BUGS = (
     OSError,
 )
 """What broken code or a broken machine raises; everything else may pass."""
+TAKEOVER_SECONDS = 20.0
+"""For the worker of the last life to be dead: two would write the same files."""
 KEEP_ANCHORS = 4
 """Anchors kept on disk: a joiner fetches one while rounds go on."""
 PROGRESS_SECONDS = 0.5
@@ -47,14 +50,23 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     peer = ray.get_actor(job.actor, namespace=job.namespace)
     incarnation = _incarnation()
-    try:
-        session = make_session(job, rank, world_size, peer)
-    except (ElasticError, *BUGS) as error:
-        if _is_a_lost_partner(error, world_size):
-            raise
-        ray.get(peer.worker_failed.remote(_as_ours("starting the trainer", error)))  # a restart would fail alike
-        return
-    ray.get(peer.worker_hello.remote(rank, world_size, incarnation))
+    with ExitStack() as stack:
+        try:
+            if rank == 0:
+                stack.enter_context(claim(job.config.local.state_dir, "trainer", TAKEOVER_SECONDS))
+            session = make_session(job, rank, world_size, peer)
+        except (ElasticError, *BUGS) as error:
+            if _is_a_lost_partner(error, world_size):
+                raise
+            ray.get(peer.worker_failed.remote(_as_ours("starting the trainer", error)))  # a restart would fail alike
+            return
+        ray.get(peer.worker_hello.remote(rank, world_size, incarnation))
+        serve(session, peer, incarnation)
+
+
+def serve(session: Session, peer: Any, incarnation: str) -> None:
+    """Do what the mailbox says until it says stop."""
+    rank = session.worker.rank
     while (command := ray.get(peer.next_command.remote(rank, incarnation))) is not None:
         reply = execute(session, command)
         ray.get(peer.worker_reply.remote(rank, incarnation, reply))

@@ -16,8 +16,9 @@ import ray
 
 from elastic.actors.desk import TrainerDesk
 from elastic.actors.follow import Say
+from elastic.actors.handle import PeerHandle
 from elastic.actors.job import Job
-from elastic.actors.launch import PeerHandle, start_peer
+from elastic.actors.launch import start_peer
 from elastic.actors.quickstart import Settings, entry_point, free, local_cluster, run_files
 from elastic.config import RunConfig, parse_config
 from elastic.errors import ElasticError
@@ -38,7 +39,7 @@ class BenchHost(TrainerDesk):
 
         job = Job(NOBODY, actor, NAMESPACE, config)
         self._trainer = RayTrainer(self._mailbox, job, config.local.ray, config.local.state_dir / "ray")
-        self._trainer.start(lambda error: None)
+        self._trainer.start(on_restart=lambda because: None, on_end=lambda error: None)
 
     async def inner_steps(self, plan: RoundPlan) -> tuple[int, float]:
         """(tokens, seconds), the whole way from here to the worker and back."""
@@ -90,7 +91,7 @@ def measure_join(folder: Path, peers: int, say: Say) -> float:
         entry = stack.enter_context(entry_point(folder))
         stack.enter_context(local_cluster(num_cpus=peers + 2))
         stack.callback(free, handles)
-        configs = run_files(folder, settings, entry(), min_peers=peers)
+        configs = run_files(folder, settings, entry.address(), min_peers=peers)
         handles += [start_peer(config) for config in configs[:-1]]
         say(f"waiting for {peers} peers to train")
         while min(_rounds(handle) for handle in handles) < SETTLED_ROUNDS:
@@ -135,7 +136,7 @@ def _joining(run_file: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _rounds(handle: PeerHandle) -> int:
-    return int(handle.ask(handle.peer.status.remote()).round)
+    return int(handle.status().round)
 
 
 def _counted(report: Path) -> bool:

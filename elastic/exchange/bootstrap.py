@@ -51,6 +51,8 @@ STARTUP_SECONDS = 60.0
 """For p2pd to start; its own default of 15 is too short on a busy machine."""
 CLOSE_SECONDS = 5.0
 _KNOCK_SECONDS = 10.0
+_ALONE_SECONDS = 3.0
+"""Between two rounds of knocking at all doors when no neighbour is left; no answer takes longer."""
 _NUM_REPLICAS = 8
 _FORM = "/ip4/203.0.113.5/tcp/4001/p2p/12D3Koo…"
 _ADDRESS = re.compile(r"(?P<transport>/(ip4|dns|dns4)/[^/\s]+/tcp/\d{1,5})/p2p/(?P<peer>[1-9A-HJ-NP-Za-km-z]+)")
@@ -110,12 +112,17 @@ class Node:
         self.addresses = addresses
         """Full addresses to hand out, "/ip4/…/tcp/…/p2p/…"."""
         self._entries = entries
+        self.known: Sequence[Entry] = ()
+        """Peers met before, to knock at beside the entry points."""
+        self._knock_again_at = 0.0
         self._exited: asyncio.Task[int] = asyncio.create_task(p2p._child.wait())
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, identity: Identity, identity_path: Path, network: NetworkConfig) -> Node:
-        """Start p2pd and a DHT node, and join the DHT through the bootstrap addresses, if any.
+    async def start(
+        cls, identity: Identity, identity_path: Path, network: NetworkConfig, known: Sequence[Entry] = ()
+    ) -> Node:
+        """Start p2pd and a DHT node, and join the DHT through the bootstrap addresses or peers met before, if any.
 
         Raises:
             ConfigError: an address is malformed, or the key file is not that of the identity.
@@ -145,6 +152,7 @@ class Node:
             await _stop_daemon(p2p)
             raise
         node = cls(p2p, dht, entries, addresses)
+        node.known = known
         try:
             await node._join(network.bootstrap_seconds)
         except BaseException:
@@ -184,10 +192,12 @@ class Node:
 
     async def rejoin(self) -> None:
         """If the DHT has lost all neighbours, knock at the entry points once more."""
-        if self._entries and not self.dht.protocol.routing_table.uid_to_peer_id:
-            problems = await asyncio.gather(*map(self._knock, self._entries))
+        now, doors = asyncio.get_running_loop().time(), [*self._entries, *self.known]
+        if doors and now >= self._knock_again_at and not self.dht.protocol.routing_table.uid_to_peer_id:
+            self._knock_again_at = now + _ALONE_SECONDS
+            problems = await asyncio.gather(*(self._knock(each, _ALONE_SECONDS) for each in doors))
             if all(problems):
-                logger.warning("no neighbour is left in the DHT, and no entry point answers: %s", problems[0])
+                logger.warning("no neighbour is left in the DHT, and nobody known answers: %s", problems[0])
 
     async def close(self) -> None:
         """Leave the DHT and end p2pd. Bounded; any number of times."""
@@ -208,15 +218,18 @@ class Node:
         await self._exited
 
     async def _join(self, seconds: float) -> None:
-        if not self._entries:
+        doors = [*self._entries, *self.known]
+        if not doors:
             return
         loop = asyncio.get_running_loop()
         deadline, pause, attempt = loop.time() + seconds, 0.5, 0
         while True:
             attempt += 1
-            problems = await asyncio.gather(*(self._knock(entry, deadline - loop.time()) for entry in self._entries))
+            problems = await asyncio.gather(*(self._knock(entry, deadline - loop.time()) for entry in doors))
             if not all(problems):
                 break
+            if not self._entries:
+                return  # others have us as their entry point
             logger.info("attempt %d to reach the swarm failed: %s", attempt, "; ".join(filter(None, problems)))
             if loop.time() + pause > deadline:
                 raise BootstrapError(_advice(self._entries, problems, seconds))

@@ -20,13 +20,14 @@ from hivemind.p2p import PeerID
 from pydantic import BaseModel, ConfigDict
 
 from elastic.config import NetworkConfig
-from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError, StateError
+from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError, PortTakenError, StateError
 from elastic.exchange.averaging import average
 from elastic.exchange.blobs import BlobStore
 from elastic.exchange.bootstrap import Node
 from elastic.exchange.bulk import Holder, Traffic
 from elastic.exchange.fetch import BulkClient
 from elastic.exchange.identity_validator import MAX_RECORD_BYTES
+from elastic.exchange.known import Known
 from elastic.exchange.limits import Limits
 from elastic.exchange.serve import BulkServer
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
@@ -50,7 +51,9 @@ class HivemindExchange:
 
         model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def __init__(self, node: Node, identity: Identity, run: str, network: NetworkConfig, store: BlobStore) -> None:
+    def __init__(
+        self, node: Node, identity: Identity, run: str, network: NetworkConfig, store: BlobStore, known: Known
+    ) -> None:
         self.peer: PeerId = identity.peer
         self._node = node
         self._announcing = asyncio.Lock()
@@ -59,6 +62,7 @@ class HivemindExchange:
         self._run = run
         self._card_seconds = network.card_seconds
         self._store = store
+        self._known = known
         self._book: dict[PeerId, tuple[str, ...]] = {}
         self._own: OrderedDict[tuple[str, RoundIndex], bytes] = OrderedDict()
         self._traffic = Traffic()
@@ -78,6 +82,7 @@ class HivemindExchange:
         run: str,
         network: NetworkConfig,
         blob_dir: Path | None = None,
+        known_file: Path | None = None,
     ) -> HivemindExchange:
         """Start p2pd, join the DHT and serve.
 
@@ -87,15 +92,17 @@ class HivemindExchange:
             run: name of the run, part of every key.
             network: where to listen, whom to ask first.
             blob_dir: keep provided blobs as files there instead of in memory, also for the next start.
+            known_file: remember our port and other peers' addresses there, for the next start.
 
         Raises:
             ConfigError, PortTakenError, BootstrapError, ClockSkewError, NetworkError: see `Node.start`.
         """
-        node = await Node.start(identity, identity_path, network)
+        known = Known(known_file)
+        node = await _start_where_we_were(identity, identity_path, network, known)
         exchange: HivemindExchange | None = None
         try:
             store = await asyncio.to_thread(BlobStore, blob_dir)
-            exchange = cls(node, identity, run, network, store)
+            exchange = cls(node, identity, run, network, store, known)
             await node.call(asyncio.to_thread(exchange._server.start), "serving blobs")
         except BaseException:
             await (exchange or node).close()
@@ -117,6 +124,8 @@ class HivemindExchange:
         found = await self._read(f"{self._run}/peers", "reading peer cards")
         cards = [card for peer, body in found.items() if (card := self._card_of(peer, body)) is not None]
         self._book = {card.peer: card.addresses for card in cards}
+        if self._known.meet(cards, but=self.peer):
+            self._node.known = self._known.entries()
         return cards
 
     async def post(self, kind: str, round_: RoundIndex, body: bytes) -> None:
@@ -237,3 +246,17 @@ class HivemindExchange:
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise NetworkError("this exchange is closed")
+
+
+async def _start_where_we_were(identity: Identity, path: Path, network: NetworkConfig, known: Known) -> Node:
+    """A node, on the port of the last life if any will do: others may know no more of us than that."""
+    again = network.model_copy(update={"port": known.port}) if network.port == 0 and known.port else network
+    try:
+        node = await Node.start(identity, path, again, known.entries())
+    except PortTakenError:
+        if again == network:
+            raise
+        node = await Node.start(identity, path, network, known.entries())
+    if node.addresses:
+        known.listens(node.addresses[0])
+    return node

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ STATE_FOLDER = "state"
 ANCHOR_PREFIX = "anchor"
 """Files whose names begin so are anchors: the newest ones outlive their round, for joiners that fetch them.
 """
+CLAIM_POLL = 0.05
+"""Seconds between two tries."""
 _TEMPORARY = ".tmp"
 
 
@@ -131,12 +134,13 @@ class StateStore:
 
 
 @contextmanager
-def claim(directory: Path, role: str = "peer") -> Iterator[None]:
+def claim(directory: Path, role: str = "peer", patience: float = 0.0) -> Iterator[None]:
     """Hold a directory for this process until the end of the block, or of the process however it ends.
 
     Args:
         directory: made if need be.
         role: a peer and its trainer worker are two processes with one directory; each has its own role.
+        patience: seconds to wait for a holder that is about to die.
 
     Raises:
         StateError: another process (or block) holds it; the message has its pid.
@@ -147,7 +151,7 @@ def claim(directory: Path, role: str = "peer") -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         with _explained(path):
-            _take(descriptor, directory)
+            _take(descriptor, directory, time.monotonic() + patience)
         yield
     finally:
         os.close(descriptor)
@@ -227,12 +231,19 @@ def _sweep(path: Path) -> None:
         path.unlink()
 
 
-def _take(descriptor: int, directory: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
-        raise StateError(f"{directory}: in use by pid {holder}; stop it or choose another local.state_dir") from error
+def _take(descriptor: int, directory: Path, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() < deadline:
+                time.sleep(CLAIM_POLL)
+                continue
+            holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
+            raise StateError(
+                f"{directory}: in use by pid {holder}; stop it or choose another local.state_dir"
+            ) from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 

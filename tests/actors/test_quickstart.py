@@ -93,3 +93,26 @@ def test_ctrl_c_stops_a_quickstart_and_leaves_nothing(tmp_path: Path) -> None:
         until(lambda: not _left(tmp_path, before), f"an end of {_left(tmp_path, before)}")
     finally:
         program.kill()
+
+
+def test_a_swarm_whose_processes_are_killed_ends_with_equal_anchors_and_leaves_nothing(tmp_path: Path) -> None:
+    # given a quickstart that kills one of its processes every few seconds
+    before = {line.split()[0] for line in processes(RAY)}
+    flags = ["--chaos", "8", "--seed", "3", "--rounds", "18", "--inner-steps", "4", "--plain"]
+    program = Program(["quickstart", *flags], tmp_path)
+    try:
+        # when it runs
+        code = program.ends()
+    finally:
+        program.kill()
+    output = program.output()
+    # then every peer comes to the same anchor
+    assert code == 0, output
+    assert not re.search(r"Traceback|raylet|core_worker|Warning|WARN|DIFFERENT", output), output
+    assert len(re.findall(r"^chaos: killed", output, re.MULTILINE)) >= 3
+    assert "bit-identical on all peers after every round that they lived to see, and now" in output
+    # and the run replays from its records
+    audit = Program(["replay", *map(str, tmp_path.glob("runs/*"))], tmp_path)
+    assert audit.ends() == 0, audit.output()
+    # and nothing runs on
+    until(lambda: not _left(tmp_path, before), f"an end of {_left(tmp_path, before)}")

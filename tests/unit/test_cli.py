@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from elastic import __version__
-from elastic.cli import main
+from elastic.cli import main, spelled_out
 from elastic.config import load_config
 from elastic.messages import PeerId, PeerStatus
 from elastic.wire.signing import Identity
@@ -214,7 +214,7 @@ WITHOUT = """
 import sys
 for library in sys.argv.pop(1).split(","):
     sys.modules[library] = None
-from elastic.cli import main
+from elastic.cli import main, spelled_out
 main()
 """
 
@@ -283,3 +283,17 @@ def test_status_of_a_run_file_whose_peer_never_ran(elastic: Run, fails: Callable
     message = fails("status", "run.toml")
     assert "runs/my-run: no peer has run here" in message
     assert "`elastic join`" in message
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [
+        (["quickstart", "--chaos"], ["quickstart", "--chaos", "20"]),
+        (["quickstart", "--chaos", "--plain"], ["quickstart", "--chaos", "20", "--plain"]),
+        (["quickstart", "--chaos", "8"], ["quickstart", "--chaos", "8"]),
+        (["quickstart", "--plain"], ["quickstart", "--plain"]),
+        ([], []),
+    ],
+)
+def test_chaos_may_stand_without_its_seconds(given: list[str], means: list[str]) -> None:
+    assert spelled_out(given) == means

@@ -10,7 +10,8 @@ import pytest
 
 from elastic.actors import journal as module
 from elastic.actors.journal import Journal, describe, newest_statuses
-from elastic.actors.live import complete_rounds, round_line, slowest
+from elastic.actors.live import complete_rounds, over, round_line, slowest
+from elastic.actors.revival import Past
 from elastic.config import RunConfig, parse_config
 from elastic.errors import ConfigError, TrainerFailedError
 from elastic.messages import Digest, PeerId, PeerStatus, RoundIndex, RoundPlan, RoundReport
@@ -242,3 +243,30 @@ def test_a_damaged_status_hides_no_other(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
     with pytest.raises(ConfigError, match="damaged, or written by another version"):
         newest_statuses(tmp_path / "q/peer-2")
+
+
+def test_a_later_life_says_how_often_it_was_restarted_and_why(tmp_path: Path) -> None:
+    # given
+    journal = Journal(config(tmp_path), PEER, Past(restarts=2, because="its process died", met=True))
+    journal.note(stage="ready")
+    assert (written(tmp_path).restarts, written(tmp_path).restarted_after) == (2, "its process died")
+    # when
+    journal.restarted("the network died")
+    # then
+    assert (journal.status.restarts, journal.status.restarted_after) == (3, "the network died")
+
+
+def test_a_round_without_a_manifest_is_not_finished(tmp_path: Path) -> None:
+    journal = Journal(config(tmp_path), PEER)
+    journal.record(report(1), {})
+    journal.record(report(1, manifest=DIGEST), {})
+    assert journal.status.rounds_finished == 1
+
+
+def test_a_round_is_over_when_everyone_or_who_lives_is_further() -> None:
+    # given two peers, one of which died after round 1 and came back in round 6
+    ann, bob = [report(number) for number in range(1, 7)], [report(1, OTHER), report(6, OTHER)]
+    # then rounds are shown once those who live are some rounds further
+    assert [entries[0].round for entries in over(ann[:4] + bob[:1], 2)] == [1, 2]
+    # and all of them, in order, when both are
+    assert [entries[0].round for entries in over(ann + bob, 2)] == [1, 2, 3, 4, 5, 6]

@@ -228,3 +228,18 @@ async def test_after_close_nothing_is_asked_any_more() -> None:
     mailbox.close()
     with pytest.raises(TrainerLostError, match="closed"):
         await mailbox.call("state")
+
+
+async def test_it_knows_a_group_that_replaces_another_and_what_was_carried_out() -> None:
+    # given
+    mailbox = Mailbox()
+    assert [mailbox.hello(rank, 2, "first") for rank in range(2)] == [False, False]
+    assert mailbox.answers == 0
+    call = asyncio.create_task(mailbox.call("state"))
+    command = await taken(mailbox)
+    mailbox.reply(0, "first", Reply(command.serial, value="done"))
+    await call
+    assert mailbox.answers == 1
+    # then a restart is told once, and workers of the past replace nobody
+    assert [mailbox.hello(rank, 2, "second") for rank in range(2)] == [True, False]
+    assert not mailbox.hello(0, 2, "first")

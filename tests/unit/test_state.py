@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +340,19 @@ def test_an_append_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytes
     chain.append(all_[1])
     assert path.read_bytes() == b"".join(each.canonical() + b"\n" for each in all_)
     assert Digest(chain.head().digest()) == all_[1].digest()  # type: ignore[union-attr]
+
+
+def test_a_claim_is_waited_for_while_its_holder_dies(tmp_path: Path) -> None:
+    # given a holder that lets go while we wait
+    with ExitStack() as stack, ThreadPoolExecutor(1) as other:
+        stack.enter_context(claim(tmp_path))
+        with pytest.raises(StateError, match="in use"), claim(tmp_path):
+            pass
+        waits = ExitStack()
+        taking = other.submit(lambda: waits.enter_context(claim(tmp_path, patience=60.0)))
+        stack.close()
+        # then the claim is ours
+        taking.result()
+        with pytest.raises(StateError, match="in use"), claim(tmp_path):
+            pass
+        waits.close()

@@ -99,3 +99,9 @@ def test_the_slowest_is_marked_in_the_live_table() -> None:
 )
 def test_bytes_for_people(num_bytes: int, text: str) -> None:
     assert size(num_bytes) == text
+
+
+def test_a_peer_that_came_back_says_so_below_the_table() -> None:
+    text = status_table([status("ann"), status("bob", restarts=3, restarted_after="the network died")], columns=80)
+    assert text.splitlines()[-1] == "bob restarted 3 times, the last time after this: the network died"
+    assert "ann restarted" not in text
