@@ -37,6 +37,10 @@ def check_values(config: RunConfig) -> None:
         _check_transport(
             address.split("/"), ANNOUNCED_PROTOCOLS, f'local.network.announce: "{address}"', ANNOUNCED_FORM
         )
+    for address in local.network.relays:
+        check_entry(address, "local.network.relays")
+    if local.network.hole_punching and not local.network.relays:
+        raise ConfigError("local.network.hole_punching needs local.network.relays: two peers meet there first")
     _check_host(local.network.host)
     if shared.inner.batch_size % local.ray.workers:
         raise ConfigError(
@@ -93,13 +97,13 @@ def notes(config: RunConfig) -> list[str]:
     return found
 
 
-def check_entry(address: str) -> None:
-    """An address of an entry point: /ip4/…/tcp/…/p2p/12D3Koo…
+def check_entry(address: str, key: str = "local.network.bootstrap") -> None:
+    """An address of an entry point or a relay: /ip4/…/tcp/…/p2p/12D3Koo…
 
     Raises:
         ConfigError: it has another form; the message names the part.
     """
-    where = f'local.network.bootstrap: "{address:.120}"'
+    where = f'{key}: "{address:.120}"'
     parts = address.split("/")
     _check_transport(parts[:5], ENTRY_PROTOCOLS, where, ENTRY_FORM)
     if len(parts) != 7 or parts[5] != "p2p":

@@ -196,6 +196,16 @@ class NetworkConfig(Section):
     """TCP port to listen on; 0: any free one. Fix it if you forward a port."""
     announce: Addresses = ()
     """Addresses to tell others instead of the ones found, e.g. "/dns4/peer.example.org/tcp/4001"."""
+    listen: bool = True
+    """False: dial out only, for a peer that nobody can dial. It serves over connections that it dialled, and keeps \
+no records for others."""
+    map_port: bool = True
+    """Ask the router to forward the port (UPnP, NAT-PMP); never on loopback."""
+    relays: Addresses = ()
+    """Peers that pass small messages on to one that nobody can dial, "/ip4/…/tcp/…/p2p/12D3Koo…". Payloads do not travel \
+through relays, which cut them off."""
+    hole_punching: bool = False
+    """Let libp2p find out whether we can be dialled, and try to get through two routers at once; it needs `relays`."""
     bootstrap_seconds: PositiveSeconds = 60.0
     """Give up when no entry point answered for this long."""
     card_seconds: Annotated[float, Field(ge=1, le=600)] = 20.0

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import logging
 import re
-import shutil
-import socket
-import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hivemind.dht.node import DHTNode
 from hivemind.dht.protocol import ValidationError
@@ -32,9 +28,9 @@ from elastic.errors import (
     ClockSkewError,
     ConfigError,
     NetworkError,
-    PortTakenError,
     SignatureInvalidError,
 )
+from elastic.exchange.daemon import CLOSE_SECONDS, check_can_listen, start_daemon, stop_daemon
 from elastic.exchange.hivemind_guards import guard
 from elastic.exchange.identity_validator import IdentityValidator
 from elastic.exchange.leftovers import sweep
@@ -47,9 +43,6 @@ T = TypeVar("T")
 
 CALL_SECONDS = 15.0
 """Longest wait for one DHT or daemon call."""
-STARTUP_SECONDS = 60.0
-"""For p2pd to start; its own default of 15 is too short on a busy machine."""
-CLOSE_SECONDS = 5.0
 _KNOCK_SECONDS = 10.0
 _ALONE_SECONDS = 3.0
 """Between two rounds of knocking at all doors when no neighbour is left; no answer takes longer."""
@@ -82,16 +75,6 @@ class Entry:
 
     def __str__(self) -> str:
         return f"{self.transport}/p2p/{self.peer}"
-
-
-class _Daemon(P2P):  # type: ignore[misc]
-    """p2pd that the kernel kills with the thread that started it, where `setpriv` can arrange that."""
-
-    prefix: tuple[str, ...] = ()
-
-    @classmethod
-    def _make_process_args(cls, *args: Any, **kwargs: Any) -> list[str]:
-        return [*cls.prefix, *P2P._make_process_args(*args, **kwargs)]
 
 
 def _node_id(peer: PeerId) -> DHTID:
@@ -132,11 +115,11 @@ class Node:
             NetworkError: p2pd does not start.
         """
         entries = [entry for entry in map(Entry.parse, network.bootstrap) if entry.peer != identity.peer]
-        _check_host_and_port(network.host, network.port)
+        check_can_listen(network)
         guard()
         sweep()
         use_hivemind_log_handler("nowhere")
-        p2p = await _start_daemon(identity_path, network)
+        p2p = await start_daemon(identity_path, network)
         try:
             if p2p.peer_id.to_base58() != identity.peer:
                 raise ConfigError(f"{identity_path}: the key of {p2p.peer_id}, expected that of {identity.peer}")
@@ -146,12 +129,13 @@ class Node:
                     node_id=_node_id(identity.peer),
                     record_validator=IdentityValidator(identity),
                     num_replicas=_NUM_REPLICAS,
+                    client_mode=not network.listen,
                 )
-                addresses = [str(address) for address in await p2p.get_visible_maddrs(latest=True)]
+                visible = await p2p.get_visible_maddrs(latest=True) if network.listen else []
         except BaseException:
-            await _stop_daemon(p2p)
+            await stop_daemon(p2p)
             raise
-        node = cls(p2p, dht, entries, addresses)
+        node = cls(p2p, dht, entries, [str(address) for address in visible])
         node.known = known
         try:
             await node._join(network.bootstrap_seconds)
@@ -214,7 +198,7 @@ class Node:
                 await asyncio.wait_for(self.dht.protocol.shutdown(), CLOSE_SECONDS)
             except _FOREIGN as error:
                 logger.debug("leaving the DHT: %s", error)
-        await _stop_daemon(self.p2p)
+        await stop_daemon(self.p2p)
         await self._exited
 
     async def _join(self, seconds: float) -> None:
@@ -287,80 +271,6 @@ async def run_bootstrap(
     finally:
         stopping.cancel()
         await node.close()
-
-
-def _check_host_and_port(host: str, port: int) -> None:
-    """Fail early and clearly: p2pd would share a port with another p2pd, and each get half of the calls."""
-    try:
-        ipaddress.IPv4Address(host)
-    except ValueError as error:
-        raise ConfigError(f'network.host must be an IPv4 address such as "0.0.0.0", not {host!r}') from error
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise _cannot_listen(host, port, error) from error
-
-
-def _cannot_listen(host: str, port: int, error: object) -> NetworkError:
-    if "in use" in str(error):
-        return PortTakenError(
-            f"port {port} is in use on {host}; stop who listens there (ss -ltnp 'sport = :{port}'), "
-            f"or choose another (local.network.port, --port; 0 takes any free one)"
-        )
-    return NetworkError(f"cannot listen on {host}:{port}: {error}")
-
-
-async def _start_daemon(identity_path: Path, network: NetworkConfig) -> P2P:
-    _Daemon.prefix = await asyncio.to_thread(_death_signal_prefix)
-    local_only = ipaddress.IPv4Address(network.host).is_loopback
-    try:
-        return await _Daemon.create(
-            host_maddrs=[f"/ip4/{network.host}/tcp/{network.port}"],
-            announce_maddrs=list(network.announce) or None,
-            identity_path=str(identity_path),
-            # It parses RSA keys only; who shares an identity finds out by the failing handshake.
-            check_if_identity_free=False,
-            startup_timeout=STARTUP_SECONDS,
-            # Relays cut bulk transfers off, and hole punching needs them.
-            use_relay=False,
-            auto_nat=False,
-            nat_port_map=not local_only,
-        )
-    except P2PDaemonError as error:
-        if "in use" in str(error):
-            raise _cannot_listen(network.host, network.port, error) from error
-        raise NetworkError(f"p2pd does not start: {error}") from error
-    except ValueError as error:
-        raise ConfigError(f"network.announce: {error}") from error
-    except OSError as error:
-        raise NetworkError(f"p2pd does not start: {error}") from error
-
-
-async def _stop_daemon(p2p: P2P) -> None:
-    try:
-        await asyncio.wait_for(p2p.shutdown(), CLOSE_SECONDS)
-    except TimeoutError:
-        p2p._child.kill()
-        await p2p._child.wait()
-
-
-def _death_signal_prefix() -> tuple[str, ...]:
-    """The command that makes the kernel end p2pd with its owner, however that dies.
-
-    A belt only: p2pd exits when its owner's connection closes. The signal follows the thread that forked,
-    which is the one that runs the event loop, and without that loop this p2pd is of no use.
-    """
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        return ()
-    prefix = (setpriv, "--pdeathsig", "KILL", "--")
-    try:
-        works = subprocess.run([*prefix, "true"], capture_output=True, timeout=CLOSE_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    return prefix if works.returncode == 0 else ()
 
 
 def _advice(entries: Sequence[Entry], problems: Sequence[str | None], seconds: float) -> str:

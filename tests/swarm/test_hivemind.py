@@ -27,7 +27,7 @@ from elastic.errors import (
     NetworkError,
     PortTakenError,
 )
-from elastic.exchange import averaging, bootstrap, bulk, selection
+from elastic.exchange import averaging, bulk, selection
 from elastic.exchange.blobs import BlobStore
 from elastic.exchange.bootstrap import Node, run_bootstrap
 from elastic.exchange.hivemind import HivemindExchange
@@ -280,22 +280,10 @@ async def test_a_fetch_goes_on_after_a_restart_with_what_is_right(
     assert not left.exists()
 
 
-async def test_a_peer_nobody_can_dial_serves_over_the_connection_it_dialled(
-    join: Join, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_peer_nobody_can_dial_serves_over_the_connection_it_dialled(join: Join) -> None:
     # given a public peer, and one that listens nowhere and has no address to tell
     public = await join()
-    upstream = bootstrap._Daemon.create
-
-    async def create_deaf(**settings: Any) -> Any:
-        return await upstream(**(settings | {"host_maddrs": [], "no_listen": True}))
-
-    async def no_address(_daemon: Any, latest: bool = False) -> list[Any]:
-        return []
-
-    monkeypatch.setattr(bootstrap._Daemon, "create", create_deaf)
-    monkeypatch.setattr(bootstrap._Daemon, "get_visible_maddrs", no_address)
-    hidden = await join()
+    hidden = await join(listen=False)
     assert hidden.addresses == []
     card = PeerCard(peer=hidden.peer, run=RUN, shared=digest_of(b"s"), stage=PeerStage.READY, round=ROUND)
     await hidden.announce(card)
@@ -308,6 +296,17 @@ async def test_a_peer_nobody_can_dial_serves_over_the_connection_it_dialled(
     # and another one that cannot be dialled gets it through the public peer
     other = await join()
     assert await other.fetch(digest, len(blob), [hidden.peer, public.peer]) == blob
+
+
+async def test_a_peer_with_relays_and_hole_punching_starts_and_is_found(join: Join) -> None:
+    # given
+    public = await join()
+    behind = await join(listen=False, relays=tuple(public.addresses), hole_punching=True)
+    # when
+    blob = b"payload" * 1000
+    digest = await behind.provide(blob)
+    # then
+    assert await public.fetch(digest, len(blob), [behind.peer]) == blob
 
 
 async def test_a_taken_port_is_named(join: Join) -> None:

@@ -194,6 +194,13 @@ def test_a_text_of_ones_own_is_found(tmp_path: Path) -> None:
     check_values(config(tmp_path, **{"local.corpus": "text.txt"}))
 
 
+def test_relays_are_entry_points_and_hole_punching_needs_them() -> None:
+    check_values(config(**{"local.network.relays": [ENTRY], "local.network.hole_punching": True}))
+    message = refused(**{"local.network.relays": ["/ip4/203.0.113.5/tcp/4001"]})
+    assert message.startswith('local.network.relays: "/ip4/203.0.113.5/tcp/4001" does not end in')
+    assert "needs local.network.relays" in refused(**{"local.network.hole_punching": True})
+
+
 def test_notes_on_what_is_allowed_and_unusual() -> None:
     three = [Identity.generate().peer for _ in range(3)]
     usual = {"local.network.bootstrap": [ENTRY], "shared.agreement.validators": three}
