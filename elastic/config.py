@@ -202,7 +202,7 @@ no records for others."""
     map_port: bool = True
     """Ask the router to forward the port (UPnP, NAT-PMP); never on loopback."""
     relays: Addresses = ()
-    """Peers that pass small messages on to one that nobody can dial, "/ip4/…/tcp/…/p2p/12D3Koo…". Payloads do not travel \
+    """Peers that pass small messages on to one nobody can dial, "/ip4/…/tcp/…/p2p/12D3Koo…". Payloads do not travel \
 through relays, which cut them off."""
     hole_punching: bool = False
     """Let libp2p find out whether we can be dialled, and try to get through two routers at once; it needs `relays`."""

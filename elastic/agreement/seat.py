@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from elastic.agreement.simplex import Action, Cast, Enter, Keep, Propose, Simplex
+from elastic.agreement.simplex import Action, Cast, Enter, Final, Keep, Propose, Simplex
 from elastic.agreement.votes import Ballot, Proposal, Vote, VoteKind
 from elastic.errors import SignatureInvalidError
 from elastic.messages import Digest, Finality, Manifest, PeerId, RoundIndex, View
@@ -55,7 +55,6 @@ class Seat:
         votes, proposals = self._verified(memory) if memory else ([], [])
         self._votes = [vote for vote in votes if vote.peer == identity.peer]
         self._proposals = [each for each in proposals if each.proposer == identity.peer]
-        self._kept: tuple[Vote, ...] = tuple(votes)
         said = [Cast(vote.view, vote.kind, vote.manifest) for vote in self._votes]
         proposed = [Propose(each.view, each.manifest, each.parent) for each in self._proposals]
         self._machine = Simplex(identity.peer, run, round_, validators, [*said, *proposed])
@@ -125,7 +124,7 @@ class Seat:
         return Ballot.of(self._run, self.round, self._said(), proposals)
 
     def _said(self) -> list[Vote]:
-        return list(dict.fromkeys([*self._votes, *self._kept, *self._machine.proof()]))
+        return list(dict.fromkeys([*self._votes, *self._machine.proof()]))
 
     def _do(self, actions: Iterable[Action]) -> None:
         """Carry out what the machine wants, and hear ourselves, until there is no more; then it is on disk."""
@@ -148,10 +147,10 @@ class Seat:
                     )  # fmt: skip
                     self._proposals.append(proposal)
                     queue += self._machine.hear(proposals=[proposal])
-                case Keep(votes):
-                    self._kept = votes
                 case Enter():
                     self.entered += 1
+                case Keep() | Final():
+                    pass  # the proof of where we are is saved with the rest
         self._forget_texts()
         self.changes += 1
         memory = Ballot.of(self._run, self.round, self._said(), self._proposals)

@@ -79,8 +79,9 @@ class Liar:
         votes, proposals = self._said.setdefault((victim.id, seat.round), ({}, {}))
         view, kind, manifest = self._where_it_hurts(seat)
         votes[self._vote(seat.round, view, kind, manifest)] = None
-        if self.rng.random() < 0.3:  # in everyone's name
-            forged = self._vote(seat.round, view, kind, manifest)
+        if self.rng.random() < 0.3:  # in everyone's name, for its own
+            own = self._proposed.get(seat.round)
+            forged = self._vote(seat.round, seat.view, VoteKind.FINALIZE, own.digest() if own else manifest)
             votes |= dict.fromkeys(forged.model_copy(update={"peer": peer}) for peer in sorted(seat.validators))
         if proposer_of(self.world.shared.run, seat.round, seat.view, sorted(seat.validators)) == self.id:
             self._propose(seat, victim.id, proposals)

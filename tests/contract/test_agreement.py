@@ -503,3 +503,26 @@ async def test_memory_is_bounded() -> None:
 def test_two_quorums_share_an_honest_validator_and_the_honest_are_one(size: int) -> None:
     assert 2 * quorum(size) - size > max_liars(size)
     assert size - max_liars(size) >= quorum(size)
+
+
+async def test_what_led_a_validator_here_is_on_its_disk() -> None:
+    # given one that skipped a view with two others, which are then gone
+    house = House(4)
+    down = house.proposer(0)
+    three = [name for name in house.names if name != down]
+    assert set(await house.decide(start_of, only=three, accepts=no, seconds=6)) == {None}
+    me = three[0]
+    view = house.all[me]._talk.seat.view
+    assert view > 0
+    # when it comes again and nobody else says anything
+    house.network.records.clear()
+    again = house.start(house.key(me))
+    now = house.clock.now()
+    times = Times(proposer=Seconds(now + 1), patience=Seconds(1), give_up=Seconds(now))
+
+    async def drafts(_: View) -> Manifest:
+        return start_of(me)
+
+    await again.decide(ZERO, drafts, no, times)
+    # then
+    assert again._talk is not None and again._talk.seat.view == view
