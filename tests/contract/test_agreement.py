@@ -364,7 +364,7 @@ async def test_a_final_manifest_is_repeated_while_its_validators_go_on() -> None
     house.network.records.clear()
     house.all[second] = house.start(house.key(second), disk=False)
     # when the other one waits in the next round
-    await house.decide(after(start), only=[first], seconds=5)
+    await house.decide(after(start), only=[first], seconds=70)
     # then
     found = await house.all[second].decided(ZERO)
     assert found is not None and found.digest() == start.digest()
@@ -404,16 +404,15 @@ async def test_a_refused_record_is_posted_when_the_network_is_back(monkeypatch: 
     assert await house.peer.decided(ZERO) == manifest
 
 
-async def test_what_others_post_is_checked_once_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_does_not_hold_is_not_taken_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     house = House(1)
     unfinal = house.keys[0].sign(start_of(house.names[0]))
     exchange = house.network.peers[house.names[0]]
     for body in (b"garbage", unfinal.canonical(), start_of(house.names[0]).canonical()):
-        caplog.clear()
         await exchange.post(MANIFEST, ZERO, body)
         assert await house.peer.decided(ZERO) is None
         assert await house.peer.decided(ZERO) is None
-        assert len(caplog.records) == 1
+    assert len(caplog.records) == 1  # a warning for each author and round
 
 
 async def test_anyone_may_repeat_what_is_final() -> None:
