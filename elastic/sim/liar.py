@@ -14,6 +14,7 @@ from elastic.agreement.simplex import proposer_of
 from elastic.agreement.talk import BALLOT, DRAFT, MANIFEST
 from elastic.agreement.votes import Ballot, Proposal, Vote, VoteKind
 from elastic.deliberate import NOTES
+from elastic.errors import ElasticError
 from elastic.messages import (
     NO_DIGEST,
     Digest,
@@ -27,7 +28,7 @@ from elastic.messages import (
     View,
 )
 from elastic.sim.network import SimNetwork
-from elastic.sim.node import SimNode
+from elastic.sim.node import SimNode, WatchedQuorum
 from elastic.wire.signing import Identity
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Liar:
             self._appear()
             victims = [node for node in self.world.nodes if node.alive and node.peer is not None]
             if victims:
-                self._lie_to(self.rng.choice(victims))
+                await self._lie_to(self.rng.choice(victims))
 
     @property
     def network(self) -> SimNetwork:
@@ -67,12 +68,13 @@ class Liar:
         )  # fmt: skip
         self.network.cards[self.world.shared.run, self.id] = card.canonical(), self.world.clock.now() + 5
 
-    def _lie_to(self, victim: SimNode) -> None:
-        peer = victim.peer
-        talk = getattr(peer.agreement, "_talk", None) if peer is not None else None
-        if talk is None:
+    async def _lie_to(self, victim: SimNode) -> None:
+        agreement = victim.peer.agreement if victim.peer is not None else None
+        if not isinstance(agreement, WatchedQuorum) or agreement._talk is None:
             return
-        seat: Seat = talk.seat
+        seat = agreement._talk.seat
+        if seat.round not in self._proposed or self.rng.random() < 0.2:
+            await self._invent(agreement, seat.round)
         if self.rng.random() < 0.1:
             self._post_garbage(seat.round, victim.id)
             return
@@ -100,13 +102,10 @@ class Liar:
         return self.rng.choice(near or anything)
 
     def _propose(self, seat: Seat, victim: PeerId, proposals: dict[Proposal, None]) -> None:
-        """What others were shown, or something else; perhaps what nobody should sign."""
-        drafts = [Manifest.from_bytes(body) for body in self._drafts(seat.round)]
-        if not drafts:
-            return
+        """What others were shown, or something else."""
         draft = self._proposed.get(seat.round)
-        if draft is None or self.rng.random() < 0.3:
-            draft = self._proposed[seat.round] = self._invent(drafts)
+        if draft is None:
+            return
         self.network.whisper(self.id, DRAFT, seat.round, draft.canonical(), victim)
         parent = self.rng.choice([None, None, *range(seat.view)])
         proposal = Proposal(
@@ -116,48 +115,44 @@ class Liar:
         proposals.clear()
         proposals[self.identity.sign(proposal)] = None
 
-    def _invent(self, drafts: list[Manifest]) -> Manifest:
-        """An honest manifest, or one that leaves somebody out, or counts what nobody made."""
-        chosen = self.rng.choice(drafts).model_copy(update={"proposer": self.id, "finality": None})
+    async def _invent(self, agreement: WatchedQuorum, round_: RoundIndex) -> None:
+        """What an honest validator would propose; or it leaves somebody out, or counts what nobody made."""
+        try:
+            honest = await agreement.drafts(View(0)) if agreement.drafts is not None else None
+        except ElasticError:
+            return
+        if honest is None or honest.round != round_:
+            return
+        chosen = honest.model_copy(update={"proposer": self.id})
         if chosen.counted and self.rng.random() < 0.7:
             kept = list(chosen.counted)
-            kept.pop(self.rng.randrange(len(kept)))
-            if self.rng.random() < 0.5 and kept:
+            if self.rng.random() < 0.5:
                 kept[0] = kept[0].model_copy(update={"payload": NO_DIGEST})
+            elif len(kept) > 1:
+                kept.pop(self.rng.randrange(len(kept)))
             total = sum(entry.share for entry in kept)
             kept = [entry.model_copy(update={"share": entry.share / total}) for entry in kept]
             chosen = chosen.model_copy(update={"counted": tuple(kept)})
-        return self.identity.sign(chosen)
+        self._proposed[round_] = self.identity.sign(chosen)
 
     def _post_garbage(self, round_: RoundIndex, victim: PeerId) -> None:
-        kind = self.rng.choice((BALLOT, DRAFT, MANIFEST, NOTES))
-        others = [*self.network.shown(victim, kind, round_).values(), *self._drafts(round_)]
-        body = self.rng.choice([b"", b"{}", self.rng.randbytes(50), *others, *self._forged_manifests(round_)])
+        kind = self.rng.choice((BALLOT, DRAFT, MANIFEST, MANIFEST, NOTES))
+        others = list(self.network.shown(victim, kind, round_).values())
+        body = self.rng.choice([b"", b"{}", self.rng.randbytes(50), *others, *[self._forged_manifest(round_)] * 3])
         self.network.whisper(self.id, kind, round_, body, victim)
 
-    def _forged_manifests(self, round_: RoundIndex) -> list[bytes]:
-        """Final by nobody's vote but ours, under all names."""
-        found = []
-        for body in self._drafts(round_):
-            manifest = Manifest.from_bytes(body)
-            mine = self._vote(round_, View(0), VoteKind.FINALIZE, manifest.digest()).signature
-            votes = Finality(view=View(0), signatures=dict.fromkeys(self.world.shared.agreement.validators, mine))
-            found.append(manifest.model_copy(update={"finality": votes}).canonical())
-        return found
-
-    def _drafts(self, round_: RoundIndex) -> list[bytes]:
-        """What honest validators proposed, or would."""
-        shown = [self.network.shown(node.id, DRAFT, round_) for node in self.world.nodes[:1]]
-        theirs = [body for records in shown for author, body in records.items() if author != self.id]
-        honest = [node.peer.agreement._talk for node in self.world.nodes if node.peer is not None]  # type: ignore[attr-defined]
-        return theirs + [
-            talk.seat.draft.canonical()
-            for talk in honest if talk is not None and talk.seat.round == round_ and talk.seat.draft is not None
-        ]  # fmt: skip
+    def _forged_manifest(self, round_: RoundIndex) -> bytes:
+        """Our own, final by nobody's vote but ours, under all names."""
+        manifest = self._proposed.get(round_)
+        if manifest is None:
+            return b"nothing yet"
+        mine = self._vote(round_, View(0), VoteKind.FINALIZE, manifest.digest()).signature
+        votes = Finality(view=View(0), signatures=dict.fromkeys(self.world.shared.agreement.validators, mine))
+        return manifest.model_copy(update={"finality": votes}).canonical()
 
     def _some_manifest(self, seat: Seat) -> Digest:
-        drafts = [Manifest.from_bytes(body).digest() for body in self._drafts(seat.round)]
-        return self.rng.choice([NO_DIGEST, *drafts])
+        known = [*seat._texts, *(draft.digest() for draft in self._proposed.values())]
+        return self.rng.choice([NO_DIGEST, *known])
 
     def _vote(self, round_: RoundIndex, view: View, kind: VoteKind, manifest: Digest) -> Vote:
         return self.identity.sign(

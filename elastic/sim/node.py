@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
+from elastic.contracts import Accepts, Drafts, Times
 from elastic.life import Life, Presence
-from elastic.messages import JSON, PeerId, RoundPlan, RoundReport
+from elastic.messages import JSON, Manifest, PeerId, RoundIndex, RoundPlan, RoundReport
 from elastic.peer import Peer
 from elastic.registry import build
 from elastic.sim.network import CARD_SECONDS, SimExchange
@@ -37,6 +38,16 @@ class WatchedChain(Chain):
     def append(self, manifest: Any) -> None:
         self._show(manifest)
         super().append(manifest)
+
+
+class WatchedQuorum(Quorum):
+    """Liars know what an honest validator would propose."""
+
+    drafts: Drafts | None = None
+
+    async def decide(self, round_: RoundIndex, drafts: Drafts, accepts: Accepts, times: Times) -> Manifest | None:
+        self.drafts = drafts
+        return await super().decide(round_, drafts, accepts, times)
 
 
 class SimNode:
@@ -123,7 +134,7 @@ class SimNode:
         self.peer = Peer(
             identity=self.identity, name=self.id[-6:], shared=shared, clock=clock, trainer=self.trainer,
             reducer=LedgerReducer(), like={}, exchange=exchange,  # type: ignore[arg-type]
-            agreement=Quorum(self.identity, shared.agreement.validators, shared.run, exchange, clock, memory),
+            agreement=WatchedQuorum(self.identity, shared.agreement.validators, shared.run, exchange, clock, memory),
             incentive=build("incentive", shared.incentive), chain=chain, state=await self.trainer.state(),
             on_phase=self.reach,
         )  # fmt: skip

@@ -150,6 +150,9 @@ class World:
             await self.clock.sleep(Seconds(1.0))
             for node in self.nodes:
                 node.check()
+            for task in self._tasks:
+                if task.done():
+                    task.result()
             if self.clock.now() > END:
                 stuck = {node.id[-6:]: node.trainer.round if node.trainer else 0 for node in self.nodes}
                 raise ViolationError(f"not finished after {END:.0f} s; rounds {stuck} of {self.shared.rounds}")
