@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.contracts import Accepts, Drafts, Times
+from elastic.exchange.blobs import BlobStore
 from elastic.life import Life, Presence
 from elastic.messages import JSON, Manifest, PeerId, RoundIndex, RoundPlan, RoundReport
 from elastic.peer import Peer
@@ -62,6 +63,8 @@ class SimNode:
         """Who is shown another contribution than everybody else."""
         self.lost_disk = False
         """Whether its disk was ever lost, and its residual with it."""
+        self._blobs = BlobStore()
+        """On its disk, outside."""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -84,7 +87,7 @@ class SimNode:
             await asyncio.wait([self._task])
         if not disk:
             shutil.rmtree(self.directory, ignore_errors=True)
-            self.lost_disk = True
+            self._blobs, self.lost_disk = BlobStore(), True
 
     def check(self) -> None:
         """Raise what ended its life, if that was not the end of the run or a crash."""
@@ -99,6 +102,7 @@ class SimNode:
 
     async def _live(self) -> None:
         exchange = SimExchange(self.world.network, self.identity, self.world.shared.run, self.fools)
+        exchange.store = self._blobs
         self.world.network.peers[self.id] = exchange
         presence = Presence(self.id, self.id[-6:], self.world.shared, exchange)
         life = Life(presence, self.world.clock, self, CARD_SECONDS)

@@ -115,7 +115,8 @@ class LedgerTrainer:
     def _settle(self, manifest: Manifest) -> None:
         if self.pending is None or self._pending_round > manifest.round:
             return
-        if self._pending_round < manifest.round or not manifest.counts(self._peer):
+        mine = blob_digest(encode(self.pending))
+        if self._pending_round < manifest.round or not manifest.counts(self._peer, mine):
             self.residual += self.pending
         self.pending = None
 

@@ -296,8 +296,10 @@ class Session:
         pending = self.pending
         if pending is None or pending.round > manifest.round:
             return
+        # Who lost its disk has two contributions in a round: one may count, and the other is the one we hold.
+        counted = manifest.counts(self.peer, blob_digest(pending.payload))
         # An average holds everyone's work, so there any manifest that is not void has ours.
-        counted = manifest.counts(self.peer) or (self.reducer.averages and not manifest.void)
+        counted = counted or (self.reducer.averages and not manifest.void)
         if pending.round < manifest.round or not counted:
             mine = self.reducer.decode(pending.payload, self.like)
             for some, room in self.turns:

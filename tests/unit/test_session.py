@@ -263,6 +263,20 @@ def test_two_fresh_sessions_hold_the_same_anchor(tmp_path: Path) -> None:
     assert make(tmp_path / "third", shared(seed=7)).state().anchor != one.state().anchor
 
 
+def test_another_payload_of_ours_does_not_settle_the_one_that_we_hold(tmp_path: Path) -> None:
+    # given one that lost its disk and contributed again; what counts is what it sent before
+    session, head = founded(tmp_path, shared())
+    contributed(session, head)
+    other, other_head = founded(tmp_path / "before", shared(inner={"learning_rate": 1e-4}))
+    lost = contributed(other, other_head)
+    before = copied(session.residual)
+    # when
+    session.outer_step(after(session, head, (ME, lost)), {blob_digest(lost): lost})
+    # then our work is back in the residual
+    assert session.pending is None
+    assert not same(before, session.residual)
+
+
 def test_a_fetched_anchor_keeps_work_that_was_not_counted(tmp_path: Path) -> None:
     # given work in the residual, and a pending contribution whose round counted others
     session, head = founded(tmp_path, shared())
