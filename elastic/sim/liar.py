@@ -73,7 +73,7 @@ class Liar:
         if not isinstance(agreement, WatchedQuorum) or agreement._talk is None:
             return
         seat = agreement._talk.seat
-        if seat.round not in self._proposed or self.rng.random() < 0.2:
+        if seat.round not in self._proposed or self.rng.random() < 0.05:
             await self._invent(agreement, seat.round)
         if self.rng.random() < 0.1:
             self._post_garbage(seat.round, victim.id)
