@@ -155,7 +155,9 @@ class PeerActor(TrainerDesk):
 
     async def _connect(self) -> None:
         addresses = await self._exchange.start()
-        outside = [each for each in addresses if not each.startswith("/ip4/127.")] or addresses
+        outside = [each for each in addresses if not each.startswith("/ip4/127.")]
+        if not any(each.startswith("/") for each in outside):  # a bucket's URL is no place to dial
+            outside = addresses
         self._presence.addresses = tuple(outside[:MAX_ADDRESSES])
         logger.info("reachable at %s", ", ".join(self._presence.addresses))
         await self._presence.refuse_other_runs()
