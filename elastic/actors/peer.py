@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -154,11 +154,7 @@ class PeerActor(TrainerDesk):
         )  # fmt: skip
 
     async def _connect(self) -> None:
-        addresses = await self._exchange.start()
-        outside = [each for each in addresses if not each.startswith("/ip4/127.")]
-        if not any(each.startswith("/") for each in outside):  # a bucket's URL is no place to dial
-            outside = addresses
-        self._presence.addresses = tuple(outside[:MAX_ADDRESSES])
+        self._presence.addresses = announced(await self._exchange.start())
         logger.info("reachable at %s", ", ".join(self._presence.addresses))
         await self._presence.refuse_other_runs()
         await self._presence.renew()
@@ -187,6 +183,13 @@ class PeerActor(TrainerDesk):
 
 def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[ElasticError], None], error: ElasticError) -> None:
     loop.call_soon_threadsafe(callback, error)
+
+
+def announced(addresses: Sequence[str]) -> tuple[str, ...]:
+    """What goes on our card: no loopback address, unless there is no other one to dial."""
+    outside = [each for each in addresses if not each.startswith("/ip4/127.")]
+    dialled = any(each.startswith("/") for each in outside)  # a bucket's URL is not
+    return tuple((outside if dialled else addresses)[:MAX_ADDRESSES])
 
 
 def layout(config: RunConfig) -> dict[str, Any]:

@@ -86,6 +86,17 @@ async def test_what_a_dead_peer_put_into_its_bucket_is_fetched(peers: Peers) -> 
     assert list(peers.path(1).iterdir()) == []
 
 
+async def test_the_uplink_carries_one_copy_however_many_read(peers: Peers) -> None:
+    origin = await peers.join(withhold_seconds=10)
+    readers = [await peers.join() for _ in range(4)]
+    for reader in readers:
+        await reader.cards()
+    digest = await uploaded(origin, blob := a_blob())
+    got = await asyncio.gather(*(reader.fetch(digest, len(blob), [origin.peer]) for reader in readers))
+    assert set(got) == {blob}
+    assert (await origin.traffic())[0] == len(blob) + len(Table.of(blob).hashes)
+
+
 async def test_the_bucket_holds_the_blob_and_its_table(peers: Peers) -> None:
     origin, blob = await peers.join(), a_blob()
     digest = await uploaded(origin, blob)

@@ -1,4 +1,4 @@
-"""A bucket on a real S3 server, beside real Hivemind peers."""
+"""A bucket beside real Hivemind peers: on a real S3 server if there is one here, and as a folder."""
 
 import asyncio
 import json
@@ -16,7 +16,9 @@ import pytest
 
 pytest.importorskip("obstore")
 
-from elastic.config import NetworkConfig
+from elastic.actors import swarm
+from elastic.actors.peer import announced
+from elastic.config import NetworkConfig, parse_config
 from elastic.errors import NetworkError
 from elastic.exchange.bucket import BucketExchange
 from elastic.exchange.bucket_store import Bucket, BucketConfig
@@ -25,7 +27,6 @@ from elastic.wire.signing import Identity
 from elastic.wire.tree import CHUNK_BYTES, Table, blob_digest
 
 SERVER = shutil.which("moto_server")
-pytestmark = pytest.mark.skipif(SERVER is None, reason="no S3 server: install moto[server]==5.2.5 where PATH finds it")
 RUN = "s3"
 EVERYONE_READS = {
     "Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::bucket/*"
@@ -40,9 +41,10 @@ def put(url: str, body: bytes | None = None) -> None:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """URL of a server with a bucket called "bucket"."""
+    if SERVER is None:
+        pytest.skip("no S3 server: install moto[server]==5.2.5 where PATH finds it")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    assert SERVER is not None
     process = subprocess.Popen(
         [SERVER, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -124,3 +126,25 @@ async def test_a_bucket_that_is_not_there_is_a_network_error(s3: str, tmp_path: 
     with pytest.raises(NetworkError) as caught:
         await bucket.put(blob_digest(b"blob"), b"blob")
     assert "the secret_key_file" not in str(caught.value)
+
+
+async def test_the_network_actor_gives_the_exchange_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a run file that chooses a bucket
+    monkeypatch.setattr(swarm, "log_to_file", lambda _config: None)
+    url = (tmp_path / "bucket").as_uri()
+    peer = Identity.load_or_create(tmp_path / "peer.key").peer
+    exchange = {"name": "bucket", "url": url, "public_url": "https://bucket.example.org/run"}
+    local = {"state_dir": str(tmp_path), "network": {"host": "127.0.0.1"}, "exchange": exchange}
+    tree = {"shared": {"run": RUN, "agreement": {"validators": [peer]}}, "local": local}
+    actor = swarm.Swarm(parse_config(tree, base=tmp_path))
+    try:
+        # then the bucket is announced beside where the peer listens, and what it provides is put there
+        addresses = announced(await actor.start())
+        assert addresses[-1] == "https://bucket.example.org/run"
+        assert addresses[0].startswith("/ip4/127.0.0.1/")
+        digest = await actor.call("provide", b"payload")
+    finally:
+        await actor.close()
+    assert (tmp_path / "bucket" / digest).read_bytes() == b"payload"
