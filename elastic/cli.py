@@ -48,7 +48,7 @@ def main() -> None:
         library = (error.name or "").partition(".")[0]
         if library not in EXTRAS:
             raise
-        extra = EXTRAS[library] if EXTRAS[library] in ("bittensor", "plot") else "peer"
+        extra = EXTRAS[library] if EXTRAS[library] in ("bittensor", "plot", "bucket") else "peer"
         _fail(f"{library} is not installed: pip install 'elastic[{extra}]' (in a clone: pip install -e '.[{extra}]')")
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None  # Ctrl-C before there is anything to leave

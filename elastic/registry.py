@@ -23,6 +23,7 @@ KNOWN: dict[str, dict[str, str]] = {
     },
     "exchange": {
         "hivemind": "elastic.exchange.hivemind:HivemindExchange",
+        "bucket": "elastic.exchange.bucket:BucketExchange",
         "memory": "elastic.exchange.memory:MemoryExchange",
     },
     "incentive": {
@@ -44,6 +45,7 @@ EXTRAS = {
     "ray": "ray",
     "hivemind": "hivemind",
     "msgpack": "hivemind",
+    "obstore": "bucket",
     "opentelemetry": "otel",
     "bittensor": "bittensor",
     "matplotlib": "plot",

@@ -69,6 +69,9 @@ host = "0.0.0.0"                    # "127.0.0.1" keeps a trial on this machine
 port = 0                            # TCP; fix it if you forward a port
 # upload_mbps = 50                  # the most that payloads may take of the uplink; 0: no limit
 
+[local.exchange]
+name = "hivemind"                   # or "bucket": payloads through a bucket of yours too, see docs/exchange.md
+
 [local.ray]
 address = "auto"                    # the cluster that `ray start --head` made here, or "host:port"
 workers = 1                         # Ray Train workers that share the inner steps

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -172,8 +172,7 @@ class PeerActor(TrainerDesk):
         await self._presence.renew()
 
     def _reachable_at(self, addresses: list[str]) -> None:
-        outside = [each for each in addresses if not each.startswith("/ip4/127.")] or addresses
-        self._presence.addresses = tuple(outside[:MAX_ADDRESSES])
+        self._presence.addresses = announced(addresses)
         logger.info("reachable at %s", ", ".join(self._presence.addresses))
 
     def _network_restarted(self, addresses: list[str]) -> None:
@@ -208,6 +207,13 @@ class PeerActor(TrainerDesk):
 
 def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[T], None], what: T) -> None:
     loop.call_soon_threadsafe(callback, what)
+
+
+def announced(addresses: Sequence[str]) -> tuple[str, ...]:
+    """What goes on our card: no loopback address, unless there is no other one to dial."""
+    outside = [each for each in addresses if not each.startswith("/ip4/127.")]
+    dialled = any(each.startswith("/") for each in outside)  # a bucket's URL is not
+    return tuple((outside if dialled else addresses)[:MAX_ADDRESSES])
 
 
 def layout(config: RunConfig) -> dict[str, Any]:

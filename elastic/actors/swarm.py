@@ -38,12 +38,12 @@ class Swarm:
         """Join the DHT (once); returns the addresses that others can reach us at."""
         async with self._starting:
             if self._exchange is None:
-                cls, _ = resolve("exchange", self._config.local.exchange)
+                cls, settings = resolve("exchange", self._config.local.exchange)
                 self._exchange = await cls.start(
                     identity=Identity.load(self._config.key_path), identity_path=self._config.key_path,
                     run=self._config.shared.run, network=self._config.local.network,
                     blob_dir=self._config.local.state_dir / BLOB_FOLDER,
-                    known_file=self._config.local.state_dir / KNOWN_FILE,
+                    known_file=self._config.local.state_dir / KNOWN_FILE, settings=settings,
                 )  # fmt: skip
         return list(self._exchange.addresses)
 

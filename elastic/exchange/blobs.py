@@ -84,6 +84,8 @@ class BlobStore:
         self._added: OrderedDict[Digest, Blob] = OrderedDict()
         self._files: dict[Digest, Path] = {}
         self._tables: OrderedDict[Digest, Table] = OrderedDict()
+        self.withheld: set[Digest] = set()
+        """Offered to nobody for the time being: they are on another way to everyone."""
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         if directory is not None:
@@ -127,6 +129,8 @@ class BlobStore:
 
     def offer(self, digest: Digest) -> Offer | None:
         """What can be sent of that blob, be it whole or still on its way."""
+        if digest in self.withheld:
+            return None
         blob = self.get(digest)
         table = None if blob is None else self._table(digest, blob)
         if blob is not None and table is not None:

@@ -61,8 +61,9 @@ class HivemindExchange:
         self._subkey = node.p2p.peer_id.to_bytes()
         self._run = run
         self._card_seconds = network.card_seconds
-        self._store = store
         self._known = known
+        self.store = store
+        """What we serve."""
         self._book: dict[PeerId, tuple[str, ...]] = {}
         self._own: OrderedDict[tuple[str, RoundIndex], bytes] = OrderedDict()
         self._traffic = Traffic()
@@ -74,7 +75,7 @@ class HivemindExchange:
         self._closed = threading.Event()
 
     @classmethod
-    async def start(
+    async def start(  # noqa: PLR0913 - each is named where it is called
         cls,
         *,
         identity: Identity,
@@ -83,6 +84,7 @@ class HivemindExchange:
         network: NetworkConfig,
         blob_dir: Path | None = None,
         known_file: Path | None = None,
+        settings: BaseModel | None = None,
     ) -> HivemindExchange:
         """Start p2pd, join the DHT and serve.
 
@@ -93,6 +95,7 @@ class HivemindExchange:
             network: where to listen, whom to ask first.
             blob_dir: keep provided blobs as files there instead of in memory, also for the next start.
             known_file: remember our port and other peers' addresses there, for the next start.
+            settings: our `Config`, which has none.
 
         Raises:
             ConfigError, PortTakenError, BootstrapError, ClockSkewError, NetworkError: see `Node.start`.
@@ -146,17 +149,17 @@ class HivemindExchange:
     async def provide(self, blob: bytes) -> Digest:
         self._check_open()
         try:
-            return await asyncio.to_thread(self._store.add, blob)
+            return await asyncio.to_thread(self.store.add, blob)
         except OSError as error:
             raise StateError(f"a blob of {len(blob)} bytes cannot be kept to be served: {error}") from error
 
     async def provide_file(self, digest: Digest, path: str) -> None:
         self._check_open()
-        self._store.add_file(digest, Path(path))
+        self.store.add_file(digest, Path(path))
 
     async def fetch(self, digest: Digest, size_bytes: int, holders: Sequence[PeerId]) -> bytes:
         self._check_open()
-        own = await asyncio.to_thread(self._store.read, digest)
+        own = await asyncio.to_thread(self.store.read, digest)
         if own is not None:
             return own
         others = [Holder(peer, self._book.get(peer, ())) for peer in dict.fromkeys(holders) if peer != self.peer]

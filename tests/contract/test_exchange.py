@@ -1,4 +1,4 @@
-"""What every Exchange promises, checked on the one in memory and on the real one over loopback."""
+"""What every Exchange promises, checked in memory, with buckets, and on the real one over loopback."""
 
 import asyncio
 import time
@@ -106,15 +106,37 @@ class HivemindSwarm(Swarm):
         return exchange
 
     def store(self, exchange: HivemindExchange) -> BlobStore:
-        return exchange._store
+        return exchange.store
 
     async def plant_card(self, exchange: HivemindExchange, body: bytes) -> None:
         await exchange._write(f"{RUN}/peers", body, time.time() + CARD_SECONDS, "planting")
 
 
-@pytest.fixture(params=["memory", "hivemind"])
+class BucketSwarm(MemorySwarm):
+    """Every peer of it has a bucket too, which the others may read."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    async def join(self) -> Any:
+        bucket = pytest.importorskip("elastic.exchange.bucket", exc_type=ModuleNotFoundError)
+        url = (self.folder / f"bucket{len(self.exchanges)}").as_uri()
+        config = bucket.BucketConfig(url=url, public_url=url, allow_private=True, withhold_seconds=0)
+        inner = self.network.join(Identity.generate().peer, RUN)
+        self.exchanges.append(bucket.BucketExchange(inner, bucket.Bucket(config), config))
+        return self.exchanges[-1]
+
+    async def plant_card(self, exchange: Any, body: bytes) -> None:
+        self.network.cards[RUN, exchange.peer] = (body, self.time + CARD_SECONDS)
+
+
+@pytest.fixture(params=["memory", "bucket", "hivemind"])
 async def swarm(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Swarm]:
-    made = MemorySwarm() if request.param == "memory" else HivemindSwarm(tmp_path)
+    kinds: dict[str, Callable[[], Swarm]] = {
+        "memory": MemorySwarm, "bucket": lambda: BucketSwarm(tmp_path), "hivemind": lambda: HivemindSwarm(tmp_path)
+    }  # fmt: skip
+    made = kinds[request.param]()
     yield made
     await made.close()
 

@@ -411,7 +411,7 @@ async def test_a_card_tells_where_to_dial(join: Join) -> None:
         shared=digest,
         stage=PeerStage.READY,
         round=ROUND,
-        addresses=("garbage", "/ip4/127.0.0.1/tcp/1/p2p/Qm", *a.addresses),
+        addresses=("garbage", "https://bucket.example.org/tcp/1", "/ip4/127.0.0.1/tcp/1/p2p/Qm", *a.addresses),
     )
     await a.announce(card)
     assert [seen.peer for seen in await b.cards()] == [a.peer]

@@ -64,4 +64,4 @@ def test_the_template_leaves_no_section_out() -> None:
         )
 
     written = set(re.findall(r"^\[([\w.]+)\]", template(), re.MULTILINE))
-    assert tables(RunConfig, "") - written == {"local.exchange"}
+    assert tables(RunConfig, "") - written == set()
