@@ -198,20 +198,17 @@ def _() -> Any:
 
 @bug("others are heard once")
 def _() -> Any:
-    honest = talk.Talk._hear
+    honest = talk.Talk._hear_all
 
-    def hear(self: Any, author: PeerId, body: bytes) -> None:
-        heard = self.__dict__.setdefault("once", set()) if hasattr(self, "__dict__") else set()
-        if author not in heard:
-            heard.add(author)
-            honest(self, author, body)
+    async def hear(self: Any, records: Mapping[PeerId, bytes]) -> None:
+        await honest(self, {author: body for author, body in records.items() if author not in self._heard})
 
-    return patch.object(talk.Talk, "_hear", hear)
+    return patch.object(talk.Talk, "_hear_all", hear)
 
 
 @bug("what is final is told nobody")
 def _() -> Any:
-    return patch.object(talk.Talk, "tell", nothing)
+    return patch.object(quorum.Quorum, "_tell", nothing)
 
 
 @bug("a restarted proposer proposes something else")
