@@ -51,11 +51,12 @@ class Liar:
         """Lie until the world ends; more rarely once the network is good, and not at all if it was drawn so."""
         quiet = self.rng.random() < 0.5
         while not (quiet and not self.network.bad):
-            await self.world.clock.sleep(Seconds(self.rng.uniform(0.1, 1.0 if self.network.bad else 5.0)))
+            await self.world.clock.sleep(Seconds(self.rng.uniform(0.1, 1.0 if self.network.bad else 2.0)))
             self._appear()
             victims = [node for node in self.world.nodes if node.alive and node.peer is not None]
-            if victims:
-                await self._lie_to(self.rng.choice(victims))
+            if victims:  # one of them, or all the same
+                for victim in [self.rng.choice(victims)] if self.rng.random() < 0.7 else victims:
+                    await self._lie_to(victim)
 
     @property
     def network(self) -> SimNetwork:

@@ -14,6 +14,7 @@ SHOWN_BY = {
     "a quorum of half": 4,
     "a quorum of all": 5,
     "votes of anyone in anyone's name": 6,
+    "final manifests are taken at their word": 7,
     "nobody looks at others' notes": 24,
     "an outer step on what could be had": 19,
     "catching up jumps to the newest manifest": 31,
@@ -27,6 +28,7 @@ SHOWN_BY = {
     "others are heard once": 0,
     "what is final is told nobody": 0,
     "a restarted proposer proposes something else": 0,
+    "nobody serves what it fetched": 7,
 }
 """Bug → a seed whose schedule shows it. The others take more seeds: `python -m tests.sim.swarm_bugs --seeds 1000`."""
 

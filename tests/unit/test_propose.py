@@ -137,6 +137,12 @@ def test_the_next_roster_has_a_limit() -> None:
     assert "at most 5 may be" in (against(theirs(), max_peers=5) or "")
 
 
+def test_a_few_of_the_next_roster_may_be_unknown_to_us() -> None:
+    # whose card is seen by whom is luck, or a liar's choice: it must not stop the run
+    strangers = [PeerId("12D3KooW" + letter * 44) for letter in "GHJ"]
+    assert against(theirs(roster=tuple(sorted([*PEERS, *strangers])))) is None
+
+
 def test_dead_and_foreign_cards_are_nobodys_peers() -> None:
     # given more than half of the roster is leaving, or of another run
     gone = [PeerId("12D3KooW" + letter * 44) for letter in "GHJKLMN"]
