@@ -6,7 +6,6 @@ the next roster. What they insist on is that everything that counts is really th
 inflated, that most of what they hold counts, and that most of the next roster is of peers they know.
 """
 
-import logging
 from collections.abc import Collection, Iterable
 
 from elastic.messages import (
@@ -23,8 +22,6 @@ from elastic.messages import (
 from elastic.peer import Peer
 from elastic.schedule.plan import candidates
 from elastic.seen import Seen
-
-logger = logging.getLogger(__name__)
 
 LEAST_COUNTED = 2 / 3
 """Another's manifest counts at least this part of what we would count."""

@@ -5,7 +5,6 @@ Start reading at `run_round`; every line is one jump deep. A peer's misbehaviour
 Skip, and neither is an exception: exceptions mean that our own side is broken.
 """
 
-import logging
 import time
 from dataclasses import dataclass
 from typing import cast
@@ -32,8 +31,6 @@ from elastic.schedule.phases import Phases
 from elastic.schedule.plan import TRAIN_PART
 from elastic.seen import Seen, checks_of, judge
 from elastic.wire.tree import blob_digest
-
-logger = logging.getLogger(__name__)
 
 PROPOSER_SECONDS = Seconds(2.0)
 """After the deadline of a round, for its proposer to be heard; then the next one's turn comes."""

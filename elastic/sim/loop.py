@@ -34,7 +34,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._leap = _Leap()
         super().__init__(self._leap)
-        self.set_default_executor(_Inline(1))
+        self.set_default_executor(InlineExecutor(1))
 
     def time(self) -> float:
         return self._leap.now
@@ -63,7 +63,9 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return runner.run(main())
 
 
-class _Inline(ThreadPoolExecutor):
+class InlineExecutor(ThreadPoolExecutor):
+    """Runs everything at once, on the thread that asks."""
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
         try:

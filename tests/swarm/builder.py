@@ -7,7 +7,6 @@ Time is virtual, so that deadlines cost nothing; computing takes none of it unle
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,7 @@ from elastic.peer import Peer
 from elastic.registry import build
 from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 from elastic.schedule.clock import ManualClock
+from elastic.sim.loop import InlineExecutor
 from elastic.state.chain import Chain
 from elastic.state.store import StateStore, read_if_there, write_durably
 from elastic.train.local import LocalTrainer
@@ -97,18 +97,6 @@ def make_session(shared: Shared, peer: PeerId, directory: Path) -> Session:
 
     parts = Parts(build("model", shared.model), CORPUS, assign, build("reducer", shared.reducer), StateStore(directory))
     return Session(peer, shared, parts, worker=Worker())
-
-
-class InlineExecutor(ThreadPoolExecutor):
-    """`asyncio.to_thread` at once, on the loop's own thread: virtual time must not run past a busy thread."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001  as an executor does
-            future.set_exception(error)
-        return future
 
 
 class PacedTrainer(LocalTrainer):
