@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from elastic.agreement.seat import Seat
 from elastic.agreement.votes import Ballot
 from elastic.contracts import Accepts, Clock, Drafts, Exchange, Times
-from elastic.errors import ElasticError, MalformedError, SignatureInvalidError
+from elastic.errors import ElasticError, MalformedError, NetworkError, SignatureInvalidError
 from elastic.messages import BlobRef, Digest, Manifest, PeerId, Seconds
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,9 @@ class Talk:
             self._heard[author], self._times_heard[author] = body, times + 1
             try:
                 self.seat.hear(await self._ballot_in(body, author))
+            except NetworkError as error:
+                logger.info("round %d: the ballot of %s: %s; trying again", self.seat.round, author, error)
+                del self._heard[author]
             except ElasticError as error:
                 level = logging.DEBUG if times else logging.WARNING
                 logger.log(level, "round %d: the ballot of %s: %s", self.seat.round, author, error)

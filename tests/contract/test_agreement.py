@@ -12,11 +12,12 @@ from elastic.agreement.simplex import max_liars, proposer_of, quorum
 from elastic.agreement.talk import BALLOT, DRAFT, MANIFEST
 from elastic.agreement.votes import Ballot, Proposal, Vote, VoteKind
 from elastic.contracts import Accepts, Agreement, Drafts, Times
-from elastic.errors import MalformedError, NetworkError
+from elastic.errors import FetchError, MalformedError, NetworkError
 from elastic.exchange.memory import MemoryNetwork
 from elastic.messages import (
     NO_DIGEST,
     Counted,
+    Digest,
     Manifest,
     PeerCard,
     PeerId,
@@ -302,21 +303,44 @@ async def test_what_was_said_in_another_run_does_not_matter() -> None:
 
 
 async def test_a_proposer_thinks_again_at_its_next_turn() -> None:
-    # given validators whose first manifests nobody accepts
+    # given nobody accepts the first two manifests that anyone makes
     house = House(4)
     made: dict[PeerId, int] = {}
+    third = digest_of(b"3")
 
     def make(peer: PeerId) -> Manifest:
         made[peer] = made.get(peer, 0) + 1
         return genesis("demo", digest_of(b"%d" % made[peer]), [PEER.peer], proposer=peer)
 
     async def accepts(manifest: Manifest) -> bool:
-        return manifest.anchor != digest_of(b"2")  # the first is only asked for its round
+        return manifest.anchor == third
 
     # when
-    manifest = one(await house.decide(make, accepts=accepts, seconds=2000))
+    manifest = one(await house.decide(make, accepts=accepts, seconds=5000))
     # then
-    assert manifest.anchor != digest_of(b"2")
+    assert manifest.anchor == third
+
+
+async def test_a_ballot_that_could_not_be_fetched_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given ballots that travel as blobs, the first fetch of which fails for everyone
+    monkeypatch.setattr("elastic.agreement.talk.MAX_RECORD_BYTES", 0)
+    house = House(3)
+    for name in house.names:
+        exchange = house.network.peers[name]
+        failed: set[Digest] = set()
+
+        async def fetch(
+            digest: Digest, size: int, holders: Sequence[PeerId], real: Any = exchange.fetch, failed: Any = failed
+        ) -> bytes:
+            if digest not in failed:
+                failed.add(digest)
+                raise FetchError("a stream broke")
+            found: bytes = await real(digest, size, holders)
+            return found
+
+        monkeypatch.setattr(exchange, "fetch", fetch)
+    # when / then
+    one(await house.decide(start_of, seconds=30))
 
 
 async def test_a_text_that_its_proposer_took_back_is_had_from_who_voted_for_it() -> None:
