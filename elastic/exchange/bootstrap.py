@@ -46,6 +46,10 @@ CALL_SECONDS = 15.0
 _KNOCK_SECONDS = 10.0
 _ALONE_SECONDS = 3.0
 """Between two rounds of knocking at all doors when no neighbour is left; no answer takes longer."""
+_LOST_SECONDS = 5.0
+"""Between two rounds of knocking while there are neighbours,"""
+_DOORS = 8
+"""and at how many doors in each."""
 _NUM_REPLICAS = 8
 _FORM = "/ip4/203.0.113.5/tcp/4001/p2p/12D3Koo…"
 _ADDRESS = re.compile(r"(?P<transport>/(ip4|dns|dns4)/[^/\s]+/tcp/\d{1,5})/p2p/(?P<peer>[1-9A-HJ-NP-Za-km-z]+)")
@@ -97,7 +101,8 @@ class Node:
         self._entries = entries
         self.known: Sequence[Entry] = ()
         """Peers met before, to knock at beside the entry points."""
-        self._knock_again_at = 0.0
+        self._knock_again_at, self._turn = 0.0, 0
+        self._knocking: asyncio.Task[None] | None = None
         self._exited: asyncio.Task[int] = asyncio.create_task(p2p._child.wait())
         self._closing: asyncio.Task[None] | None = None
 
@@ -175,13 +180,42 @@ class Node:
                 task.cancel()
 
     async def rejoin(self) -> None:
-        """If the DHT has lost all neighbours, knock at the entry points once more."""
-        now, doors = asyncio.get_running_loop().time(), [*self._entries, *self.known]
-        if doors and now >= self._knock_again_at and not self.dht.protocol.routing_table.uid_to_peer_id:
-            self._knock_again_at = now + _ALONE_SECONDS
-            problems = await asyncio.gather(*(self._knock(each, _ALONE_SECONDS) for each in doors))
-            if all(problems):
-                logger.warning("no neighbour is left in the DHT, and nobody known answers: %s", problems[0])
+        """Knock at doors behind which nobody answers any more; if no neighbour is left at all, wait for that.
+
+        When a partition heals, each side has neighbours of its own and Hivemind asks the others ever more rarely, the
+        longer they were silent.
+        """
+        table = self.dht.protocol.routing_table
+        alone, now = not table.uid_to_peer_id, asyncio.get_running_loop().time()
+        if now < self._knock_again_at:
+            return
+        lost = [entry for entry in dict.fromkeys((*self._entries, *self.known)) if self._is_lost(entry)]
+        if lost:
+            self._knock_again_at = now + (_ALONE_SECONDS if alone else _LOST_SECONDS)
+            self._turn += 1
+            doors = lost if alone else [lost[(self._turn * _DOORS + each) % len(lost)] for each in range(_DOORS)]
+            self._knocking = asyncio.create_task(self._knock_again(list(dict.fromkeys(doors))))
+        if alone and self._knocking is not None:
+            await self._knocking
+
+    def _is_lost(self, entry: Entry) -> bool:
+        peer = PeerID.from_base58(entry.peer)
+        return peer not in self.dht.protocol.routing_table or peer in self.dht.blacklist
+
+    async def _knock_again(self, doors: Sequence[Entry]) -> None:
+        problems = await asyncio.gather(*(self._heard(each) for each in doors))
+        if all(problems) and not self.dht.protocol.routing_table.uid_to_peer_id:
+            logger.warning("no neighbour is left in the DHT, and nobody known answers: %s", problems[0])
+
+    async def _heard(self, entry: Entry) -> str | None:
+        """Knock; returns what went wrong, if only that a clock is off, which may be that of whoever answers."""
+        try:
+            problem = await self._knock(entry, _ALONE_SECONDS)
+        except ClockSkewError as error:
+            return str(error)
+        if problem is None:
+            self.dht.blacklist.register_success(PeerID.from_base58(entry.peer))
+        return problem
 
     async def close(self) -> None:
         """Leave the DHT and end p2pd. Bounded; any number of times."""
@@ -191,6 +225,8 @@ class Node:
 
     async def _close(self) -> None:
         self.dht.is_alive = False
+        if self._knocking is not None:
+            self._knocking.cancel()
         if self.dht.cache_refresh_task is not None:
             self.dht.cache_refresh_task.cancel()
         if not self._exited.done():

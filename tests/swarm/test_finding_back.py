@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from hivemind.p2p import PeerID
 
 from elastic.config import NetworkConfig
 from elastic.errors import BootstrapError
@@ -68,6 +69,24 @@ async def test_a_peer_comes_back_without_an_entry_point_and_where_it_was(live: L
     assert (await bob.records("greeting", RoundIndex(1)))[ann.peer] == b"hello"
     await bob.post("greeting", RoundIndex(2), b"hello")
     assert (await ann.records("greeting", RoundIndex(2)))[bob.peer] == b"hello"
+
+
+async def test_a_neighbour_that_was_silent_for_long_is_asked_again_as_soon_as_it_answers(live: Live) -> None:
+    # given a peer that was silent so often that Hivemind would not ask it for minutes
+    entry = await live("entry", ())
+    ann = await live("ann", tuple(entry.addresses))
+    dht, silent = ann._node.dht, PeerID.from_base58(entry.peer)
+    for _ in range(8):
+        del dht.blacklist.banned_peers[silent]
+        dht.blacklist.register_failure(silent)
+    await entry.post("greeting", RoundIndex(1), b"hello")
+    # when it answers, and ann looks
+    await ann.records("greeting", RoundIndex(1))
+    assert ann._node._knocking is not None
+    await ann._node._knocking
+    # then she hears it
+    assert silent not in dht.blacklist
+    assert (await ann.records("greeting", RoundIndex(1)))[entry.peer] == b"hello"
 
 
 async def test_who_needs_no_entry_point_waits_for_nobody_it_knew(live: Live) -> None:
