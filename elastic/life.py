@@ -6,7 +6,7 @@ Whatever the network or the trainer does, a life goes on: it ends when the run i
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -54,6 +54,8 @@ HEARTBEAT = Seconds(5.0)
 """At least so often a peer shows that it lives."""
 GENESIS_SECONDS = Seconds(5.0)
 """For a validator to propose the beginning of a run."""
+MAX_ADDRESSES = 16
+"""As many as a card may carry."""
 FAREWELL = Seconds(10.0)
 """How long a peer that finished the run stays to serve those who have not."""
 
@@ -282,3 +284,10 @@ class Life:
     def _try_again(self, error: NetworkError) -> None:
         logger.warning("%s; trying again", error)
         self._watch.note(phase=f"network: {error}"[:200])
+
+
+def announced(addresses: Sequence[str]) -> tuple[str, ...]:
+    """What goes on our card: no loopback address, unless there is no other one to dial."""
+    outside = [each for each in addresses if not each.startswith("/ip4/127.")]
+    dialled = any(each.startswith("/") for each in outside)  # a bucket's URL is not
+    return tuple((outside if dialled else addresses)[:MAX_ADDRESSES])

@@ -62,7 +62,7 @@ def examine(config: RunConfig, ntp: str) -> Iterator[Finding]:
     """
     yield packages()
     yield key(config)
-    from elastic.actors.peer import fp32_bytes  # imports Ray: by now it was said if it is missing
+    from elastic.actors.job import fp32_bytes  # imports torch: by now it was said if it is missing
 
     model = fp32_bytes(config)
     yield disk(config, model)

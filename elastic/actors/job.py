@@ -1,4 +1,4 @@
-"""What a trainer's worker is told, and the text it trains on. No Ray and no torch: drivers read this too."""
+"""What a trainer's worker is told, the text it trains on, the shapes of the model. No Ray: drivers read this too."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from elastic.config import RunConfig
 from elastic.errors import MissingCorpusError
 from elastic.messages import PeerId, RoundPlan
-from elastic.registry import CORPUS, load
+from elastic.registry import CORPUS, build, load
 from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 
 
@@ -51,3 +51,17 @@ def assigner(config: RunConfig, num_tokens: int) -> Any:
         return assigned_sequences(total, plan.seed, plan.run, plan.round, plan.slot, count, len(plan.roster))
 
     return assign
+
+
+def layout(config: RunConfig) -> dict[str, Any]:
+    """Parameter name → meta tensor: shapes without memory."""
+    import torch  # seconds that a driver which never asks need not spend
+
+    with torch.device("meta"):
+        model = build("model", config.shared.model)
+    return dict(model.named_parameters())
+
+
+def fp32_bytes(config: RunConfig) -> int:
+    """Bytes of the run's model in fp32, which is a dense pseudo-gradient too."""
+    return sum(4 * meta.numel() for meta in layout(config).values())

@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import ray
 
@@ -16,16 +15,14 @@ from elastic.actors.journal import Journal
 from elastic.actors.logs import log_to_file
 from elastic.actors.revival import Past
 from elastic.actors.swarm import RemoteExchange
-from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.config import RunConfig
 from elastic.errors import BugError, ElasticError
-from elastic.life import Life, Presence
+from elastic.life import Life, Presence, announced
 from elastic.messages import PeerStage, PeerStatus, RoundReport
 from elastic.peer import Peer
 from elastic.registry import build
 from elastic.schedule.clock import WallClock
-from elastic.state.chain import CHAIN_FILE, Chain
-from elastic.state.store import claim, read_if_there, write_durably
+from elastic.state.store import claim
 from elastic.wire.signing import Identity
 
 if TYPE_CHECKING:
@@ -37,8 +34,6 @@ T = TypeVar("T")
 
 HELD_OUT_SEQUENCES = 128
 """Sequences of held-out text in the final evaluation."""
-MAX_ADDRESSES = 16
-"""As many as a card may carry."""
 WORKER_DEATH = "a Ray Train worker died"
 JOINING = "starting Ray Train, joining the DHT"
 """How the first phase of a peer begins."""
@@ -136,6 +131,7 @@ class PeerActor(TrainerDesk):
 
     async def _assemble(self) -> Peer:
         """Start the network and the trainer side by side, then put the peer together."""
+        from elastic.actors.assembly import assemble
         from elastic.actors.trainer import RayTrainer  # five seconds of imports that no driver needs
 
         shared, local, identity = self._config.shared, self._config.local, self._identity
@@ -153,18 +149,11 @@ class PeerActor(TrainerDesk):
         await self._life.patiently(self._connect)
         self._journal.note(phase="starting Ray Train")
         await self._mailbox.ready()
-        chain, ballot = Chain(local.state_dir / CHAIN_FILE), local.state_dir / BALLOT_FILE
-        return Peer(
-            identity=identity, name=name, shared=shared, clock=WallClock(), trainer=self._trainer,
-            reducer=build("reducer", shared.reducer), like=layout(self._config), exchange=self._exchange,
-            agreement=Quorum(
-                identity, shared.agreement.validators, shared.run, self._exchange, WallClock(),
-                Memory(read_if_there(ballot), partial(write_durably, ballot)),
-            ),
-            incentive=self._journal.restore_incentive(build("incentive", shared.incentive)),
-            chain=chain, state=await self._life.patiently(self._trainer.state),
-            on_phase=lambda phase: self._journal.note(phase=phase),
-        )  # fmt: skip
+        state = await self._life.patiently(self._trainer.state)
+        incentive = self._journal.restore_incentive(build("incentive", shared.incentive))
+        return assemble(
+            self._config, self._exchange, incentive, self._trainer, state, lambda phase: self._journal.note(phase=phase)
+        )
 
     async def _connect(self) -> None:
         self._reachable_at(await self._exchange.start())
@@ -207,24 +196,3 @@ class PeerActor(TrainerDesk):
 
 def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[T], None], what: T) -> None:
     loop.call_soon_threadsafe(callback, what)
-
-
-def announced(addresses: Sequence[str]) -> tuple[str, ...]:
-    """What goes on our card: no loopback address, unless there is no other one to dial."""
-    outside = [each for each in addresses if not each.startswith("/ip4/127.")]
-    dialled = any(each.startswith("/") for each in outside)  # a bucket's URL is not
-    return tuple((outside if dialled else addresses)[:MAX_ADDRESSES])
-
-
-def layout(config: RunConfig) -> dict[str, Any]:
-    """Parameter name → meta tensor: shapes without memory."""
-    import torch  # see `_assemble`
-
-    with torch.device("meta"):
-        model = build("model", config.shared.model)
-    return dict(model.named_parameters())
-
-
-def fp32_bytes(config: RunConfig) -> int:
-    """Bytes of the run's model in fp32, which is a dense pseudo-gradient too."""
-    return sum(4 * meta.numel() for meta in layout(config).values())

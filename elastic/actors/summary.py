@@ -9,9 +9,9 @@ from rich.text import Text
 
 from elastic.actors.follow import Say
 from elastic.actors.handle import PeerHandle
-from elastic.actors.job import load_corpus
+from elastic.actors.job import fp32_bytes, load_corpus
 from elastic.actors.live import by_round, complete_rounds, slowest
-from elastic.actors.peer import HELD_OUT_SEQUENCES, fp32_bytes
+from elastic.actors.peer import HELD_OUT_SEQUENCES
 from elastic.view import size
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ import ray.train
 import ray.train.torch
 import torch
 
-from elastic.actors.job import Job, assigner, load_corpus
+from elastic.actors.assembly import session_parts
+from elastic.actors.job import Job
 from elastic.actors.logs import log_to_file
 from elastic.actors.mailbox import Command, Reply
 from elastic.errors import ConfigError, ElasticError, TrainerFailedError
-from elastic.registry import build
-from elastic.state.store import STATE_FOLDER, StateStore, claim
-from elastic.train.session import Parts, Session, Worker
+from elastic.state.store import claim
+from elastic.train.session import Session, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,6 @@ BUGS = (
 """What broken code or a broken machine raises; everything else may pass."""
 TAKEOVER_SECONDS = 20.0
 """For the worker of the last life to be dead: two would write the same files."""
-KEEP_ANCHORS = 4
-"""Anchors kept on disk: a joiner fetches one while rounds go on."""
 PROGRESS_SECONDS = 0.5
 """Between two words to the peer about how training goes; they are not waited for."""
 
@@ -86,14 +84,8 @@ def make_session(job: Job, rank: int, world_size: int, peer: Any) -> Session:
             f"shared.inner.batch_size = {shared.inner.batch_size} cannot be divided by local.ray.workers = {world_size}"
         )
     torch.set_num_threads(ray_config.threads or max(1, (os.cpu_count() or 1) // world_size))
-    corpus = load_corpus(job.config)
-    parts = Parts(
-        model=build("model", shared.model), corpus=corpus, assign=assigner(job.config, len(corpus.tokens)),
-        reducer=build("reducer", shared.reducer),
-        store=StateStore(job.config.local.state_dir / STATE_FOLDER, keep_anchors=KEEP_ANCHORS),
-    )  # fmt: skip
     worker = Worker(rank, world_size, str(ray.train.torch.get_device()))
-    return Session(job.peer, shared, parts, worker=worker, on_step=_Progress(peer, rank))
+    return Session(job.peer, shared, session_parts(job.config), worker=worker, on_step=_Progress(peer, rank))
 
 
 def execute(session: Session, command: Command) -> Reply:

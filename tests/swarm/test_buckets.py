@@ -17,11 +17,11 @@ import pytest
 pytest.importorskip("obstore")
 
 from elastic.actors import swarm
-from elastic.actors.peer import announced
 from elastic.config import NetworkConfig, parse_config
 from elastic.errors import NetworkError
 from elastic.exchange.bucket import BucketExchange
 from elastic.exchange.bucket_store import Bucket, BucketConfig
+from elastic.life import announced
 from elastic.messages import PeerCard, PeerStage, RoundIndex, digest_of
 from elastic.wire.signing import Identity
 from elastic.wire.tree import CHUNK_BYTES, Table, blob_digest

@@ -1,0 +1,57 @@
+"""From a run file to the parts of a peer. No Ray: whoever has a trainer and an exchange can put a peer together."""
+
+from collections.abc import Callable
+from functools import partial
+
+from elastic.actors.job import assigner, layout, load_corpus
+from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
+from elastic.config import RunConfig
+from elastic.contracts import Exchange, Incentive, Trainer, TrainerState
+from elastic.peer import Peer
+from elastic.registry import build
+from elastic.schedule.clock import WallClock
+from elastic.state.chain import CHAIN_FILE, Chain
+from elastic.state.store import STATE_FOLDER, StateStore, read_if_there, write_durably
+from elastic.train.session import Parts
+from elastic.wire.signing import Identity
+
+KEEP_ANCHORS = 4
+"""Anchors kept on disk: a joiner fetches one while rounds go on."""
+
+
+def assemble(
+    config: RunConfig,
+    exchange: Exchange,
+    incentive: Incentive,
+    trainer: Trainer,
+    state: TrainerState,
+    on_phase: Callable[[str], None],
+) -> Peer:
+    """A peer on the wall clock; its chain and its ballot are those of its state directory.
+
+    Raises:
+        StateError: what was kept there is damaged.
+    """
+    shared, local, identity = config.shared, config.local, Identity.load(config.key_path)
+    ballot = local.state_dir / BALLOT_FILE
+    memory = Memory(read_if_there(ballot), partial(write_durably, ballot))
+    return Peer(
+        identity=identity, name=local.name or identity.peer[-6:], shared=shared, clock=WallClock(), trainer=trainer,
+        reducer=build("reducer", shared.reducer), like=layout(config), exchange=exchange,
+        agreement=Quorum(identity, shared.agreement.validators, shared.run, exchange, WallClock(), memory),
+        incentive=incentive, chain=Chain(local.state_dir / CHAIN_FILE), state=state, on_phase=on_phase,
+    )  # fmt: skip
+
+
+def session_parts(config: RunConfig) -> Parts:
+    """What a trainer's session is made of.
+
+    Raises:
+        ConfigError, MissingCorpusError, StateError: the user's to mend.
+    """
+    shared, corpus = config.shared, load_corpus(config)
+    return Parts(
+        model=build("model", shared.model), corpus=corpus, assign=assigner(config, len(corpus.tokens)),
+        reducer=build("reducer", shared.reducer),
+        store=StateStore(config.local.state_dir / STATE_FOLDER, keep_anchors=KEEP_ANCHORS),
+    )  # fmt: skip
