@@ -56,6 +56,8 @@ GENESIS_SECONDS = Seconds(5.0)
 """For a validator to propose the beginning of a run."""
 MAX_ADDRESSES = 16
 """As many as a card may carry."""
+ASKED = "asked to leave"
+"""Why a life ended that was told to."""
 FAREWELL = Seconds(10.0)
 """How long a peer that finished the run stays to serve those who have not."""
 
@@ -131,6 +133,9 @@ class Life:
         """Whether the trainer may hold something else than we think."""
         self._unsure = True
         """Whether the swarm may be ahead of what we know."""
+        self.leaving = False
+        """Whether we were told to: what is done of the round under way is handed in, and no other begins."""
+        self._contributing = False
 
     async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
         """Do something until the network and the trainer let us; what only a person can mend is raised."""
@@ -149,8 +154,13 @@ class Life:
             self._unsure = True
             await self._clock.sleep(RETRY)
 
+    def leave(self) -> bool:
+        """Begin no other round; returns whether the one under way may count us, and is worth waiting for."""
+        self.leaving = True
+        return self._contributing
+
     async def live(self, peer: Peer) -> str:
-        """Take part until the run is complete; returns why life is over."""
+        """Take part until the run is complete or we shall leave; returns why life is over."""
         self._in_swarm = True
         await self.patiently(peer.refresh)
         await self.patiently(lambda: self._repeat_last_word(peer))
@@ -169,6 +179,8 @@ class Life:
 
     async def _next(self, peer: Peer) -> str | None:
         """Decide and do one thing; returns why life is over, if it is."""
+        if self.leaving:
+            return ASKED
         if self._trainer_restarted:
             await peer.refresh()
             self._trainer_restarted = False
@@ -194,7 +206,11 @@ class Life:
         await self._become(peer, PeerStage.READY)
         plan = peer.plan(head)
         self._watch.begin(plan)
-        report = await run_round(peer, plan)
+        self._contributing = plan.slot is not None
+        try:
+            report = await run_round(peer, plan)
+        finally:
+            self._contributing = False
         self._watch.record(report, peer.incentive.state())
         self._unsure = report.manifest is None
 

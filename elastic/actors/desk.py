@@ -22,5 +22,6 @@ class TrainerDesk:
     async def worker_failed(self, error: ElasticError) -> None:
         self._mailbox.fail(error)
 
-    async def progress(self, step: int, loss: float) -> None:
-        """How training goes, now and then."""
+    async def progress(self, step: int, loss: float) -> bool:
+        """How training goes, now and then; returns whether that was enough."""
+        return False

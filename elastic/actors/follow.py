@@ -27,7 +27,7 @@ def follow(handle: PeerHandle, say: Say) -> str:
             _show_reports(handle, shown, say)
             return handle.reason()
         except Interrupted as signal_name:
-            say(f"{signal_name}: leaving the swarm (once more to stop at once)")
+            say(f"{signal_name}: leaving, with what is done of this round; half a minute at most (once more: at once)")
             handle.leave()
             return "left"
         finally:

@@ -14,7 +14,7 @@ from elastic.config import RunConfig
 from elastic.errors import BugError, ElasticError, PeerDiedError, RayUnavailableError
 from elastic.messages import PeerId, PeerStatus, RoundIndex, RoundReport
 
-LEAVE_SECONDS = 25.0
+LEAVE_SECONDS = 50.0
 """A polite farewell takes a second or two; after this long the actors are killed."""
 ANSWER_SECONDS = 1.0
 """A peer that starts or dies does not answer; what it said last is good enough then."""

@@ -17,7 +17,7 @@ from elastic.actors.revival import Past
 from elastic.actors.swarm import RemoteExchange
 from elastic.config import RunConfig
 from elastic.errors import BugError, ElasticError
-from elastic.life import Life, Presence, announced
+from elastic.life import ASKED, Life, Presence, announced
 from elastic.messages import PeerStage, PeerStatus, RoundReport
 from elastic.peer import Peer
 from elastic.registry import build
@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 HELD_OUT_SEQUENCES = 128
 """Sequences of held-out text in the final evaluation."""
+HAND_IN_SECONDS = 30.0
+"""For a peer that leaves to see its work counted."""
 WORKER_DEATH = "a Ray Train worker died"
 JOINING = "starting Ray Train, joining the DHT"
 """How the first phase of a peer begins."""
@@ -75,7 +77,7 @@ class PeerActor(TrainerDesk):
             try:
                 reason = await self._living
             except asyncio.CancelledError:
-                reason = "asked to leave"
+                reason = ASKED
             except ElasticError as error:
                 self._journal.failed(error)
                 raise
@@ -89,9 +91,15 @@ class PeerActor(TrainerDesk):
             return reason
         raise AssertionError("unreachable")
 
-    async def leave(self) -> None:
-        """Leave politely; returns when everything is freed."""
+    async def leave(self, hand_in: bool = True) -> None:
+        """Leave politely; returns when everything is freed.
+
+        Args:
+            hand_in: with what is done of the round under way, if the others count it soon. Else it stays on disk.
+        """
         if self._living is not None:
+            if hand_in and self._life.leave():
+                await asyncio.wait({self._living}, timeout=HAND_IN_SECONDS)
             self._living.cancel()
             await self._done.wait()
 
@@ -116,8 +124,10 @@ class PeerActor(TrainerDesk):
             self._journal.restarted(self._trainer_death)
             self._trainer_death = WORKER_DEATH
 
-    async def progress(self, step: int, loss: float) -> None:
+    async def progress(self, step: int, loss: float) -> bool:
+        """Whether that was enough."""
         self._journal.progress(step, loss)
+        return self._life.leaving
 
     # --- its life ------------------------------------------------------------------------------------------------
 
@@ -125,7 +135,7 @@ class PeerActor(TrainerDesk):
         peer = await self._assemble()
         async with self._life.heartbeat(peer):
             reason = await self._life.live(peer)
-            return await self._finish(peer, reason)
+            return reason if self._life.leaving else await self._finish(peer, reason)
 
     # --- beginning and end ---------------------------------------------------------------------------------------
 

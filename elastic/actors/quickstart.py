@@ -282,7 +282,7 @@ threads = 1
 
 def free(handles: list[PeerHandle]) -> None:
     """Let every peer say goodbye, all at once."""
-    farewells = [handle.peer.leave.remote() for handle in handles]
+    farewells = [handle.peer.leave.remote(hand_in=False) for handle in handles]
     if farewells:
         ray.wait(farewells, num_returns=len(farewells), timeout=10)
     for handle in handles:

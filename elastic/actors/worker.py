@@ -4,13 +4,14 @@ import logging
 import os
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 
 from elastic.actors.assembly import session_parts
 from elastic.actors.job import Job
@@ -36,7 +37,7 @@ BUGS = (
 TAKEOVER_SECONDS = 20.0
 """For the worker of the last life to be dead: two would write the same files."""
 PROGRESS_SECONDS = 0.5
-"""Between two words to the peer about how training goes; they are not waited for."""
+"""Between two words to the peer about how training goes; its answers are not waited for."""
 
 
 def train_loop(loop_config: dict[str, Any]) -> None:
@@ -115,16 +116,22 @@ def _as_ours(what: str, error: Exception) -> ElasticError:
 
 
 class _Progress:
-    """Tells the peer the step and loss now and then."""
+    """Tells the peer the step and loss now and then, and hears whether it wants to leave with what is done."""
 
     def __init__(self, peer: Any, rank: int) -> None:
         self._peer, self._rank, self._last = peer, rank, 0.0
+        self._answer: Any = None
+        self._enough = False
 
-    def __call__(self, step: int, loss: Any) -> None:
+    def __call__(self, step: int, loss: Any) -> bool:
         if self._rank or time.monotonic() - self._last < PROGRESS_SECONDS:
-            return
+            return self._enough
         self._last = time.monotonic()
-        self._peer.progress.remote(step + 1, float(loss))
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            with suppress(RayError):  # the peer is being started again, and this worker will be
+                self._enough = ray.get(self._answer)
+        self._answer = self._peer.progress.remote(step + 1, float(loss))
+        return self._enough
 
 
 def _incarnation() -> str:

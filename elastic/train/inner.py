@@ -55,7 +55,7 @@ def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, not
     learning_rates: Callable[[int], float],
     clip_norm: float,
     stop: Stop,
-    on_step: Callable[[int, Tensor], None] = lambda step, loss: None,
+    on_step: Callable[[int, Tensor], bool] = lambda step, loss: False,
 ) -> InnerReport:
     """Train over the batches in place.
 
@@ -63,6 +63,7 @@ def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, not
         loss_of: tokens (B, T+1) → scalar mean loss in nats, ready for `backward`.
         batches: this worker's tokens, one (B, T+1) int64 tensor per inner step.
         learning_rates: index of the step in this round → learning rate.
+        on_step: told of each step and its loss; whether to stop behind it.
 
     Raises:
         DivergedError: a loss or a parameter is NaN or infinite, here or on another worker of this peer.
@@ -82,8 +83,8 @@ def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, not
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
         tokens += batch.shape[0] * (batch.shape[1] - 1)
-        on_step(step, losses[-1])
-        if stop.agree(time.perf_counter() - start > stop.after_seconds):
+        enough = on_step(step, losses[-1])
+        if stop.agree(enough or time.perf_counter() - start > stop.after_seconds):
             break
     values = torch.stack(losses).tolist()  # one wait for the device, at the end
     finite = all(map(math.isfinite, values)) and all(bool(torch.isfinite(param).all()) for param in params)

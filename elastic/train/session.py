@@ -83,7 +83,7 @@ class Session:
         parts: Parts,
         *,
         worker: Worker,
-        on_step: Callable[[int, Tensor], None] = lambda step, loss: None,
+        on_step: Callable[[int, Tensor], bool] = lambda step, loss: False,
     ) -> None:
         self.peer, self.shared, self.worker, self.on_step = peer, shared, worker, on_step
         self.model, self.corpus, self.assign = parts.model, parts.corpus, parts.assign

@@ -168,6 +168,7 @@ class Node:
     notes: list[dict[str, Any]] = field(default_factory=list)
     task: asyncio.Task[str] | None = None
     peer: Any = None
+    life: Any = None
 
     @property
     def id(self) -> PeerId:
@@ -215,7 +216,7 @@ class Node:
         exchange.node = self
         self.swarm.network.peers[self.id] = exchange
         presence = Presence(self.id, self.name, self.swarm.shared, exchange)
-        life = Life(presence, self.swarm.clock, self, CARD_SECONDS)
+        self.life = life = Life(presence, self.swarm.clock, self, CARD_SECONDS)
         try:
             peer = await life.patiently(lambda: self._assemble(exchange))
             async with life.heartbeat(peer):
@@ -229,6 +230,7 @@ class Node:
         shared, me = self.swarm.shared, identity(self.name)
         chain = Chain(self.directory / "chain.jsonl")
         session = make_session(shared, me.peer, self.directory / "state")
+        session.on_step = lambda step, loss: self.life.leaving
         trainer = PacedTrainer(session, self)
         ballot = self.directory / BALLOT_FILE
         agreement = Quorum(

@@ -20,7 +20,7 @@ from elastic.errors import (
     TrainerLostError,
 )
 from elastic.exchange.memory import MemoryNetwork
-from elastic.life import Life, Presence
+from elastic.life import ASKED, Life, Presence
 from elastic.messages import Seconds
 from elastic.peer import Peer
 from elastic.schedule.clock import ManualClock
@@ -194,3 +194,41 @@ async def test_leaving_takes_no_time_in_any_phase_and_can_be_undone(tmp_path: Pa
         assert len(swarm.anchors()) == 1
         assert [round_ for round_, _ in bob.settled] == list(range(6))
         assert len(dict(bob.offered)) == len(set(bob.offered))
+
+
+async def test_who_is_asked_to_leave_hands_in_what_is_done_of_the_round(tmp_path: Path) -> None:
+    # given a swarm that trains three inner steps a round
+    async with Swarm(tmp_path, "ann", "bob", rounds=8) as swarm:
+        bob = swarm["bob"]
+        worth_waiting: list[bool] = []
+
+        def on_start(peer: Peer) -> None:
+            def on_phase(name: str) -> None:
+                if (name, peer.holds()) == ("inner", 2) and not worth_waiting:
+                    worth_waiting.append(bob.life.leave())
+
+            peer.on_phase = on_phase
+
+        bob.on_start = on_start
+        swarm.start()
+        # when bob is asked to leave while it trains
+        assert (await swarm.finish("bob"))["bob"] == ASKED
+        # then it does one more step, which counts, and begins no other round
+        assert worth_waiting == [True]
+        last = bob.reports[-1]
+        assert (last.round, last.counted, last.steps) == (2, True, 1)
+        # and the others go on, and it finds them when it comes back
+        await swarm.rounds_done(4, "ann")
+        bob.start()
+        await swarm.finish()
+        assert len(swarm.anchors()) == 1
+
+
+async def test_who_is_asked_to_leave_outside_a_round_goes_at_once(tmp_path: Path) -> None:
+    # given a peer that waits for a swarm to begin
+    async with Swarm(tmp_path, "ann", "bob", validators=["ann"]) as swarm:
+        swarm.start("bob")
+        await swarm.until(lambda: swarm["bob"].peer is not None)
+        # when / then
+        assert swarm["bob"].life.leave() is False
+        assert (await swarm.finish("bob"))["bob"] == ASKED

@@ -57,6 +57,16 @@ def test_time_is_up_after_the_step_in_which_it_ends() -> None:
     assert inner(lambda loss: loss, Stop(0.0)).steps == 1
 
 
+def test_who_is_told_that_it_is_enough_stops_behind_the_step() -> None:
+    model = nn.Linear(2, 1)
+    report = run_inner_steps(
+        lambda batch: model(torch.ones(2)).sum(), make_optimizer(model, InnerConfig()),
+        (torch.ones(3, 9, dtype=torch.int64) for _ in range(4)),
+        learning_rates=lambda step: 0.1, clip_norm=1.0, stop=Stop(100.0), on_step=lambda step, loss: step == 1,
+    )  # fmt: skip
+    assert report.steps == 2
+
+
 def test_all_workers_stop_when_one_must() -> None:
     # given another worker whose time is up after the second step
     asked: list[bool] = []
