@@ -26,7 +26,7 @@ ANY_COPIES = 255
 """However often the holder has handed a chunk out."""
 MAX_LISTED = 1024
 """Chunks named in one request."""
-MAX_BATCH = 16
+MAX_BATCH = 64
 """Chunks asked for at once; as many as the holder sends in `BATCH_SECONDS`, up to this."""
 BATCH_SECONDS = 1.0
 THRIFTY_CHUNKS = 4

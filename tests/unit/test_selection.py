@@ -275,4 +275,4 @@ def test_a_count_does_not_overflow() -> None:
     handed = np.array([255], np.uint8)
     assert pick((0,), 1, ANY_COPIES, bits(1, 0), handed) == [0]
     assert handed[0] == 255
-    assert CHUNK_BYTES * MAX_BATCH <= 4 * 1024 * 1024
+    assert CHUNK_BYTES * MAX_BATCH <= 16 * 1024 * 1024
