@@ -192,6 +192,36 @@ def exchange(
     _write(json, rows)
 
 
+@bench.command("churn")
+def churn(
+    quick: Annotated[bool, typer.Option("--quick", help="less of everything: under ten minutes")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="keep the peers' logs and states here; else they are removed")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of losses and of who dies when")] = 0,
+    json: Json = None,
+) -> None:
+    """Kill, split, join: real peers over an emulated internet.
+
+    Six peers in network namespaces of this machine, with home lines between them (110/500 Mb/s, 40 ms, 0.1 % loss).
+    What is killed in which phase and what it costs; partitions and how they heal; the state from one and from eight
+    donors; tokens per second while peers die at random. Ray is left out, see `elastic quickstart --chaos`. Needs Linux
+    and root, for the namespaces; skips itself where it may not make them.
+    """
+    from elastic.bench.churn.wan import LinkSpeed, obstacle
+
+    _can_be_written(json)
+    problem = obstacle()
+    if problem is not None:
+        say(f"skipped: {problem}")
+        return
+    from elastic.bench.churn.suite import QUICK, Scale, measure
+
+    with _folder(folder) as place:
+        tables = measure(place, QUICK if quick else Scale(), LinkSpeed(), seed, say)
+    _write(json, tables)
+
+
 def _count(argument: str) -> int:
     if not argument.isdecimal() or not 1 <= int(argument) <= 1024:
         raise ConfigError(f"--peers {argument}: expected numbers from 1 to 1024, as in --peers 8 16 70")
@@ -213,6 +243,20 @@ def _write(path: Path | None, result: Any) -> None:
     if path is not None:
         path.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
         say(f"wrote {path}")
+
+
+@contextmanager
+def _folder(wanted: Path | None) -> Iterator[Path]:
+    """A new folder: that one, which stays, or a temporary one."""
+    if wanted is None:
+        with tempfile.TemporaryDirectory(prefix="elastic-bench-") as name:
+            yield Path(name)
+        return
+    try:
+        wanted.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--dir {wanted}: {error.strerror}; name a folder that is not there yet") from error
+    yield wanted.resolve()
 
 
 @contextmanager

@@ -1,0 +1,94 @@
+"""All of `elastic bench churn`, one part after the other, and its tables."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from elastic.bench.churn import donors, goodput, kills, splits
+from elastic.bench.churn.swarm import Settings, Swarm
+from elastic.bench.churn.wan import LinkSpeed, Wan
+
+PEERS, VALIDATORS = 6, 4
+JUMBO = 9000
+"""MTU where much is sent: the packets of a fast line are too many for two cores."""
+FIXED = Settings(train_seconds=10.0, gather_seconds=10.0, deadline_factor=1e6)
+"""Everyone is waited for until 20 s have passed, some four usual rounds."""
+
+Say = Callable[[str], Any]
+Tables = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is measured."""
+
+    phases: tuple[str, ...] = kills.PHASES
+    split_seconds: float = 60.0
+    anchor_bytes: int = 200_000_000
+    death_rates: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
+    churn_seconds: float = 180.0
+
+
+QUICK = Scale(
+    phases=kills.QUICK_PHASES, split_seconds=20.0, anchor_bytes=50_000_000, death_rates=(0.0, 0.1), churn_seconds=60.0
+)
+
+
+def measure(folder: Path, scale: Scale, speed: LinkSpeed, seed: int, say: Say) -> Tables:
+    """Everything; each row is told as it comes, and `folder` holds the peers' logs."""
+    return asyncio.run(_measure(folder, scale, speed, seed, say))
+
+
+async def _measure(folder: Path, scale: Scale, speed: LinkSpeed, seed: int, say: Say) -> Tables:
+    tables: Tables = {}
+    with Wan(PEERS + 1, speed, seed) as wan:
+        swarm = Swarm(wan, folder / "adaptive", PEERS, VALIDATORS, Settings())
+        say(f"\n{PEERS} peers, {VALIDATORS} of them validators, start over {speed}")
+        async with swarm.running():
+            usual = swarm.usual_seconds()
+            say(f"a usual round takes {usual:.1f} s, so nobody is waited for longer than about {2 * usual + 2:.0f} s")
+            tables["kills"] = await _kills(swarm, scale, say)
+            tables["splits"] = await _splits(swarm, scale, say)
+            rows = await _goodput(swarm, "adaptive", scale, usual, seed, say)
+        fixed = Swarm(wan, folder / "fixed", PEERS, VALIDATORS, FIXED)
+        async with fixed.running():
+            rows += await _goodput(fixed, "fixed", scale, usual, seed, say)
+        tables["goodput"] = [asdict(row) for row in rows]
+        say("\n" + goodput.header())
+        for row in rows:
+            say(goodput.line(row, calm=rows[0].tokens_per_second))
+    with Wan(donors.DONORS + 1, replace(speed, mtu=JUMBO), seed) as wan:
+        say(f"\na joiner fetches an anchor of {scale.anchor_bytes / 1e6:.0f} MB\n{donors.header()}")
+        found = await donors.transfers(wan, folder / "join", scale.anchor_bytes, say)
+        say(f"{donors.DONORS} donors are {found[0].seconds / found[1].seconds:.1f} times as fast as one")
+        tables["join"] = [asdict(row) for row in found]
+    return tables
+
+
+async def _kills(swarm: Swarm, scale: Scale, say: Say) -> list[dict[str, Any]]:
+    say("\n" + kills.header())
+    return [asdict(blow) for blow in await kills.matrix(swarm, scale.phases, say)]
+
+
+async def _splits(swarm: Swarm, scale: Scale, say: Say) -> list[dict[str, Any]]:
+    say("\n" + splits.header())
+    found = []
+    for name in splits.SPLITS:
+        found.append(await splits.split(swarm, name, scale.split_seconds))
+        say(splits.line(found[-1]))
+    return [asdict(each) for each in found]
+
+
+async def _goodput(
+    swarm: Swarm, deadlines: str, scale: Scale, usual: float, seed: int, say: Say
+) -> list[goodput.Goodput]:
+    found = []
+    for rate in scale.death_rates:
+        await swarm.all_good(1)
+        say(f"{scale.churn_seconds:.0f} s with {deadlines} deadlines and {rate:g} deaths per peer and round")
+        found.append(await goodput.measure(swarm, deadlines, rate, scale.churn_seconds, usual, seed))
+    return found

@@ -1,0 +1,101 @@
+"""The churn benchmark: the emulated network does what a network of that kind does, and rows tell what was seen."""
+
+import struct
+
+import pytest
+
+from elastic.bench.churn import donors, goodput, kills, splits
+from elastic.bench.churn.link import Link, Port, address, destination
+from elastic.bench.churn.swarm import good
+from elastic.messages import RoundReport
+
+RATE, DELAY = 1000.0, 0.5
+
+
+def packet(host: int, size: int = 100) -> bytes:
+    """IPv4, for that host."""
+    receiver = bytes(int(part) for part in address(host).split("."))
+    return (b"\x45" + bytes(15) + receiver).ljust(size, b"\0")
+
+
+def link(hosts: int = 2, loss: float = 0.0, queue_seconds: float = 1.0, up: float = RATE, down: float = RATE) -> Link:
+    return Link([], [Port(up, down, DELAY, loss) for _ in range(hosts)], queue_seconds, seed=1)
+
+
+def test_addresses_name_hosts_and_nothing_else_does() -> None:
+    for host in (0, 1, 254, 255, 256, 600):
+        assert destination(packet(host)) == host
+    assert destination(packet(1)[:19]) is None
+    assert destination(b"\x60" + packet(1)[1:]) is None
+    assert destination(packet(1)[:16] + struct.pack("!I", 0x08080808)) is None
+
+
+def test_a_packet_takes_its_time_on_both_lines_and_in_between() -> None:
+    # 100 bytes at 1000 B/s are 0.1 s up and 0.1 s down
+    assert link().route(0, packet(1), now=10.0) == pytest.approx(10.0 + 0.1 + DELAY + 0.1)
+
+
+def test_packets_queue_and_what_would_wait_too_long_is_dropped() -> None:
+    # given a line of ten packets a second, and a second of queue
+    wan = link(queue_seconds=1.0, down=1e9)
+    # when thirty come at once
+    arrivals = [wan.route(0, packet(1), now=0.0) for _ in range(30)]
+    # then eleven go out, one after the other
+    through = [arrival for arrival in arrivals if arrival is not None]
+    assert through == pytest.approx([0.1 * n + DELAY for n in range(1, 12)], abs=1e-6)
+
+
+def test_senders_share_the_downlink_of_who_receives() -> None:
+    wan = link(hosts=3, up=1e9)
+    arrivals = [wan.route(sender, packet(2), now=0.0) for sender in (0, 1)]
+    assert arrivals == pytest.approx([DELAY + 0.1, DELAY + 0.2], abs=1e-6)
+
+
+def test_losses_are_as_many_as_told_and_the_same_for_a_seed() -> None:
+    def lost() -> list[bool]:
+        wan = link(loss=0.1, up=1e9, down=1e9)
+        return [wan.route(0, packet(1), now=float(n)) is None for n in range(2000)]
+
+    assert lost() == lost()
+    assert 140 < sum(lost()) < 260
+
+
+def test_a_split_network_carries_nothing_between_its_sides_until_it_heals() -> None:
+    wan = link(hosts=3)
+    wan.change({"side": [0, 1, 0]})
+    assert wan.route(0, packet(1), now=0.0) is None
+    assert wan.route(0, packet(2), now=0.0) is not None
+    wan.change({"side": [0, 0, 0]})
+    assert wan.route(0, packet(1), now=9.0) is not None
+
+
+def test_nothing_is_routed_to_who_is_not_there() -> None:
+    assert link().route(0, packet(7), now=0.0) is None
+
+
+def test_rows_fit_under_their_headers() -> None:
+    blow = kills.Blow("another validator", "gather", 0, 3.21, 9.87)
+    nobody = kills.Blow("trace collector (hangs)", "any", 1, 3.21, None)
+    split = splits.Split("halves", 60.0, 0, 4, 7.8, 1)
+    row = goodput.Goodput("adaptive", 0.1, 7, 12, 1, 900.0, 11.2)
+    transfer = donors.Transfer("8, one of them lies", 3.5, 1.0)
+    for line, header in (
+        (kills.line(blow), kills.header()), (kills.line(nobody), kills.header()),
+        (splits.line(split), splits.header()), (goodput.line(row, calm=1000.0), goodput.header()),
+        (donors.line(transfer), donors.header()),
+    ):  # fmt: skip
+        assert len(line) == len(header)
+    assert goodput.line(row, calm=1000.0).split()[-2:] == ["90%", "11.2"]
+
+
+def test_a_round_is_good_if_it_took_an_outer_step() -> None:
+    def report(manifest: str | None, skipped: str | None) -> RoundReport:
+        return RoundReport.model_validate({
+            "run": "r", "round": 1, "peer": "1" * 46, "name": "", "contributed": True, "counted": False,
+            "skipped": skipped, "digest": "0" * 64, "manifest": manifest, "seconds": {},
+        })  # fmt: skip
+
+    assert good(report("0" * 64, None))
+    assert good(report("0" * 64, "arrived after the round was decided"))
+    assert not good(report("0" * 64, "void: nobody's contribution counted"))
+    assert not good(report(None, "no manifest for this round yet"))
