@@ -134,7 +134,7 @@ def remember(peer: Peer, plan: RoundPlan, seen: Seen, decision: Commit | Skip, p
     counted = decision.manifest.counted if isinstance(decision, Commit) else ()
     # Everyone arrived here, or at the validator. Who had no part and saw nobody came when the round was over.
     if (seen.arrivals or plan.slot is not None) and len(plan.roster) in (len(seen.arrivals), len(counted)):
-        peer.history.append(phases.elapsed())
+        peer.pace.note(phases.elapsed())
     tokens = {sender: arrival.header.tokens for sender, arrival in seen.arrivals.items()}
     evidence = [Evidence(verdict=verdict, tokens=tokens.get(sender, 0)) for sender, verdict in seen.verdicts.items()]
     peer.incentive.score(plan.round, evidence)

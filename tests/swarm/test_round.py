@@ -215,8 +215,8 @@ async def test_a_round_in_which_all_counted_teaches_everyone_its_length(tmp_path
         await swarm.finish()
         # then
         for node in swarm.nodes.values():
-            assert len(node.peer.history) == 3
-            assert all(seconds < 3.0 for seconds in node.peer.history)
+            assert len(node.peer.pace.history) == 3
+            assert all(seconds < 3.0 for seconds in node.peer.pace.history)
 
 
 async def test_who_counted_is_not_called_missing_by_those_who_had_not_fetched_it_yet(tmp_path: Path) -> None:
