@@ -1,6 +1,7 @@
 """`elastic doctor`: what of this machine would keep a peer from taking part, and what to do about it.
 
-Every check looks at one thing, asks nobody for permission, changes nothing, and ends in a `Finding`.
+Every check looks at one thing, asks nobody for permission, changes nothing, and ends in a `Finding`. What others have
+to be asked for is in `outside`.
 """
 
 import importlib.metadata
@@ -12,11 +13,10 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 
 import psutil
 
+from elastic.actors.finding import Finding, Level
 from elastic.check import entry_socket
 from elastic.config import RunConfig
 from elastic.errors import ElasticError
@@ -36,23 +36,6 @@ PROCESS_BYTES = 700 * 10**6
 """What a process of a peer takes for itself, with torch or Hivemind imported."""
 
 
-class Level(StrEnum):
-    """How bad it is."""
-
-    OK = "ok"
-    WARNING = "warning"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found."""
-
-    what: str
-    level: Level
-    says: str
-
-
 def examine(config: RunConfig, ntp: str) -> Iterator[Finding]:
     """All checks, the quick ones first.
 
@@ -69,8 +52,12 @@ def examine(config: RunConfig, ntp: str) -> Iterator[Finding]:
     yield memory(config, model)
     yield port(config)
     yield address(config)
-    yield from entries(config)
+    yield from (doors := list(entries(config)))
     yield clock(ntp)
+    from elastic.actors.outside import outside  # imports Hivemind
+
+    bootstrap = config.local.network.bootstrap
+    yield from outside(config, [entry for entry, door in zip(bootstrap, doors, strict=False) if door.level is Level.OK])
     yield gpus(config)
     yield cluster(config)
 
@@ -149,7 +136,7 @@ def port(config: RunConfig) -> Finding:
 
 
 def address(config: RunConfig) -> Finding:
-    """Whether others can dial us; only a peer elsewhere could prove it."""
+    """Whether others can dial us, as far as this machine can tell; `outside` asks others."""
     network = config.local.network
     if network.announce:
         return Finding("address", Level.OK, f"announces {', '.join(network.announce)}")

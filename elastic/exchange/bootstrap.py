@@ -34,6 +34,7 @@ from elastic.exchange.daemon import CLOSE_SECONDS, check_can_listen, start_daemo
 from elastic.exchange.hivemind_guards import guard
 from elastic.exchange.identity_validator import IdentityValidator
 from elastic.exchange.leftovers import sweep
+from elastic.exchange.probe import ProbeServer
 from elastic.messages import PeerId
 from elastic.wire.signing import Identity, public_key_of
 
@@ -283,7 +284,7 @@ async def run_bootstrap(
     on_ready: Callable[[list[str]], None],
     stop: asyncio.Event,
 ) -> None:
-    """Be an entry point into the DHT, for any run, until `stop` is set.
+    """Be an entry point into the DHT, for any run, until `stop` is set; and answer `elastic doctor` (see `probe`).
 
     Args:
         identity_path: key file; made if there is none, so that the address stays the same.
@@ -298,14 +299,16 @@ async def run_bootstrap(
     """
     identity = Identity.load_or_create(identity_path)
     node = await Node.start(identity, identity_path, NetworkConfig(host=host, port=port, announce=tuple(announce)))
-    stopping = asyncio.create_task(stop.wait())
+    stopping, probes = asyncio.create_task(stop.wait()), ProbeServer(node.p2p, measures=True)
     try:
+        await node.call(probes.start(), "answering probes")
         on_ready(node.addresses)
         await asyncio.wait([stopping, node.exited], return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             raise NetworkError("the local p2pd is gone, restart this entry point")
     finally:
         stopping.cancel()
+        probes.close()
         await node.close()
 
 

@@ -29,6 +29,7 @@ from elastic.exchange.fetch import BulkClient
 from elastic.exchange.identity_validator import MAX_RECORD_BYTES
 from elastic.exchange.known import Known
 from elastic.exchange.limits import Limits
+from elastic.exchange.probe import ProbeServer
 from elastic.exchange.serve import BulkServer
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 from elastic.wire.signing import Identity
@@ -70,6 +71,7 @@ class HivemindExchange:
         limits = Limits(upload_bytes_per_second=network.upload_mbps * 1e6 / 8)
         seed = zlib.crc32(identity.peer.encode())
         self._server = BulkServer(store, node.control_path, self._traffic, limits)
+        self._probes = ProbeServer(node.p2p, measures=False)
         self._client = BulkClient(node.control_path, store.partials, self._traffic, seed, limits)
         self._threads = ThreadPoolExecutor(limits.max_fetches, thread_name_prefix="bulk-fetch")
         self._closed = threading.Event()
@@ -107,6 +109,7 @@ class HivemindExchange:
             store = await asyncio.to_thread(BlobStore, blob_dir)
             exchange = cls(node, identity, run, network, store, known)
             await node.call(asyncio.to_thread(exchange._server.start), "serving blobs")
+            await node.call(exchange._probes.start(), "answering probes")
         except BaseException:
             await (exchange or node).close()
             raise
@@ -203,6 +206,7 @@ class HivemindExchange:
         if not self._closed.is_set():
             self._closed.set()
             self._server.close()
+            self._probes.close()
             self._client.close()
             self._threads.shutdown(wait=False, cancel_futures=True)
         await self._node.close()
