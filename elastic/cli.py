@@ -208,8 +208,9 @@ def bootstrap(
 ) -> None:
     """Start an entry point to the DHT and print its address.
 
-    It knows no run and trains nothing: any machine that others can reach will do, for any number of runs. Ctrl-C ends
-    it; peers that have met go on without it.
+    It knows no run and trains nothing: any machine that others can reach will do, for any number of runs. It also
+    tells `elastic doctor` whether it can dial a machine, and measures the line to it. Ctrl-C ends it; peers that have
+    met go on without it.
     """
     from elastic.exchange.bootstrap import run_bootstrap
 
