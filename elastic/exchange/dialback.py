@@ -26,35 +26,49 @@ _EXTENSION = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
 _KEY_HEAD, _SIGNATURE_HEAD = bytes.fromhex("3068042408011220"), bytes.fromhex("0440")
 """What stands before the 32 bytes of an Ed25519 key, and before the 64 of its signature."""
 _SIGNED_DATA = b"libp2p-tls-handshake:"
+_MALFORMED = (
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What reading a hostile certificate raises beside ValueError."""
 
 
 class NotLibp2pError(Exception):
     """Somebody answered who is no libp2p peer with an Ed25519 key."""
 
 
-async def who_answers(ip: str, port: int) -> PeerId:
-    """Which peer listens there; bound it with a time-out.
+async def who_answers(ip: str, port: int, seconds: float) -> PeerId:
+    """Which peer listens there.
 
     Raises:
         ConnectionRefusedError: nobody.
-        OSError: no way there.
+        OSError: no way there within these seconds.
         NotLibp2pError: something else does.
     """
-    reader, writer = await asyncio.open_connection(ip, port, limit=_BUFFER_BYTES)
+    deadline = asyncio.get_running_loop().time() + seconds
+    async with asyncio.timeout_at(deadline):
+        reader, writer = await asyncio.open_connection(ip, port, limit=_BUFFER_BYTES)
     try:
-        if await reader.readexactly(len(GREETING)) != GREETING:
-            raise NotLibp2pError("no greeting")
-        writer.write(GREETING + _TLS)
-        if await reader.readexactly(len(_TLS)) != _TLS:
-            raise NotLibp2pError("no TLS")
-        await writer.start_tls(_any_certificate())
-        return signer_of(writer.get_extra_info("ssl_object").getpeercert(True))
+        async with asyncio.timeout_at(deadline):
+            return await _shake_hands(reader, writer)
     except (OSError, EOFError) as error:
-        if isinstance(error, TimeoutError):
-            raise
-        raise NotLibp2pError(str(error)) from error
+        raise NotLibp2pError(str(error) or "it says nothing") from error
     finally:
         writer.transport.abort()
+
+
+async def _shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> PeerId:
+    """As far as the listener's certificate; raises NotLibp2pError, OSError, EOFError."""
+    if await reader.readexactly(len(GREETING)) != GREETING:
+        raise NotLibp2pError("no greeting")
+    writer.write(GREETING + _TLS)
+    if await reader.readexactly(len(_TLS)) != _TLS:
+        raise NotLibp2pError("no TLS")
+    await writer.start_tls(_any_certificate())
+    return signer_of(writer.get_extra_info("ssl_object").getpeercert(True))
 
 
 def signer_of(certificate: bytes) -> PeerId:
@@ -67,7 +81,7 @@ def signer_of(certificate: bytes) -> PeerId:
         parsed = x509.load_der_x509_certificate(certificate)
         extension = parsed.extensions.get_extension_for_oid(_EXTENSION).value
         proved = parsed.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, x509.DuplicateExtension, x509.ExtensionNotFound, UnsupportedAlgorithm) as error:
+    except (ValueError, *_MALFORMED) as error:
         raise NotLibp2pError(f"no certificate of libp2p: {error}") from error
     value = extension.value if isinstance(extension, x509.UnrecognizedExtension) else b""
     head, key, middle, signature = value[:8], value[8:40], value[40:42], value[42:]

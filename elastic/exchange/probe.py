@@ -5,7 +5,7 @@
       DIAL     the key of the peer that answers at that address and port `number`, 32 bytes
       DOWN     `number` bytes of noise
       UP       when the asker has sent up to `number` bytes: bytes counted u32 · microseconds u32
-    end        the asker closes; a stream that is cut looks like one that ended, so the other side never closes first
+    end        the asker closes: who closes first may cut off what it sent last
 
 A request names a port only: whom to dial is read off the connection on which it came, so nobody can be sent to a third
 machine. All else that a stranger could want too much of is bounded by `ProbeLimits`.
@@ -82,9 +82,9 @@ class ProbeLimits:
     """At a time; one of each address and each peer."""
     at_once: tuple[int, int] = (4, 2)
     """Dials and measurements at a time."""
-    each: tuple[int, int] = (8, 6)
-    """Dials and measurements per minute of one address,"""
-    in_all: tuple[int, int] = (60, 20)
+    each: tuple[int, int] = (8, 64 * MIB)
+    """Dials, and bytes of measurements, per minute of one address,"""
+    in_all: tuple[int, int] = (60, 256 * MIB)
     """and of all."""
     request_seconds: float = 5.0
     """For the request to come, and for the asker to close."""
@@ -92,23 +92,24 @@ class ProbeLimits:
 
 
 class Ration:
-    """How many of one kind are given, at a time and per minute."""
+    """How many of one kind are given at a time, and how much per minute."""
 
     def __init__(self, at_once: int, each: int, in_all: int) -> None:
         self._at_once, self._each, self._in_all = at_once, each, in_all
         self._under_way = 0
-        self._given: deque[tuple[float, str]] = deque()
+        self._given: deque[tuple[float, str, int]] = deque()
 
     @contextmanager
-    def one(self, address: str, now: float) -> Iterator[bool]:
+    def one(self, address: str, amount: int, now: float) -> Iterator[bool]:
         """Whether this address gets one, which lasts until the end of the block."""
         while self._given and self._given[0][0] <= now - 60:
             self._given.popleft()
-        had = sum(each == address for _, each in self._given)
-        if self._under_way >= self._at_once or had >= self._each or len(self._given) >= self._in_all:
+        each = sum(given for _, to, given in self._given if to == address)
+        in_all = sum(given for _, _, given in self._given)
+        if self._under_way >= self._at_once or each + amount > self._each or in_all + amount > self._in_all:
             yield False
             return
-        self._given.append((now, address))
+        self._given.append((now, address, amount))
         self._under_way += 1
         try:
             yield True
@@ -154,7 +155,8 @@ class ProbeServer:
                 self._answering[task] = caller
                 await self._answer(ip, reader, writer)
                 async with asyncio.timeout(self._limits.request_seconds):
-                    await reader.read(1)
+                    while await reader.read(PIECE_BYTES):  # what is left unread would make the end look like a fault
+                        pass
         except (OSError, EOFError) as error:
             logger.debug("a probe of %s ended early: %s", info.peer_id, error)
         except asyncio.CancelledError:
@@ -175,13 +177,13 @@ class ProbeServer:
         elif ip is None:
             await self._say(writer, Status.INDIRECT, ip)
         elif kind == Kind.DIAL:
-            with self._dials.one(ip, time.monotonic()) as granted:
+            with self._dials.one(ip, 1, time.monotonic()) as granted:
                 status, key = await self._dial(ip, number) if granted else (Status.BUSY, b"")
             await self._say(writer, status, ip, key)
         elif not self._measures:
             await self._say(writer, Status.UNSERVED, ip)
         else:
-            with self._measurements.one(ip, time.monotonic()) as granted:
+            with self._measurements.one(ip, number, time.monotonic()) as granted:
                 await self._say(writer, Status.OK if granted else Status.BUSY, ip)
                 if granted:
                     await self._measure(Kind(kind), number, reader, writer)
@@ -192,8 +194,8 @@ class ProbeServer:
 
     async def _dial(self, ip: str, port: int) -> tuple[Status, bytes]:
         try:
-            async with asyncio.timeout(self._limits.dial_seconds):
-                return Status.OK, public_key_of(await who_answers(ip, port)).public_bytes_raw()
+            peer = await who_answers(ip, port, self._limits.dial_seconds)
+            return Status.OK, public_key_of(peer).public_bytes_raw()
         except ConnectionRefusedError:
             return Status.REFUSED, b""
         except NotLibp2pError:
@@ -222,7 +224,7 @@ async def send_noise(writer: asyncio.StreamWriter, number: int) -> None:
 
 
 async def count(reader: asyncio.StreamReader, most: int) -> tuple[int, float]:
-    """Receive until `most` bytes are here, nothing more comes, or MEASURE_SECONDS are over.
+    """Receive until `most` bytes are here, the stream ends or is cut, or MEASURE_SECONDS are over.
 
     Returns:
         The bytes that came after the first piece, and in how many seconds: the way to us does not count.
@@ -237,6 +239,8 @@ async def count(reader: asyncio.StreamReader, most: int) -> tuple[int, float]:
                     first, begin = total, last
     except TimeoutError:
         last = time.monotonic()
+    except OSError as error:
+        logger.debug("cut after %d bytes: %s", total, error)
     return total - first, last - begin
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,13 +26,20 @@ from elastic.exchange.probe import MEASURE_BYTES, MEASURE_SECONDS, Kind, Status
 from elastic.messages import PeerId
 from elastic.wire.signing import peer_id_of
 
+logger = logging.getLogger(__name__)
+
 OPEN_SECONDS = 10.0
 """For connecting, and for opening a stream."""
 ANSWER_SECONDS = 20.0
 """For an answer: before it one may have to dial, and the question waits behind what a thin uplink still has to send."""
-BUSY_SECONDS = 2.0
-"""Before one who is busy is asked again."""
-_TRIES = 3
+BUSY_SECONDS = (0.1, 2.0, 2.0)
+"""Before one who is busy is asked again: at first it may only not know yet that our last stream has ended."""
+LEAVE_SECONDS = 7.0
+"""For the other end to be done with us: a little more than it gives itself."""
+FIRST_BYTES = 128 * 1024
+"""Of the first measurement; a slow line has enough to do with them."""
+LONG_SECONDS, AIM_SECONDS = 1.0, 3.0
+"""A measurement that lasts so long is good enough; the next one is to last so long."""
 _FOREIGN = (P2PDaemonError, OSError, EOFError)
 
 
@@ -48,8 +56,15 @@ class Answer:
     """Where the one asked sees us come from."""
     peer: PeerId | None = None
     """DIAL: who answers there."""
-    bits_per_second: float = 0.0
-    """DOWN, UP; 0: too little came to tell."""
+    counted: int = 0
+    """DOWN, UP: bytes"""
+    seconds: float = 0.0
+    """in so many seconds."""
+
+    @property
+    def bits_per_second(self) -> float:
+        """0: too little came to tell."""
+        return 8 * self.counted / self.seconds if self.seconds else 0.0
 
 
 @asynccontextmanager
@@ -101,18 +116,30 @@ class Visit:
         except _FOREIGN as error:
             raise NetworkError(str(error) or f"no answer within {OPEN_SECONDS:.0f} s") from error
 
-    async def ask(self, entry: Entry, kind: Kind, number: int = MEASURE_BYTES) -> Answer:
+    async def measure(self, entry: Entry, kind: Kind) -> Answer:
+        """The line to an entry point, with no more bytes than it carries in a few seconds; raises like `ask`.
+
+        More of them would wait in queues along the way, and whatever is asked next behind them.
+        """
+        number = FIRST_BYTES
+        while True:
+            answer = await self.ask(entry, kind, number)
+            if answer.status != Status.OK or number == MEASURE_BYTES or answer.seconds >= LONG_SECONDS:
+                return answer
+            number = min(MEASURE_BYTES, max(2 * number, int(answer.bits_per_second / 8 * AIM_SECONDS)))
+
+    async def ask(self, entry: Entry, kind: Kind, number: int) -> Answer:
         """One request, again if the one asked is busy.
 
         Raises:
             TooOldError: it does not know such requests.
             NetworkError: it broke off, or what came makes no sense.
         """
-        for _ in range(_TRIES - 1):
+        for pause in BUSY_SECONDS:
             answer = await self._once(entry, kind, number)
             if answer.status != Status.BUSY:
                 return answer
-            await asyncio.sleep(BUSY_SECONDS)
+            await asyncio.sleep(pause)
         return await self._once(entry, kind, number)
 
     async def _once(self, entry: Entry, kind: Kind, number: int) -> Answer:
@@ -148,7 +175,7 @@ async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kind
         counted, seconds = await probe.count(reader, number)
     else:
         counted, seconds = await _send(reader, writer, number)
-    return Answer(Status.OK, ip, bits_per_second=8 * counted / seconds if seconds else 0.0)
+    return Answer(Status.OK, ip, counted=counted, seconds=seconds)
 
 
 async def _send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> tuple[int, float]:
@@ -167,14 +194,13 @@ async def _send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, numb
 
 async def _leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Close, and wait until the other end has too: before that it would be busy with us."""
-    if writer.can_write_eof():
-        writer.write_eof()
     try:
-        async with asyncio.timeout(BUSY_SECONDS):
+        writer.write_eof()
+        async with asyncio.timeout(LEAVE_SECONDS):
             while await reader.read(probe.PIECE_BYTES):
                 pass
-    except TimeoutError:
-        pass  # what is still on its way we have no use for
+    except OSError as error:
+        logger.debug("after the answer: %s", error)
 
 
 def ports_of(addresses: Sequence[str]) -> tuple[int, ...]:

@@ -79,9 +79,23 @@ async def test_an_entry_point_measures_both_ways(entry: Entry, stack: AsyncExitS
     _, visit = await visit_of(stack, tmp_path / "visit.key")
     await visit.enter(entry)
     for kind in (Kind.DOWN, Kind.UP):
-        answer = await visit.ask(entry, kind)
+        answer = await visit.measure(entry, kind)
         assert answer.status is Status.OK and answer.bits_per_second > 0
     assert (await visit.ask(entry, Kind.DOWN, MEASURE_BYTES + 1)).status is Status.BAD_REQUEST
+
+
+@pytest.mark.parametrize("kind", [Kind.DOWN, Kind.UP])
+async def test_a_measurement_that_is_cut_short_still_counts(
+    entry: Entry, stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    # given so little time that most of the bytes are still on their way
+    monkeypatch.setattr(probe, "MEASURE_SECONDS", 0.002)
+    _, visit = await visit_of(stack, tmp_path / "visit.key")
+    await visit.enter(entry)
+    # then what came is told, each time
+    for _ in range(6):
+        answer = await visit.ask(entry, kind, MEASURE_BYTES)
+        assert answer.status is Status.OK and 0 <= answer.counted < MEASURE_BYTES and answer.seconds > 0
 
 
 async def test_garbage_and_floods_leave_an_entry_point_serving(
@@ -118,7 +132,7 @@ async def test_a_peer_dials_back_and_measures_nothing(stack: AsyncExitStack, tmp
     await visit.enter(door)
     (port,) = await visit.ports()
     assert (await visit.ask(door, Kind.DIAL, port)).peer == me.peer
-    assert (await visit.ask(door, Kind.DOWN)).status is Status.UNSERVED
+    assert (await visit.measure(door, Kind.DOWN)).status is Status.UNSERVED
 
 
 async def test_an_entry_point_that_does_not_know_the_request(stack: AsyncExitStack, tmp_path: Path) -> None:
