@@ -282,7 +282,7 @@ def doctor(
 
     Packages, key, disk, memory, port, address, entry points, clock, GPUs, Ray: each with what to do. It also goes to
     the entry points for a moment, as the peer would, asks them to dial it back, and measures the line to one of them
-    (8 MiB or 5 seconds each way). Nothing is changed. Ends with 1 if there is a problem.
+    (a few seconds each way). Nothing is changed. Ends with 1 if there is a problem.
     """
     config = load_config(run_file)
     validate(config)

@@ -220,8 +220,8 @@ async def _measured(config: RunConfig, visit: Visit, entries: Sequence[Entry]) -
     why = ""
     for entry in entries:
         try:
-            down = await visit.ask(entry, Kind.DOWN)
-            up = await visit.ask(entry, Kind.UP) if down.status == Status.OK else down
+            down = await visit.measure(entry, Kind.DOWN)
+            up = await visit.measure(entry, Kind.UP) if down.status == Status.OK else down
         except TooOldError:
             why = f"{_name(entry)} {_TOO_OLD}"
         except NetworkError as error:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from elastic.actors import outside
 from elastic.actors.finding import Level
@@ -14,7 +15,7 @@ from elastic.exchange.visit import Answer, ports_of
 from elastic.messages import PeerId
 from elastic.wire.signing import Identity
 
-ME, OTHER = (Identity.generate().peer for _ in range(2))
+ME, OTHER = (Identity(Ed25519PrivateKey.from_private_bytes(bytes([seed] * 32))).peer for seed in range(2))
 ENTRY, OURS = "203.0.113.5:4001", "8.8.8.8"
 
 
@@ -73,8 +74,8 @@ def measured(settings: RunConfig, down: float, up: float, ip: str = OURS) -> tup
     found = bandwidth(
         settings,
         ENTRY,
-        Answer(Status.OK, ip, bits_per_second=down * 1e6),
-        Answer(Status.OK, ip, bits_per_second=up * 1e6),
+        Answer(Status.OK, ip, counted=int(down * 125_000), seconds=1.0),
+        Answer(Status.OK, ip, counted=int(up * 125_000), seconds=1.0),
     )
     return found.level, found.says
 
