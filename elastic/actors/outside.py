@@ -230,7 +230,7 @@ async def _measured(config: RunConfig, visit: Visit, entries: Sequence[Entry]) -
             if up.status == Status.OK:
                 return bandwidth(config, _name(entry), down, up)
             reasons = {
-                Status.BUSY: "measures for others now: try again in a minute",
+                Status.BUSY: "measures for others now, or has just done so for us: try again in a minute",
                 Status.UNSERVED: "is a peer, and only `elastic bootstrap` measures",
                 Status.INDIRECT: "is reached through a relay only",
             }

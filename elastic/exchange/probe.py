@@ -7,8 +7,8 @@
       UP       when the asker has sent up to `number` bytes: bytes counted u32 · microseconds u32
     end        the asker closes: who closes first may cut off what it sent last
 
-A request names a port only: whom to dial is read off the connection on which it came, so nobody can be sent to a third
-machine. All else that a stranger could want too much of is bounded by `ProbeLimits`.
+A request names a port only: whom to dial is read off its connection, so nobody can be sent to a third machine. All
+else that a stranger could want too much of is bounded by `ProbeLimits`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Status(IntEnum):
     """Peers measure nothing."""
     BAD_REQUEST = 6
     INDIRECT = 7
-    """The asker comes through a relay: it has no address."""
+    """The asker comes through a relay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +127,7 @@ class ProbeServer:
 
     def __init__(self, p2p: P2P, *, measures: bool, limits: ProbeLimits | None = None) -> None:
         self._p2p, self._measures, self._limits = p2p, measures, limits or ProbeLimits()
-        both = zip(self._limits.at_once, self._limits.each, self._limits.in_all, strict=True)
-        self._dials, self._measurements = (Ration(*numbers) for numbers in both)
+        self._dials, self._measurements = map(Ration, self._limits.at_once, self._limits.each, self._limits.in_all)
         self._answering: dict[asyncio.Task[None], set[str]] = {}
         self._closed = False
 
@@ -183,7 +182,8 @@ class ProbeServer:
         elif not self._measures:
             await self._say(writer, Status.UNSERVED, ip)
         else:
-            with self._measurements.one(ip, number, time.monotonic()) as granted:
+            # Tiny ones count as a piece each, or there would be no end of them.
+            with self._measurements.one(ip, max(number, PIECE_BYTES), time.monotonic()) as granted:
                 await self._say(writer, Status.OK if granted else Status.BUSY, ip)
                 if granted:
                     await self._measure(Kind(kind), number, reader, writer)
