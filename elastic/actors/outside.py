@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from elastic.actors.finding import Finding, Level
-from elastic.actors.peer import layout
+from elastic.actors.job import layout
 from elastic.check import entry_socket
 from elastic.config import NetworkConfig, RunConfig
 from elastic.errors import ConfigError, ElasticError, NetworkError, StateError
