@@ -184,7 +184,7 @@ class Exchange(Protocol):
         ...
 
     async def cards(self) -> Sequence[PeerCard]:
-        """Live cards of this run, ours included; unreadable ones are left out."""
+        """Live cards of this run, ours included; unreadable ones are left out, and some if there are very many."""
         ...
 
     async def post(self, kind: str, round_: RoundIndex, body: bytes) -> None:
@@ -192,7 +192,14 @@ class Exchange(Protocol):
         ...
 
     async def records(self, kind: str, round_: RoundIndex) -> Mapping[PeerId, bytes]:
-        """Everyone's records of that kind for that round, ours included."""
+        """Everyone's records of that kind for that round, ours included; some are left out if there are very many."""
+        ...
+
+    async def heed(self, peers: Sequence[PeerId]) -> None:
+        """From now on cards and records of these peers (128 at most, those named last) come before everyone else's.
+
+        Theirs are always kept for others and returned. Of strangers, who may be very many, only some are.
+        """
         ...
 
     async def provide(self, blob: bytes) -> Digest:

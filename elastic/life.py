@@ -185,6 +185,7 @@ class Life:
             await peer.refresh()
             self._trainer_restarted = False
         head = await self._head(peer)
+        await peer.exchange.heed([*peer.shared.agreement.validators, *(head.roster if head is not None else ())])
         validator = peer.agreement.validates(peer.id)
         match decide_next(holds=peer.holds(), head=head, rounds=peer.shared.rounds, validator=validator):
             case Train(head):

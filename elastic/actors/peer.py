@@ -167,6 +167,7 @@ class PeerActor(TrainerDesk):
 
     async def _connect(self) -> None:
         self._reachable_at(await self._exchange.start())
+        await self._exchange.heed(self._config.shared.agreement.validators)
         await self._presence.refuse_other_runs()
         await self._presence.renew()
 

@@ -78,6 +78,7 @@ class RemoteExchange:
         """
         self._actor, self._on_restart = actor, on_restart
         self._files: dict[Digest, str] = {}
+        self._heeded: list[PeerId] = []
         self._counted = self._carried = (0, 0)
         self._recovering, self._lives = asyncio.Lock(), 0
 
@@ -99,6 +100,10 @@ class RemoteExchange:
     async def records(self, kind: str, round_: RoundIndex) -> Mapping[PeerId, bytes]:
         records: Mapping[PeerId, bytes] = await self._call("records", kind, round_)
         return records
+
+    async def heed(self, peers: Sequence[PeerId]) -> None:
+        self._heeded = list(peers)
+        await self._call("heed", self._heeded)
 
     async def provide(self, blob: bytes) -> Digest:
         digest: Digest = await self._call("provide", blob)
@@ -151,6 +156,7 @@ class RemoteExchange:
                 return
             try:
                 addresses = await self.start()
+                await _plain(self._actor.call.remote("heed", self._heeded))
                 for digest, path in self._files.items():
                     await _plain(self._actor.call.remote("provide_file", digest, path))
             except RestartedError:

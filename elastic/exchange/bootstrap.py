@@ -7,7 +7,6 @@ on it is bounded in time and fails at once when p2pd is gone.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,7 +16,6 @@ from typing import TypeVar
 
 from hivemind.dht.node import DHTNode
 from hivemind.dht.protocol import ValidationError
-from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
@@ -35,6 +33,8 @@ from elastic.exchange.hivemind_guards import guard
 from elastic.exchange.identity_validator import IdentityValidator
 from elastic.exchange.leftovers import sweep
 from elastic.exchange.probe import ProbeServer
+from elastic.exchange.protocol import place_of
+from elastic.exchange.records import Heeded
 from elastic.messages import PeerId
 from elastic.wire.signing import Identity, public_key_of
 
@@ -52,6 +52,7 @@ _LOST_SECONDS = 5.0
 _DOORS = 8
 """and at how many doors in each."""
 _NUM_REPLICAS = 8
+_MAX_BANNED = 4096
 _FORM = "/ip4/203.0.113.5/tcp/4001/p2p/12D3Koo…"
 _ADDRESS = re.compile(r"(?P<transport>/(ip4|dns|dns4)/[^/\s]+/tcp/\d{1,5})/p2p/(?P<peer>[1-9A-HJ-NP-Za-km-z]+)")
 _FOREIGN = (P2PDaemonError, P2PHandlerError, OSError, EOFError)
@@ -80,15 +81,6 @@ class Entry:
 
     def __str__(self) -> str:
         return f"{self.transport}/p2p/{self.peer}"
-
-
-def _node_id(peer: PeerId) -> DHTID:
-    """A peer's place in the DHT, the same in every life.
-
-    A random one (Hivemind's default) leaves the old one in others' tables when a peer comes back: they then store every
-    record on it twice, the second copy is refused as a duplicate, and the whole write counts as failed.
-    """
-    return DHTID.from_bytes(hashlib.sha256(peer.encode()).digest()[: DHTID.HASH_NBYTES])
 
 
 class Node:
@@ -132,10 +124,17 @@ class Node:
             async with asyncio.timeout(CALL_SECONDS):
                 dht = await DHTNode.create(
                     p2p=p2p,
-                    node_id=_node_id(identity.peer),
+                    node_id=place_of(p2p.peer_id),
                     record_validator=IdentityValidator(identity),
                     num_replicas=_NUM_REPLICAS,
                     client_mode=not network.listen,
+                    # No caches: every read asks the nodes that keep a key, and what they keep is bounded.
+                    cache_locally=False,
+                    cache_nearest=0,
+                    cache_on_store=False,
+                    cache_refresh_before_expiry=0,
+                    # Else it would remember every key that was ever read.
+                    reuse_get_requests=False,
                 )
                 visible = await p2p.get_visible_maddrs(latest=True) if network.listen else []
         except BaseException:
@@ -149,6 +148,12 @@ class Node:
             await node.close()
             raise
         return node
+
+    @property
+    def heeded(self) -> Heeded:
+        """Whose records are kept and read, whatever others post."""
+        heeded: Heeded = self.dht.protocol.storage.heeded
+        return heeded
 
     @property
     def control_path(self) -> str:
@@ -186,6 +191,8 @@ class Node:
         When a partition heals, each side has neighbours of its own and Hivemind asks the others ever more rarely, the
         longer they were silent.
         """
+        if len(self.dht.blacklist.ban_counter) > _MAX_BANNED:
+            self.dht.blacklist.clear()  # it never forgets; whoever answers us can name peers that do not exist
         table = self.dht.protocol.routing_table
         alone, now = not table.uid_to_peer_id, asyncio.get_running_loop().time()
         if now < self._knock_again_at:

@@ -104,6 +104,9 @@ class BucketExchange:
         records: Mapping[PeerId, bytes] = await self._inner.records(kind, round_)
         return records
 
+    async def heed(self, peers: Sequence[PeerId]) -> None:
+        await self._inner.heed(peers)
+
     async def provide(self, blob: bytes) -> Digest:
         digest: Digest = await self._inner.provide(blob)
         if blob and digest not in self._foreign:

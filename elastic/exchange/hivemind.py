@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_SECONDS = 1800.0
 """Records of a round are readable for so long."""
-_MAX_CARD_BYTES = 8 * 1024
+MAX_CARD_BYTES = 3 * 1024
+"""Sixteen addresses, the longest that IPv4 has and a bucket's, take 2.2 KiB."""
 _OWN_RECORDS = 256
 _TICK_SECONDS = 0.01
 _FP16_BYTES = 2
@@ -122,14 +123,20 @@ class HivemindExchange:
         return list(self._node.addresses)
 
     async def announce(self, card: PeerCard) -> None:
+        body = card.canonical()
+        if len(body) > MAX_CARD_BYTES:
+            raise NetworkError(
+                f"a card of {len(body)} bytes; at most {MAX_CARD_BYTES} are read: announce fewer addresses"
+            )
         async with self._announcing:  # of two cards the DHT keeps the one that expires later: it must be the newer
             self._card_expiry = max(time.time() + self._card_seconds, self._card_expiry + _TICK_SECONDS)
-            await self._write(f"{self._run}/peers", card.canonical(), self._card_expiry, "announcing this peer")
+            await self._write(f"{self._run}/peers", body, self._card_expiry, "announcing this peer")
 
     async def cards(self) -> Sequence[PeerCard]:
         found = await self._read(f"{self._run}/peers", "reading peer cards")
         cards = [card for peer, body in found.items() if (card := self._card_of(peer, body)) is not None]
         self._book = {card.peer: card.addresses for card in cards}
+        self._node.heeded.meet(self._book)
         if self._known.meet(cards, but=self.peer):
             self._node.known = self._known.entries()
         return cards
@@ -148,6 +155,10 @@ class HivemindExchange:
         found = await self._read(self._key(kind, round_), f"reading {kind} of round {round_}")
         own = self._own.get((kind, round_))
         return found if own is None else found | {self.peer: own}
+
+    async def heed(self, peers: Sequence[PeerId]) -> None:
+        self._check_open()
+        self._node.heeded.heed(peers)
 
     async def provide(self, blob: bytes) -> Digest:
         self._check_open()
@@ -235,13 +246,15 @@ class HivemindExchange:
         found = await self._node.call(self._node.dht.get(key, latest=True), what)
         if found is None or not isinstance(found.value, dict):
             return {}
-        bodies = {PeerId(PeerID(peer).to_base58()): entry.value for peer, entry in found.value.items()}
-        readable = {peer: body for peer, body in sorted(bodies.items()) if isinstance(body, bytes)}
+        bodies = {peer: entry.value for peer, entry in found.value.items() if isinstance(entry.value, bytes)}
+        # Once more: each node that answered may have had a crowd of its own.
+        chosen = self._node.heeded.choose({peer: len(body) for peer, body in bodies.items()})
+        readable = dict(sorted((PeerId(PeerID(peer).to_base58()), bodies[peer]) for peer in chosen))
         self._traffic.add(received=sum(map(len, readable.values())))
         return readable
 
     def _card_of(self, peer: PeerId, body: bytes) -> PeerCard | None:
-        if len(body) > _MAX_CARD_BYTES:
+        if len(body) > MAX_CARD_BYTES:
             return None
         try:
             card = PeerCard.from_bytes(body)

@@ -7,12 +7,18 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from hivemind.dht import node
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from hivemind.utils import timed_storage
 
+from elastic.exchange.protocol import GuardedProtocol
+
 _ENVELOPE_BYTES = 1024
 """Room for the protobuf around a response."""
+_LARGE_BYTES = 64 * 1024
+_MAX_WAITING = 16
+"""Large responses that wait until p2pd takes them."""
 _LOST = "the connection to the local p2pd is lost"
 
 
@@ -21,8 +27,9 @@ def guard() -> None:
     if hasattr(ControlClient, "elastic_guarded"):
         return
     ControlClient.elastic_guarded = True
+    node.DHTProtocol = GuardedProtocol
     _keep_stored_values_alive()
-    _answer_oversized_responses()
+    _bound_responses()
     _fail_calls_when_daemon_is_lost()
 
 
@@ -41,8 +48,9 @@ def _keep_stored_values_alive() -> None:
     timed_storage.TimedStorage.store = store
 
 
-def _answer_oversized_responses() -> None:
-    # A response above the message limit crashes the task that would send it, and the caller waits for ever.
+def _bound_responses() -> None:
+    # A response above the message limit crashes the task that would send it, and the caller waits for ever. And there
+    # is no end of responses that are ready to be sent: small requests for large ones would take all memory.
     upstream = ControlClient.add_unary_handler
 
     @functools.wraps(upstream)
@@ -51,6 +59,8 @@ def _answer_oversized_responses() -> None:
             response: bytes = await handler(data, remote_id)
             if len(response) > self.persistent_conn_max_msg_size - _ENVELOPE_BYTES:
                 raise P2PDaemonError("the response is larger than the message limit")
+            if len(response) > _LARGE_BYTES and self._pending_messages.qsize() >= _MAX_WAITING:
+                raise P2PDaemonError("too many large responses are waiting")
             return response
 
         await upstream(self, proto, bounded, balanced)

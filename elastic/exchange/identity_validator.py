@@ -7,7 +7,9 @@ key, subkey, value and expiration. A stranger can thus add records of its own an
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 import base58
@@ -16,6 +18,7 @@ from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 
 from elastic.errors import SignatureInvalidError
+from elastic.exchange.strict import StrictSerializer
 from elastic.messages import PeerId
 from elastic.wire.signing import SIGNATURE_BYTES, Identity, verify_bytes
 
@@ -27,6 +30,8 @@ MAX_TTL_SECONDS = 3600.0
 """A record that never expired would block its key for ever."""
 _DOMAIN = "record"
 _MAX_SUBKEY_BYTES = 64
+_REMEMBERED = 8192
+"""Records whose signature is not checked again: the same ones come with every look, from every node that keeps them."""
 
 
 class IdentityValidator(RecordValidatorBase):  # type: ignore[misc]
@@ -36,6 +41,7 @@ class IdentityValidator(RecordValidatorBase):  # type: ignore[misc]
         self._identity = identity
         self._own_subkey = DHTProtocol.serializer.dumps(base58.b58decode(identity.peer))
         self._now = now
+        self._genuine: OrderedDict[bytes, None] = OrderedDict()
 
     def sign_value(self, record: DHTRecord) -> bytes:
         """The value with our signature at its end; values under others' subkeys are left alone."""
@@ -51,9 +57,16 @@ class IdentityValidator(RecordValidatorBase):  # type: ignore[misc]
         """Whether the record is small, expires soon enough and is signed by the peer its subkey names."""
         if not SIGNATURE_BYTES < len(record.value) <= MAX_VALUE_BYTES:
             return False
-        # Written so that NaN is refused too.
-        if not record.expiration_time <= self._now() + MAX_TTL_SECONDS:
-            return False
+        return self.ends_in_time(record.expiration_time) and self._is_genuine(record)
+
+    def ends_in_time(self, expiration: float) -> bool:
+        """Whether nothing is wrong with that expiration, by our clock."""
+        return expiration <= self._now() + MAX_TTL_SECONDS  # written so that NaN is refused too
+
+    def _is_genuine(self, record: DHTRecord) -> bool:
+        seen = hashlib.sha256(_under_signature(record)).digest()
+        if seen in self._genuine:
+            return True
         peer = _peer_of(record.subkey)
         if peer is None:
             return False
@@ -62,13 +75,18 @@ class IdentityValidator(RecordValidatorBase):  # type: ignore[misc]
             verify_bytes(peer, _DOMAIN, _under_signature(unsigned), record.value[-SIGNATURE_BYTES:])
         except SignatureInvalidError:
             return False
-        return _readable(unsigned.value)
+        if not _readable(unsigned.value):
+            return False
+        self._genuine[seen] = None
+        if len(self._genuine) > _REMEMBERED:
+            self._genuine.popitem(last=False)
+        return True
 
 
 def _readable(value: bytes) -> bool:
     """Whether Hivemind can deserialize it: it tries only when a record is read, and then never answers the reader."""
     try:
-        DHTProtocol.serializer.loads(value)
+        StrictSerializer.loads(value)
     except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException):
         return False
     return True

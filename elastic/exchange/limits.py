@@ -44,6 +44,35 @@ class Limits:
     """Unfinished blobs held in the blob directory, beside those being fetched."""
 
 
+@dataclass(frozen=True, slots=True)
+class RecordLimits:
+    """Bounds of DHT records, for whoever stores them and for whoever reads them.
+
+    A record counts as its value and `RECORD_COST`. What may lie under one key fits into one message of Hivemind's,
+    4 MiB, or nobody could read that key: 128 records of 16 KiB, half a MiB of strangers, and room to spare.
+    """
+
+    heeded: int = 128
+    """Peers whose records are always carried: twice the largest roster with the most validators."""
+    bytes_of_heeded: int = 4 * MIB
+    """Records of each of these; what is beyond counts as a stranger's."""
+    strangers_in_key: int = 128
+    stranger_bytes_in_key: int = MIB // 2
+    stranger_bytes: int = 64 * MIB
+    """Records of all strangers under all keys, those of other runs too."""
+    bytes_in_key: int = 3 * MIB
+    handover_bytes: int = MIB // 4
+    """Records given to a node that is new in the neighbourhood; anyone can be that."""
+    records_in_store: int = 512
+    """Records that one request may ask to be stored: a signature takes 0.2 ms to check."""
+    keys_in_find: int = 4
+    """Keys that one request may ask for; ours ask for one."""
+
+
+RECORD_COST = 1024
+"""Bytes that a record takes beside its value, in memory and in messages, rounded up."""
+
+
 class Uplink:
     """A token bucket that sends whole chunks one after the other, in the order in which they were asked for."""
 

@@ -224,6 +224,19 @@ async def test_records_are_one_per_peer_kind_and_round(swarm: Swarm) -> None:
     assert await a.records("vote", RoundIndex(2)) == {}
 
 
+async def test_heeding_someone_hides_nobody(swarm: Swarm) -> None:
+    # given a peer that heeds one of two others, itself, and one that is not there
+    a, b, c = [await swarm.join() for _ in range(3)]
+    await a.heed([b.peer, a.peer, Identity.generate().peer])
+    # when all are there
+    for exchange in (a, b, c):
+        await exchange.announce(card_of(exchange))
+        await exchange.post("commit", ROUND, exchange.peer.encode())
+    # then it reads all
+    assert await peers_seen(a) == {a.peer, b.peer, c.peer}
+    assert await a.records("commit", ROUND) == {each.peer: each.peer.encode() for each in (a, b, c)}
+
+
 async def test_a_record_that_is_too_large_is_refused(swarm: Swarm) -> None:
     a = await swarm.join()
     await a.post("commit", ROUND, bytes(16 * 1024))
@@ -433,3 +446,5 @@ async def test_close_twice_and_calls_after_it_fail(swarm: Swarm) -> None:
     await a.close()
     with pytest.raises(NetworkError, match="closed"):
         await a.cards()
+    with pytest.raises(NetworkError, match="closed"):
+        await a.heed([a.peer])

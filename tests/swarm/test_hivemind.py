@@ -418,6 +418,24 @@ async def test_a_card_tells_where_to_dial(join: Join) -> None:
     assert await b.fetch(await a.provide(b"dialled"), 7, [a.peer]) == b"dialled"
 
 
+async def test_the_longest_card_is_read_and_no_longer_one(join: Join) -> None:
+    # given a card as long as honest ones are: sixteen addresses, a bucket's among them
+    a, b = await join(), await join()
+    longest = f"/ip4/255.255.255.255/tcp/65535/p2p/{a.peer}"
+    card = PeerCard(
+        peer=a.peer, run=RUN, shared=digest_of(b"s"), name="ü" * 64, stage=PeerStage.CATCHING_UP,
+        round=RoundIndex(2**40), addresses=(*[longest] * 15, "https://" + "b" * 248),
+    )  # fmt: skip
+    await a.announce(card)
+    assert await b.cards() == [card]
+    # then one with longer addresses is not posted, and not read if it is
+    long = card.model_copy(update={"addresses": ("/dns4/" + "x" * 250,) * 16})
+    with pytest.raises(NetworkError, match="announce fewer addresses"):
+        await a.announce(long)
+    await a._write(f"{RUN}/peers", long.canonical(), time.time() + 100, "posting it all the same")
+    assert await b.cards() == []
+
+
 async def test_blobs_in_a_folder_are_files_that_the_next_start_finds(join: Join, tmp_path: Path) -> None:
     # Given a peer that provided a blob
     a = await join()

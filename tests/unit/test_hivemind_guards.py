@@ -76,6 +76,34 @@ async def test_an_oversized_response_is_answered_with_an_error() -> None:
     assert b"larger than the message limit" in answer.unaryResponse.error
 
 
+async def answered(client: Any, body: bytes) -> bytes:
+    """What p2pd would get when a handler answers with that; the answers of before still wait for it."""
+    adding = asyncio.create_task(client.add_unary_handler("p", lambda _data, _peer: asyncio.sleep(0, body)))
+    call, future = None, None
+    while future is None:
+        await asyncio.sleep(0)
+        call, future = next(iter(client._pending_calls.items()), (None, None))
+    future.set_result(None)
+    await adding
+    client._handler_tasks[call] = None
+    await client._handle_persistent_request(call, p2pd_pb2.CallUnaryRequest(peer=b"\x00\x01a", proto="p", data=b""))
+    del client.unary_handlers["p"]
+    client._pending_calls.clear()
+    return bytes(client._pending_messages._queue[-1].unaryResponse.error)
+
+
+async def test_large_responses_do_not_pile_up() -> None:
+    # given a node that is asked for large answers faster than they leave
+    client = client_of(limit=4 * 1024 * 1024)
+    large, small = bytes(100_000), b"small"
+    errors = [await answered(client, large) for _ in range(100)]
+    # then few wait, the others are told so, and small ones are answered
+    waiting = sum(message.ByteSize() for message in client._pending_messages._queue)
+    assert waiting < 17 * len(large)
+    assert b"too many large responses" in errors[-1]
+    assert await answered(client, small) == b""
+
+
 async def test_calls_fail_when_the_local_daemon_is_lost() -> None:
     # Given a call that waits for p2pd
     client = client_of()
@@ -107,6 +135,7 @@ def test_the_validator_accepts_what_it_signed_and_nothing_else() -> None:
     stranger = IdentityValidator(other, now=lambda: 0.0)
     good = record_of(identity, validator)
     assert stranger.validate(good)
+    assert validator.validate(good)  # that it held is remembered, and means nothing for any other
     assert stranger.strip_value(good) == b"v"
     forged = record_of(identity, stranger)
     bad = [
