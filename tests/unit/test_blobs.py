@@ -99,10 +99,29 @@ def test_an_unfinished_file_is_believed_only_where_it_is_right(tmp_path: Path) -
         assert partial.holds.tolist() == [True, False, False, False]
 
 
-def test_unfinished_blobs_make_room_for_newer_ones_but_not_while_they_are_fetched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_blobs_have_room_in_memory_or_on_disk_as_the_limits_say(tmp_path: Path, on_disk: bool) -> None:
+    # given limits of which one applies
+    limits = Limits(disk_bytes=8, memory_bytes=12) if on_disk else Limits(disk_bytes=12, memory_bytes=8)
+    store = BlobStore(tmp_path if on_disk else None, limits=limits)
+    # when more comes than there is room for
+    digests = [store.add(bytes([number]) * 4) for number in range(5)]
+    # then the two that came last are left, and nothing of the others
+    assert [store.read(digest) is not None for digest in digests] == [False, False, False, True, True]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == (8 if on_disk else 0)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_unfinished_blobs_make_room_for_newer_ones_but_not_while_they_are_fetched(
+    tmp_path: Path, on_disk: bool
+) -> None:
     # given room for one chunk, and two fetches
     tables = [Table.of(bytes([number]) * CHUNK_BYTES * 2) for number in range(2)]
-    store = BlobStore(tmp_path, limits=Limits(partial_disk_bytes=CHUNK_BYTES))
+    small, large = CHUNK_BYTES, 10 * CHUNK_BYTES
+    limits = Limits(
+        partial_disk_bytes=small if on_disk else large, partial_memory_bytes=large if on_disk else small
+    )  # fmt: skip
+    store = BlobStore(tmp_path if on_disk else None, limits=limits)
     with store.partials.receiving(tables[0]) as old:
         with store.partials.receiving(tables[1]) as new:
             old.add(0, bytes([0]) * CHUNK_BYTES)
@@ -110,7 +129,8 @@ def test_unfinished_blobs_make_room_for_newer_ones_but_not_while_they_are_fetche
         # then the one that goes on is kept
         assert store.partials.get(tables[0].digest) is old
         assert store.partials.get(tables[1].digest) is None
-        assert [path.name for path in tmp_path.iterdir()] == [f"{tables[0].digest}.partial"]
+        files = [f"{tables[0].digest}.partial"] if on_disk else []
+        assert [path.name for path in tmp_path.iterdir()] == files
 
 
 def test_unfinished_blobs_that_nobody_wanted_for_a_day_are_removed(tmp_path: Path) -> None:

@@ -1,0 +1,271 @@
+"""What a stranger can take from a holder of blobs: so many streams, so much time, so much memory, and no more."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import base58
+import numpy as np
+import pytest
+from hivemind.proto import p2pd_pb2
+
+from elastic.errors import FetchError
+from elastic.exchange import bulk, selection
+from elastic.exchange.blobs import BlobStore
+from elastic.exchange.bulk import Head, Holder, Kind, Status, Traffic
+from elastic.exchange.fetch import BulkClient
+from elastic.exchange.limits import Limits
+from elastic.exchange.serve import BulkServer
+from elastic.exchange.streams import _varint, read_delimited, read_exactly
+from elastic.messages import Digest, PeerId
+from elastic.wire.signing import Identity
+from elastic.wire.tree import CHUNK_BYTES, HASH_BYTES, Table, num_chunks
+
+BLOB = np.random.default_rng(0).bytes(3 * CHUNK_BYTES)
+TABLE = Table.of(BLOB)
+ANN, BOB = (Identity.generate().peer for _ in range(2))
+
+
+class Daemon:
+    """Does what p2pd does for bulk streams: says yes to all, and connects streams to whoever handles them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "p2pd.sock")
+        self.handler = b""
+        self.on_stream: Callable[[socket.socket], None] = lambda stream: stream.close()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self.path)
+        self._listener.listen(64)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            request = p2pd_pb2.Request()
+            request.ParseFromString(read_delimited(connection))
+            self.handler = request.streamHandler.addr or self.handler
+            body = p2pd_pb2.Response(type=p2pd_pb2.Response.OK).SerializeToString()
+            connection.sendall(_varint(len(body)) + body)
+            if request.type == p2pd_pb2.Request.STREAM_OPEN:
+                threading.Thread(target=self.on_stream, args=(connection,), daemon=True).start()
+
+    def stream(self, caller: PeerId, request: bytes = b"") -> socket.socket:
+        """A stream of that peer to whoever handles it here."""
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.settimeout(20)
+        stream.connect(self.handler[self.handler.index(b"/") :])
+        info = p2pd_pb2.StreamInfo(peer=base58.b58decode(caller), addr=b"", proto=bulk.PROTOCOL).SerializeToString()
+        stream.sendall(_varint(len(info)) + info + request)
+        return stream
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    made = Daemon(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def serving(daemon: Daemon) -> Iterator[Callable[[Limits], BulkServer]]:
+    """Starts a server of BLOB."""
+    made: list[BulkServer] = []
+
+    def start(limits: Limits) -> BulkServer:
+        store = BlobStore()
+        store.add(BLOB)
+        made.append(BulkServer(store, daemon.path, Traffic(), limits))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
+
+
+def ask(kind: int = Kind.TABLE, *chunks: int, digest: Digest = TABLE.digest) -> bytes:
+    return Head(kind, digest, len(chunks), 1, len(chunks)).pack() + bulk.pack_numbers(list(chunks))
+
+
+def status(stream: socket.socket) -> int:
+    """What is answered; the stream stays open, as the ack has not been sent."""
+    answer: int = bulk.RESPONSE.unpack(read_exactly(stream, bulk.RESPONSE.size))[0]
+    return answer
+
+
+def is_cut(stream: socket.socket) -> bool:
+    try:
+        return stream.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def test_a_peer_has_so_many_streams_and_another_one_has_its_own(
+    daemon: Daemon, serving: Callable[[Limits], BulkServer]
+) -> None:
+    # given a peer that holds as many streams open as it may
+    serving(Limits(max_streams_per_peer=3))
+    held = [daemon.stream(ANN, ask()) for _ in range(3)]
+    assert [status(stream) for stream in held] == [Status.OK] * 3
+    # then one more is told that we are busy, and another peer is served
+    more, other = daemon.stream(ANN, ask()), daemon.stream(BOB, ask())
+    assert (status(more), status(other)) == (Status.BUSY, Status.OK)
+    for stream in (*held, more, other):
+        stream.close()
+
+
+def test_all_streams_together_are_bounded(daemon: Daemon, serving: Callable[[Limits], BulkServer]) -> None:
+    # given as many streams of many peers as there may be
+    serving(Limits(max_streams=4))
+    held = [daemon.stream(Identity.generate().peer, ask()) for _ in range(4)]
+    assert [status(stream) for stream in held] == [Status.OK] * 4
+    # then one more is cut off
+    with pytest.raises((BrokenPipeError, ConnectionResetError, EOFError)), daemon.stream(BOB, ask()) as more:
+        status(more)
+    for stream in held:
+        stream.close()
+
+
+def test_a_stream_on_which_nothing_comes_is_cut(daemon: Daemon, serving: Callable[[Limits], BulkServer]) -> None:
+    serving(Limits(idle_seconds=0.05))
+    with daemon.stream(ANN, ask()[:5]) as silent:
+        assert is_cut(silent)
+
+
+def test_a_request_that_drips_is_cut(daemon: Daemon, serving: Callable[[Limits], BulkServer]) -> None:
+    serving(Limits(grace_seconds=0.0, min_bytes_per_second=1e12))
+    with daemon.stream(ANN, ask()[:5]) as dripping:
+        assert is_cut(dripping)
+
+
+def test_who_would_wait_long_for_the_uplink_is_told_so(daemon: Daemon, serving: Callable[[Limits], BulkServer]) -> None:
+    # given an uplink that is taken for hours by one stream
+    serving(Limits(upload_bytes_per_second=10.0))
+    with daemon.stream(ANN, ask(Kind.CHUNKS, 0, 1)) as first:
+        assert status(first) == Status.OK
+        read_exactly(first, 1 + bulk.COUNT.size + 2 * bulk.NUMBER_BYTES + CHUNK_BYTES)  # so the second is waiting
+        # then nobody else is kept waiting
+        with daemon.stream(BOB, ask(Kind.CHUNKS, 2)) as second:
+            assert status(second) == Status.BUSY
+
+
+Serve = Callable[[socket.socket], None]
+
+
+def client(daemon: Daemon, serve: Serve, limits: Limits, store: BlobStore | None = None) -> BulkClient:
+    daemon.on_stream = serve
+    return BulkClient(daemon.path, (store or BlobStore()).partials, Traffic(), 0, limits)
+
+
+def fetch(client: BulkClient, size: int = len(BLOB)) -> bytes:
+    try:
+        return client.fetch_blob([Holder(ANN, ())], TABLE.digest, size, threading.Event())
+    finally:
+        client.close()
+
+
+def test_a_holder_that_drips_is_given_up(daemon: Daemon) -> None:
+    # given a holder that sends a byte and then another, and never ends
+    stop = threading.Event()
+
+    def drip(stream: socket.socket) -> None:
+        try:
+            while not stop.wait(0.001):
+                stream.sendall(b"\0")
+        except OSError:
+            return
+
+    limits = Limits(grace_seconds=0.0, min_bytes_per_second=1e12)
+    try:
+        with pytest.raises(FetchError, match="too slow"):
+            fetch(client(daemon, drip, limits))
+    finally:
+        stop.set()
+
+
+def test_an_endless_stream_is_read_no_further_than_what_was_asked_for(daemon: Daemon) -> None:
+    # given a holder whose answers are right, and go on for ever
+    sent: list[int] = []
+
+    def pour(stream: socket.socket) -> None:
+        try:
+            head = Head.unpack(read_exactly(stream, bulk.REQUEST_BYTES))
+            numbers = bulk.unpack_numbers(read_exactly(stream, head.count * bulk.NUMBER_BYTES))
+            stream.sendall(bulk.RESPONSE.pack(Status.OK, len(BLOB)) + bulk.pack_bits(np.ones(3, np.bool_)))
+            if head.kind == Kind.TABLE:
+                stream.sendall(TABLE.hashes)
+            else:
+                stream.sendall(bulk.COUNT.pack(len(numbers)) + bulk.pack_numbers(numbers))
+                for number in numbers:
+                    stream.sendall(BLOB[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES])
+            while True:
+                stream.sendall(bytes(CHUNK_BYTES))
+                sent.append(CHUNK_BYTES)
+        except (OSError, EOFError):
+            return
+
+    # then the blob is there, and what came beyond it filled no more than the sockets' buffers
+    fetching = client(daemon, pour, Limits())
+    assert fetch(fetching) == BLOB
+    assert fetching.traffic.received < 2 * len(BLOB)
+    assert sum(sent) < 64 * CHUNK_BYTES
+
+
+def test_so_many_requests_are_open_at_a_time(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "PATIENCE_SECONDS", 0.0)
+    # given a holder that has nothing, and others that take requests and never answer
+    streams: list[socket.socket] = []
+    full, stop = threading.Event(), threading.Event()
+
+    def hold(stream: socket.socket) -> None:
+        streams.append(stream)
+        if len(streams) == 1:
+            stream.sendall(bulk.RESPONSE.pack(Status.UNKNOWN, 0))
+        elif len(streams) == 4:
+            full.set()
+
+    fetching = client(daemon, hold, Limits(max_asks=3))
+    holders = [Holder(Identity.generate().peer, ()) for _ in range(12)]
+    with ThreadPoolExecutor(1) as thread:
+        fetched = thread.submit(fetching.fetch_blob, holders, TABLE.digest, len(BLOB), stop)
+        # when as many were asked as may be
+        assert full.wait(20)
+        stop.set()
+        with pytest.raises(FetchError, match="given up"):
+            fetched.result(20)
+    fetching.close()
+    # then no more were
+    assert len(streams) == 4
+
+
+def test_many_fetches_share_the_streams() -> None:
+    fetching = BulkClient("", BlobStore().partials, Traffic(), 0, Limits(max_asks=8, max_fetch_streams=16))
+    asks = []
+    for count in (1, 2, 4, 16):
+        fetching._active = [TABLE.digest] * count
+        asks.append(fetching.max_asks())
+    assert asks == [8, 8, 4, 2]
+    fetching.close()
+
+
+def test_a_size_that_would_fill_the_memory_takes_none(daemon: Daemon) -> None:
+    # given a holder that agrees to any size, and sends what there is of a table
+    size = 2**50
+
+    def promise(stream: socket.socket) -> None:
+        read_exactly(stream, bulk.REQUEST_BYTES)
+        stream.sendall(bulk.RESPONSE.pack(Status.OK, size) + bytes(HASH_BYTES))
+        stream.close()
+
+    assert num_chunks(size) * HASH_BYTES > 2**36
+    with pytest.raises(FetchError, match="ended after"):
+        fetch(client(daemon, promise, Limits()), size)
