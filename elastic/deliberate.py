@@ -105,7 +105,8 @@ class Deliberation:
         if self._alone:
             return
         shown = await self._peer.exchange.records(CONTRIBUTION, self._plan.round)
-        ours = [header for body in shown.values() if (header := _read(body)) is not None]
+        bodies = [shown[sender] for sender in sorted(shown.keys() & set(self._plan.roster))]
+        ours = [header for body in bodies if (header := _read(body)) is not None]
         others = [peer for peer in self._peer.shared.agreement.validators if peer != self._peer.id]
         if self._learn([*ours, *await self._notes_of(others)]):
             await self._publish()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from elastic.agreement.manifests import check_final, draft, genesis
-from elastic.agreement.quorum import Memory, Quorum
+from elastic.agreement.quorum import STRANGERS, Memory, Quorum
 from elastic.agreement.simplex import max_liars, proposer_of, quorum
 from elastic.agreement.talk import BALLOT, DRAFT, MANIFEST
 from elastic.agreement.votes import Ballot, Proposal, Vote, VoteKind
@@ -407,6 +407,43 @@ async def test_a_flood_of_strangers_hides_no_manifest_and_fills_no_log(caplog: p
     start = one(await house.decide(start_of))
     # then
     assert await house.peer.decided(ZERO) == start
+
+
+async def test_a_flood_that_changes_all_the_time_costs_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given strangers that post another piece of garbage before each look
+    house = House(1)
+    strangers = [house.network.join(PeerId(f"1{number:03d}" + "A" * 44), "demo") for number in range(100)]
+    looks: list[bytes] = []
+    upstream = Manifest.from_bytes
+    monkeypatch.setattr(Manifest, "from_bytes", lambda body: looks.append(body) or upstream(body))
+    for turn in range(10):
+        for stranger in strangers:
+            await stranger.post(MANIFEST, ZERO, b"garbage %d" % turn)
+        assert await house.peer.decided(ZERO) is None
+    # then few of them are looked at each time
+    assert len(looks) <= 10 * STRANGERS
+    # and the manifest of a validator is found at once
+    start = one(await house.decide(start_of))
+    assert await house.peer.decided(ZERO) == start
+
+
+async def test_strangers_drafts_and_ballots_are_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given four validators, and strangers that post drafts and ballots, some that cannot be read
+    house = House(4)
+    for number in range(100):
+        stranger = house.network.join(PeerId(f"1{number:03d}" + "A" * 44), "demo")
+        await stranger.post(DRAFT, ZERO, start_of(house.names[0]).canonical() if number % 2 else b"garbage")
+        await stranger.post(BALLOT, ZERO, b"garbage %d" % number)
+    read: list[bytes] = []
+    for kind in (Manifest, Ballot):
+        upstream = kind.from_bytes
+        monkeypatch.setattr(kind, "from_bytes", lambda body, upstream=upstream: read.append(body) or upstream(body))
+    # when they agree
+    one(await house.decide(start_of))
+    # then nobody looked at any of these
+    posted = {body for kind in (DRAFT, BALLOT) for author, body in house.network.records["demo", kind, ZERO].items()
+              if author not in house.names}  # fmt: skip
+    assert read and not posted & set(read)
 
 
 async def test_a_refused_record_is_posted_when_the_network_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
