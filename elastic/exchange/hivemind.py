@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from elastic.config import NetworkConfig
 from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError, PortTakenError, StateError
+from elastic.exchange import keepers
 from elastic.exchange.averaging import average
 from elastic.exchange.blobs import BlobStore
 from elastic.exchange.bootstrap import Node
@@ -60,7 +61,6 @@ class HivemindExchange:
         self._node = node
         self._announcing = asyncio.Lock()
         self._card_expiry = 0.0
-        self._subkey = node.p2p.peer_id.to_bytes()
         self._run = run
         self._card_seconds = network.card_seconds
         self._known = known
@@ -233,7 +233,7 @@ class HivemindExchange:
         """
         self._check_open()
         await self._node.call(self._node.rejoin(), what)
-        stored = await self._node.call(self._node.dht.store(key, body, expiry, subkey=self._subkey), what)
+        stored = await self._node.call(keepers.store(self._node.dht, key, body, expiry), what)
         # "Not stored" may mean that one of several copies was refused: only reading tells.
         if not stored and (await self._read(key, what)).get(self.peer) != body:
             raise NetworkError(f"{what}: no node of the DHT took the record")
@@ -243,10 +243,8 @@ class HivemindExchange:
         """All peers' records under a key; the DHT's validator has checked who they are from."""
         self._check_open()
         await self._node.call(self._node.rejoin(), what)
-        found = await self._node.call(self._node.dht.get(key, latest=True), what)
-        if found is None or not isinstance(found.value, dict):
-            return {}
-        bodies = {peer: entry.value for peer, entry in found.value.items() if isinstance(entry.value, bytes)}
+        found = await self._node.call(keepers.find(self._node.dht, key), what)
+        bodies = {peer: entry.value for peer, entry in found.items() if isinstance(entry.value, bytes)}
         # Once more: each node that answered may have had a crowd of its own.
         chosen = self._node.heeded.choose({peer: len(body) for peer, body in bodies.items()})
         readable = dict(sorted((PeerId(PeerID(peer).to_base58()), bodies[peer]) for peer in chosen))

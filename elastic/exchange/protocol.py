@@ -11,6 +11,7 @@ import asyncio
 import functools
 import hashlib
 from collections.abc import Collection, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import msgpack
@@ -25,6 +26,9 @@ from elastic.exchange.limits import RecordLimits
 from elastic.exchange.records import Heeded, Records
 from elastic.exchange.strict import StrictSerializer
 from elastic.messages import PeerId
+
+answered: ContextVar[set[PeerID] | None] = ContextVar("answered", default=None)
+"""Who answered, of all that this task and those that it began asked to find or store something; None: nobody minds."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -93,7 +97,15 @@ class GuardedProtocol(DHTProtocol):  # type: ignore[misc]
         found = await super().call_find(peer, keys)
         if found is None:
             return None
+        _note(peer)
         return {key: (_as_new_as_it_is(value), self._neighbours(key, near)) for key, (value, near) in found.items()}
+
+    async def call_store(self, peer: PeerID, *records: Any, **options: Any) -> list[bool] | None:
+        """As upstream."""
+        stored: list[bool] | None = await super().call_store(peer, *records, **options)
+        if stored is not None:
+            _note(peer)
+        return stored
 
     async def update_routing_table(self, node_id: DHTID | None, peer_id: PeerID, responded: bool = True) -> None:
         """As upstream, of nodes at the place that their peer id gives them; few wait for a place to become free."""
@@ -139,6 +151,12 @@ class GuardedProtocol(DHTProtocol):  # type: ignore[misc]
         if len(told) > self.bucket_size:
             return {}
         return {node: peer for node, peer in told.items() if node == place_of(peer)}
+
+
+def _note(peer: PeerID) -> None:
+    peers = answered.get()
+    if peers is not None:
+        peers.add(peer)
 
 
 def _as_new_as_it_is(answer: ValueWithExpiration | None) -> ValueWithExpiration | None:

@@ -36,12 +36,15 @@ class Heeded:
         self.limits = limits or RecordLimits()
         self._own = base58.b58decode(own)
         self._peers: OrderedDict[bytes, None] = OrderedDict()
+        self.latest: frozenset[bytes] = frozenset()
+        """Those named when we were last told, without us: nearly the same at all peers of a run."""
         self._met: frozenset[bytes] = frozenset()
 
     def heed(self, peers: Iterable[PeerId]) -> None:
         """From now on these too; who was not named for longest is forgotten when they become too many."""
-        for peer in peers:
-            raw = base58.b58decode(peer)
+        named = list(map(base58.b58decode, peers))
+        self.latest = frozenset(named) - {self._own}
+        for raw in named:
             self._peers[raw] = None
             self._peers.move_to_end(raw)
             if len(self._peers) > self.limits.heeded:

@@ -1,11 +1,13 @@
 """A crowd of free identities against the DHT: on real nodes, with signatures that hold."""
 
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import base58
+import numpy as np
 import pytest
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
@@ -21,6 +23,7 @@ from elastic.exchange.gather import CONTRIBUTION
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.exchange.identity_validator import MAX_RECORD_BYTES, MAX_TTL_SECONDS, IdentityValidator
 from elastic.exchange.limits import RecordLimits
+from elastic.exchange.protocol import place_of
 from elastic.messages import PeerCard, PeerStage, RoundIndex, digest_of
 from elastic.wire.signing import Identity
 
@@ -63,8 +66,10 @@ async def flooder(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Node]
     """Makes a node of the DHT that its owner does with as it likes."""
     made: list[Node] = []
 
-    async def start(entry: HivemindExchange, listen: bool = True) -> Node:
+    async def start(entry: HivemindExchange, listen: bool = True, identity: Identity | None = None) -> Node:
         path = tmp_path / f"flooder{len(made)}.key"
+        if identity is not None:
+            identity.save(path)
         network = NetworkConfig(host="127.0.0.1", bootstrap=tuple(entry.addresses), listen=listen)
         made.append(await Node.start(Identity.load_or_create(path), path, network))
         return made[-1]
@@ -218,19 +223,50 @@ async def test_no_record_can_be_slipped_in_that_spoils_the_key_for_its_readers(
     assert set(await peers[1].records(CONTRIBUTION, ROUND)) == {peers[0].peer}
 
 
+def place(peer: str) -> DHTID:
+    return place_of(PeerID.from_base58(peer))
+
+
 async def test_nobody_stands_between_a_key_and_those_who_keep_it(
     join: Join, flooder: Callable[..., Awaitable[Node]]
 ) -> None:
-    # given a node that knows only neighbours that do not exist, all of them nearer to the key than anyone else
+    # given two peers
     peers = [await join(), await join()]
-    node = await flooder(peers[0])
     key = DHTID.generate(source=KEY)
-    fakes = [(DHTID(int(key) ^ index), PeerID.from_base58(Identity.generate().peer)) for index in range(20)]
-    node.dht.protocol.routing_table.get_nearest_neighbors = lambda *_args, **_options: fakes
-    await peers[0].post(CONTRIBUTION, ROUND, b"honest")
-    # then a reader that asks it finds the record all the same
-    assert await peers[1].records(CONTRIBUTION, ROUND) == {peers[0].peer: b"honest"}
-    # and who says that it is at another place than its own is in nobody's table
+    bound = min(key.xor_distance(place(peer.peer)) for peer in peers)
+    # and nodes all around a key that keep nothing and name only neighbours that do not exist, others each time
+    random = np.random.default_rng(0)
+    names = (PeerID(b"\x00\x24\x08\x01\x12\x20" + random.bytes(32)) for _ in itertools.count())
+    fakes = ((place_of(name), name) for name in names if key.xor_distance(place_of(name)) < bound)
+    near = (one for one in (Identity.generate() for _ in itertools.count()) if place(one.peer) ^ key < bound)
+    for one in itertools.islice(near, 5):
+        node = await flooder(peers[0], identity=one)
+        node.dht.protocol._records = Crowded(node.dht.protocol.storage, DictionaryDHTValue())
+        node.dht.protocol.routing_table.get_nearest_neighbors = lambda *_args, **_options: list(
+            itertools.islice(fakes, 20)
+        )
+    # when the peers post, and one that keeps nothing
+    asking = await join(listen=False)
+    everyone = [*peers, asking]
+    await heed_each_other(everyone)
+    for peer in everyone:
+        await peer.post(CONTRIBUTION, ROUND, b"honest")
+    # then all read all of them, though the way to the key leads nowhere
+    expected = {peer.peer: b"honest" for peer in everyone}
+    for reader in everyone:
+        assert await reader.records(CONTRIBUTION, ROUND) == expected
+
+
+async def test_a_node_at_a_place_of_its_own_choice_is_in_nobodys_table(
+    join: Join, flooder: Callable[..., Awaitable[Node]]
+) -> None:
+    # given a node that says that it stands right at a key
+    peer, key = await join(), DHTID.generate(source=KEY)
+    node = await flooder(peer)
     node.dht.protocol.node_info = dht_pb2.NodeInfo(node_id=key.to_bytes())
-    await node.dht.protocol.call_ping(PeerID.from_base58(peers[1].peer))
-    assert key not in peers[1]._node.dht.protocol.routing_table
+    # when it makes itself known
+    await node.dht.protocol.call_ping(PeerID.from_base58(peer.peer))
+    # then the peer knows it at its own place only
+    table = peer._node.dht.protocol.routing_table
+    assert key not in table
+    assert table.get(peer_id=node.p2p.peer_id) == place_of(node.p2p.peer_id)

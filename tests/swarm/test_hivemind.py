@@ -142,10 +142,10 @@ async def test_records_forged_in_anothers_name_are_rejected(join: Join) -> None:
     key, later = f"{RUN}/commit/{ROUND}", time.time() + 1000
     # When it writes under the victim's id, without a subkey, for ever, or too much
     dht = forger._node.dht
-    await dht.store(key, b"forged", later, subkey=victim._subkey)
+    await dht.store(key, b"forged", later, subkey=victim._node.p2p.peer_id.to_bytes())
     await dht.store(key, b"plain", later)
-    await dht.store(key, b"for ever", time.time() + 10**9, subkey=forger._subkey)
-    await dht.store(key, bytes(20_000), later, subkey=forger._subkey)
+    await dht.store(key, b"for ever", time.time() + 10**9, subkey=forger._node.p2p.peer_id.to_bytes())
+    await dht.store(key, bytes(20_000), later, subkey=forger._node.p2p.peer_id.to_bytes())
     # Then nobody else sees any of it
     for reader in (witness, victim):
         assert await reader.records("commit", ROUND) == {victim.peer: b"true"}
@@ -154,9 +154,9 @@ async def test_records_forged_in_anothers_name_are_rejected(join: Join) -> None:
 async def test_a_replayed_old_record_does_not_bring_the_new_one_down(join: Join) -> None:
     a, b = await join(), await join()
     old_end = time.time() + 2
-    await a._node.dht.store(f"{RUN}/commit/1", b"old", old_end, subkey=a._subkey)
+    await a._node.dht.store(f"{RUN}/commit/1", b"old", old_end, subkey=a._node.p2p.peer_id.to_bytes())
     await a.post("commit", ROUND, b"new")
-    await b._node.dht.store(f"{RUN}/commit/1", b"old", old_end, subkey=a._subkey)
+    await b._node.dht.store(f"{RUN}/commit/1", b"old", old_end, subkey=a._node.p2p.peer_id.to_bytes())
     assert await eventually(lambda: time.time() > old_end)
     assert await b.records("commit", ROUND) == {a.peer: b"new"}
 

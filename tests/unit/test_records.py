@@ -131,8 +131,9 @@ def test_who_is_heeded_has_a_bound_of_its_own_and_then_counts_as_a_stranger() ->
 def test_of_many_that_are_heeded_those_named_last_stay() -> None:
     heeded = Heeded(peer(ME), SMALL)
     heeded.heed(map(peer, (ANN, BOB, CYD)))
-    heeded.heed(map(peer, (ANN, DAN)))
-    assert [raw(one) in heeded for one in (ME, ANN, BOB, CYD, DAN)] == [True, True, False, True, True]
+    heeded.heed(map(peer, (ANN, DAN, ME)))
+    assert [raw(one) in heeded for one in (ME, ANN, BOB, CYD, DAN)] == [True, True, False, False, True]
+    assert heeded.latest == {raw(ANN), raw(DAN)}
 
 
 def test_of_a_crowd_some_are_read_those_met_before_others_and_those_heeded_before_all() -> None:
