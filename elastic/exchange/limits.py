@@ -31,7 +31,7 @@ class Limits:
     """Blobs fetched at a time; as many as contribute in a round."""
     max_fetch_streams: int = 64
     """Streams that we receive from at a time, of all fetches."""
-    max_asks: int = 8
+    max_asks: int = 16
     """Of these, for one blob."""
     upload_bytes_per_second: float = 0.0
     """Payload bytes that we send, to all together; 0: no limit."""

@@ -11,7 +11,7 @@ accept what it has handed out once, and so on: progress goes before thrift.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ MAX_BATCH = 64
 BATCH_SECONDS = 1.0
 THRIFTY_CHUNKS = 4
 """A smaller blob is taken straight from the first holder: finding out who else has it would take longer."""
+PIPELINE = 2
+"""Requests to one holder at a time, once its rate is known: the second one's bytes come while the first one's answer is
+taken leave of, and a new stream has to be opened and to gather speed."""
 STAGGER_SECONDS = 0.25
 """The others are asked only after this, or when the first holder has failed."""
 PATIENCE_SECONDS = 2.0
@@ -70,7 +73,7 @@ class _Source:
     """Not asked before what it has got meanwhile."""
     holds: Bits | None = None
     """None: it did not say, or has nothing."""
-    ask: Ask | None = None
+    asks: list[Ask] = field(default_factory=list)
     """What it is asked just now."""
     copies: int = ANY_COPIES
     rate: float = 0.0
@@ -81,7 +84,13 @@ class _Source:
     dropped: bool = False
 
     def idle(self, now: float) -> bool:
-        return not self.dropped and self.ask is None and now >= self.free_at
+        return not self.dropped and self.has_room and now >= self.free_at
+
+    @property
+    def has_room(self) -> bool:
+        """For another request. Who fetches too has an uplink that many want, and whom we spare picks by itself."""
+        donor = self.copies == ANY_COPIES and self.holds is not None and bool(self.holds.all())
+        return len(self.asks) < (PIPELINE if self.rate and donor else 1)
 
     def seconds(self, ask: Ask) -> float:
         """How long it takes as a rule; 0: not known."""
@@ -91,7 +100,7 @@ class _Source:
     def hopeful(self) -> bool:
         """Whether something may still come from it."""
         return not self.dropped and (
-            self.ask is not None or self.holds is not None or not self.problem or 0 < self.failures < _TRIES
+            bool(self.asks) or self.holds is not None or not self.problem or 0 < self.failures < _TRIES
         )
 
 
@@ -122,7 +131,8 @@ class Selection:
         self._flights = np.zeros(len(held), np.int32)
         self._late_at = np.zeros(len(held))
         if self._first is not None:
-            self._first.copies = 0 if len(held) >= THRIFTY_CHUNKS else ANY_COPIES
+            spared = len(held) >= THRIFTY_CHUNKS and len(self._sources) > 1
+            self._first.copies = 0 if spared else ANY_COPIES
 
     @property
     def complete(self) -> bool:
@@ -150,14 +160,14 @@ class Selection:
             ask = next((ask for ask in found if ask is not None), None) or self._for_news(idle, now)
         if ask is not None:
             source = self._sources[ask.holder]
-            source.ask = ask
+            source.asks.append(ask)
             self._fly(ask, +1)
             self._late_at[list(ask.chunks)] = now + PATIENCE_SECONDS + 2 * source.seconds(ask)
         return ask
 
     def wait(self, now: float) -> float:
         """Seconds until `next` may have another answer by itself."""
-        sources = [source for source in self._sources.values() if not source.dropped and source.ask is None]
+        sources = [source for source in self._sources.values() if not source.dropped and source.has_room]
         instants = (instant for source in sources for instant in (source.free_at, source.news_at))
         return min((instant for instant in instants if instant > now), default=now + PATIENCE_SECONDS) - now
 
@@ -183,7 +193,7 @@ class Selection:
         source.failures, source.problem = 0, ""
         if chunks:
             rate = chunks * CHUNK_BYTES / max(seconds, 1e-3)
-            source.rate = rate if not source.rate else _RATE_DECAY * source.rate + (1 - _RATE_DECAY) * rate
+            source.rate = max(rate, _RATE_DECAY * source.rate + (1 - _RATE_DECAY) * rate)
         elif ask.chunks and source is self._first:
             self._be_patient(source, now)
         elif ask.chunks:
@@ -228,7 +238,7 @@ class Selection:
 
     def _for_table(self, idle: Sequence[_Source], now: float) -> Ask | None:
         """One after the other, and the next one too where an answer takes long."""
-        asked = [source for source in self._sources.values() if source.ask is not None]
+        asked = [source for source in self._sources.values() if source.asks]
         if any(now < source.free_at + PATIENCE_SECONDS for source in asked) or not idle:
             return None
         idle[0].free_at = now
@@ -245,6 +255,7 @@ class Selection:
             chunks = self._rarest(offered & (self._flights == 0), 4 * batch)
         else:
             late = (self._flights == 1) & (self._late_at < now)
+            late[[chunk for ask in source.asks for chunk in ask.chunks]] = False
             chunks = self._rarest(offered & (self._flights == 0), batch) or self._rarest(offered & late, 1)
         if not chunks and source.copies < ANY_COPIES:
             self._be_patient(source, now)
@@ -258,6 +269,7 @@ class Selection:
 
     def _for_news(self, idle: Sequence[_Source], now: float) -> Ask | None:
         """A holder that has not got everything may have got more."""
+        idle = [each for each in idle if not each.asks]
         growing = [each for each in idle if now >= each.news_at and (each.holds is None or not each.holds.all())]
         return Ask(min(growing, key=lambda source: source.news_at).peer) if growing else None
 
@@ -274,7 +286,7 @@ class Selection:
 
     def _landed(self, ask: Ask) -> _Source:
         source = self._sources[ask.holder]
-        source.ask = None
+        source.asks.remove(ask)
         self._fly(ask, -1)
         return source
 

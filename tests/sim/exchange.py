@@ -12,7 +12,7 @@ from elastic.messages import PeerId
 from elastic.wire.tree import CHUNK_BYTES
 
 LATENCY = 0.05
-MAX_ASKS = 8
+MAX_ASKS = 16
 
 
 @dataclass

@@ -92,7 +92,7 @@ def test_who_is_late_gets_it_from_the_others() -> None:
 
 def test_a_schedule_is_the_same_every_time() -> None:
     def history(seed: int) -> list[float | None]:
-        swarm = SimSwarm(20, [RATE] * 5, seed)
+        swarm = SimSwarm(CHUNKS, [RATE] * 5, seed)
         fetched_by_all(swarm)
         return [peer.done_at for peer in swarm.peers.values()]
 

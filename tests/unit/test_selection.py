@@ -1,5 +1,7 @@
 """What a fetch asks of whom: decided without sockets, threads or a clock."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from elastic.exchange.selection import (
     ANY_COPIES,
     MAX_BATCH,
     PATIENCE_SECONDS,
+    PIPELINE,
     STAGGER_SECONDS,
     STALL_SECONDS,
     Ask,
@@ -236,9 +239,11 @@ def test_whatever_holders_do_one_honest_one_is_enough(num_chunks: int, num_holde
     swarm, now, pending = Swarm(num_chunks, num_holders, seed), 0.0, list[Ask]()
     while not swarm.selection.complete:
         assert not swarm.selection.hopeless(now), swarm.selection.story
-        # when nobody is asked twice at a time, no liar again, and for nothing that is here
+        # when nobody is asked for much at a time, nor for the same, no liar again, and for nothing that is here
         while (ask := swarm.selection.next(now)) is not None:
-            assert ask.holder not in swarm.liars | {each.holder for each in pending}
+            open_ = [each for each in pending if each.holder == ask.holder]
+            assert ask.holder not in swarm.liars and len(open_) < PIPELINE
+            assert not any(set(each.chunks) & set(ask.chunks) for each in open_)
             assert not swarm.held[list(ask.chunks)].any()
             pending.append(ask)
         now += max(0.01, min(swarm.selection.wait(now), 0.5))
@@ -269,6 +274,22 @@ def test_a_holder_sends_what_it_has_handed_out_least(
     # then
     assert pick(asked, most, copies, bits(5, 0, 1, 2, 3), handed) == expected
     assert (handed - before).sum() == len(expected)
+
+
+def test_a_donor_that_has_everything_is_asked_again_before_it_has_answered() -> None:
+    # given a donor that has everything, and a peer that fetches too, both of known speed
+    selection, now = begun(400, ANN, BOB, CYD), STAGGER_SECONDS
+    news = {ask.holder: ask for ask in iter(lambda: selection.next(now), None)}
+    selection.told(BOB, ~bits(400))
+    selection.told(CYD, bits(400, *range(300)))
+    for holder in (BOB, CYD):
+        selection.answered(news[holder], 4, 0.25, now)
+    # when as much is asked as may be
+    asked = list(iter(lambda: selection.next(now), None))
+    # then the donor has two requests, for different chunks
+    assert Counter(ask.holder for ask in asked) == {BOB: PIPELINE, CYD: 1}
+    chunks = [chunk for ask in asked for chunk in ask.chunks]
+    assert len(set(chunks)) == len(chunks) == 3 * 16
 
 
 def test_a_count_does_not_overflow() -> None:
