@@ -9,10 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from elastic.bench.churn.swarm import Host, Swarm, good
-
-AWAY_ROUNDS = 1.0
-"""A peer that died is started again after so many usual rounds: the time that a machine needs to come back."""
+from elastic.bench.churn.swarm import Swarm, good
 
 Say = Callable[[str], Any]
 
@@ -36,7 +33,7 @@ class Goodput:
 
 
 async def measure(swarm: Swarm, deadlines: str, rate: float, seconds: float, usual: float, seed: int) -> Goodput:
-    """Let peers die and come back for a while.
+    """Let peers die for a while; each is started again at once.
 
     Args:
         deadlines: what they are called.
@@ -55,7 +52,7 @@ async def measure(swarm: Swarm, deadlines: str, rate: float, seconds: float, usu
             victim = rng.choice(alive)
             victim.kill()
             kills += 1
-            returning.add(asyncio.create_task(_come_back(victim, AWAY_ROUNDS * usual)))
+            returning.add(asyncio.create_task(victim.restart()))
     counted = {
         (host.id, report.round): report for host in swarm.hosts for report in host.since(start) if report.counted
     }
@@ -68,12 +65,6 @@ async def measure(swarm: Swarm, deadlines: str, rate: float, seconds: float, usu
         tokens_per_second=sum(report.tokens for report in counted.values()) / passed,
         longest_round=max((each.seconds["total"] for each in ended), default=passed),
     )  # fmt: skip
-
-
-async def _come_back(victim: Host, seconds: float) -> None:
-    await victim.gone()
-    await asyncio.sleep(seconds)
-    await victim.start()
 
 
 def line(found: Goodput, calm: float) -> str:

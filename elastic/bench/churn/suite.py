@@ -15,8 +15,10 @@ from elastic.bench.churn.wan import LinkSpeed, Wan
 PEERS, VALIDATORS = 6, 4
 JUMBO = 9000
 """MTU where much is sent: the packets of a fast line are too many for two cores."""
-FIXED = Settings(train_seconds=10.0, gather_seconds=10.0, deadline_factor=1e6)
-"""Everyone is waited for until 20 s have passed, some four usual rounds."""
+ADAPTIVE = Settings(pace=8.0, train_seconds=24.0, gather_seconds=24.0)
+"""Rounds that are not much shorter than a process needs to start again, as in a real run they are far longer."""
+FIXED = replace(ADAPTIVE, deadline_factor=1e6)
+"""Everyone is waited for until 48 s have passed, some four usual rounds."""
 
 Say = Callable[[str], Any]
 Tables = dict[str, list[dict[str, Any]]]
@@ -29,12 +31,18 @@ class Scale:
     phases: tuple[str, ...] = kills.PHASES
     split_seconds: float = 60.0
     anchor_bytes: int = 200_000_000
-    death_rates: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
-    churn_seconds: float = 180.0
+    death_rates: tuple[float, ...] = (0.05, 0.1, 0.2)
+    churn_seconds: float = 120.0
+    calm_seconds: float = 60.0
 
 
 QUICK = Scale(
-    phases=kills.QUICK_PHASES, split_seconds=20.0, anchor_bytes=50_000_000, death_rates=(0.0, 0.1), churn_seconds=60.0
+    phases=kills.QUICK_PHASES,
+    split_seconds=20.0,
+    anchor_bytes=50_000_000,
+    death_rates=(0.1,),
+    churn_seconds=90.0,
+    calm_seconds=30.0,
 )
 
 
@@ -46,21 +54,14 @@ def measure(folder: Path, scale: Scale, speed: LinkSpeed, seed: int, say: Say) -
 async def _measure(folder: Path, scale: Scale, speed: LinkSpeed, seed: int, say: Say) -> Tables:
     tables: Tables = {}
     with Wan(PEERS + 1, speed, seed) as wan:
-        swarm = Swarm(wan, folder / "adaptive", PEERS, VALIDATORS, Settings())
+        swarm = Swarm(wan, folder / "swarm", PEERS, VALIDATORS, Settings())
         say(f"\n{PEERS} peers, {VALIDATORS} of them validators, start over {speed}")
         async with swarm.running():
             usual = swarm.usual_seconds()
             say(f"a usual round takes {usual:.1f} s, so nobody is waited for longer than about {2 * usual + 2:.0f} s")
             tables["kills"] = await _kills(swarm, scale, say)
             tables["splits"] = await _splits(swarm, scale, say)
-            rows = await _goodput(swarm, "adaptive", scale, usual, seed, say)
-        fixed = Swarm(wan, folder / "fixed", PEERS, VALIDATORS, FIXED)
-        async with fixed.running():
-            rows += await _goodput(fixed, "fixed", scale, usual, seed, say)
-        tables["goodput"] = [asdict(row) for row in rows]
-        say("\n" + goodput.header())
-        for row in rows:
-            say(goodput.line(row, calm=rows[0].tokens_per_second))
+        tables["goodput"] = await _goodput(wan, folder, scale, seed, say)
     with Wan(donors.DONORS + 1, replace(speed, mtu=JUMBO), seed) as wan:
         say(f"\na joiner fetches an anchor of {scale.anchor_bytes / 1e6:.0f} MB\n{donors.header()}")
         found = await donors.transfers(wan, folder / "join", scale.anchor_bytes, say)
@@ -83,12 +84,16 @@ async def _splits(swarm: Swarm, scale: Scale, say: Say) -> list[dict[str, Any]]:
     return [asdict(each) for each in found]
 
 
-async def _goodput(
-    swarm: Swarm, deadlines: str, scale: Scale, usual: float, seed: int, say: Say
-) -> list[goodput.Goodput]:
-    found = []
-    for rate in scale.death_rates:
-        await swarm.all_good(1)
-        say(f"{scale.churn_seconds:.0f} s with {deadlines} deadlines and {rate:g} deaths per peer and round")
-        found.append(await goodput.measure(swarm, deadlines, rate, scale.churn_seconds, usual, seed))
-    return found
+async def _goodput(wan: Wan, folder: Path, scale: Scale, seed: int, say: Say) -> list[dict[str, Any]]:
+    say("\n" + goodput.header())
+    found: list[goodput.Goodput] = []
+    for deadlines, settings in (("adaptive", ADAPTIVE), ("fixed", FIXED)):
+        swarm = Swarm(wan, folder / deadlines, PEERS, VALIDATORS, settings)
+        async with swarm.running():
+            usual = swarm.usual_seconds()
+            for rate in (0.0, *scale.death_rates):
+                await swarm.all_good(1)
+                seconds = scale.churn_seconds if rate else scale.calm_seconds
+                found.append(await goodput.measure(swarm, deadlines, rate, seconds, usual, seed))
+                say(goodput.line(found[-1], calm=found[0].tokens_per_second))
+    return [asdict(each) for each in found]
