@@ -282,9 +282,13 @@ class Manifest(Signed):
     def void(self) -> bool:
         return not self.counted
 
-    def counts(self, peer: PeerId, payload: Digest | None = None) -> bool:
-        """Whether this peer's contribution is in it, and, if its payload is given, that very one."""
-        return any(entry.peer == peer and payload in (None, entry.payload) for entry in self.counted)
+    def counts(self, peer: PeerId) -> bool:
+        """Whether a contribution of this peer is in it."""
+        return any(entry.peer == peer for entry in self.counted)
+
+    def applies(self, payload: Digest) -> bool:
+        """Whether this payload is in it, under whatever name: a copy moves the anchor as far as its original."""
+        return any(entry.payload == payload for entry in self.counted)
 
 
 class RoundReport(Message):

@@ -5,7 +5,7 @@ from typing import Any
 
 from elastic.config import RunConfig
 from elastic.errors import MissingCorpusError
-from elastic.messages import PeerId, RoundPlan
+from elastic.messages import RoundPlan
 from elastic.registry import CORPUS, build, load
 from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 
@@ -14,7 +14,6 @@ from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 class Job:
     """Whose worker it is, and the run file."""
 
-    peer: PeerId
     actor: str
     namespace: str
     config: RunConfig

@@ -49,7 +49,7 @@ class PeerActor(TrainerDesk):
         log_to_file(config)
         identity, local = Identity.load(config.key_path), config.local
         self._config, self._identity, self._stay = config, identity, False
-        self._job = Job(identity.peer, actor, namespace, config)
+        self._job = Job(actor, namespace, config)
         self._journal = Journal(config, identity.peer, past)
         self._exchange = RemoteExchange(ray.get_actor("swarm", namespace=namespace), self._network_restarted)
         self._presence = Presence(identity.peer, local.name, config.shared, self._exchange)

@@ -86,7 +86,7 @@ def make_session(job: Job, rank: int, world_size: int, peer: Any) -> Session:
         )
     torch.set_num_threads(ray_config.threads or max(1, (os.cpu_count() or 1) // world_size))
     worker = Worker(rank, world_size, str(ray.train.torch.get_device()))
-    return Session(job.peer, shared, session_parts(job.config), worker=worker, on_step=_Progress(peer, rank))
+    return Session(shared, session_parts(job.config), worker=worker, on_step=_Progress(peer, rank))
 
 
 def execute(session: Session, command: Command) -> Reply:

@@ -37,7 +37,7 @@ class BenchHost(TrainerDesk):
         super().__init__()
         from elastic.actors.trainer import RayTrainer
 
-        job = Job(NOBODY, actor, NAMESPACE, config)
+        job = Job(actor, NAMESPACE, config)
         self._trainer = RayTrainer(self._mailbox, job, config.local.ray, config.local.state_dir / "ray")
         self._trainer.start(on_restart=lambda because: None, on_end=lambda error: None)
 

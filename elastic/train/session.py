@@ -24,7 +24,6 @@ from elastic.messages import (
     Digest,
     InnerReport,
     Manifest,
-    PeerId,
     PendingMeta,
     RoundIndex,
     RoundPlan,
@@ -78,14 +77,13 @@ class Session:
 
     def __init__(
         self,
-        peer: PeerId,
         shared: Shared,
         parts: Parts,
         *,
         worker: Worker,
         on_step: Callable[[int, Tensor], bool] = lambda step, loss: False,
     ) -> None:
-        self.peer, self.shared, self.worker, self.on_step = peer, shared, worker, on_step
+        self.shared, self.worker, self.on_step = shared, worker, on_step
         self.model, self.corpus, self.assign = parts.model, parts.corpus, parts.assign
         self.reducer, self.store = parts.reducer, parts.store
         model = self.model
@@ -297,7 +295,8 @@ class Session:
         if pending is None or pending.round > manifest.round:
             return
         # Who lost its disk has two contributions in a round: one may count, and the other is the one we hold.
-        counted = manifest.counts(self.peer, blob_digest(pending.payload))
+        # A thief's copy may count instead of its original.
+        counted = manifest.applies(blob_digest(pending.payload))
         # An average holds everyone's work, so there any manifest that is not void has ours.
         counted = counted or (self.reducer.averages and not manifest.void)
         if pending.round < manifest.round or not counted:

@@ -86,7 +86,7 @@ def make_shared(*validators: str, **changes: Any) -> Shared:
     return Shared.model_validate(tree)
 
 
-def make_session(shared: Shared, peer: PeerId, directory: Path) -> Session:
+def make_session(shared: Shared, directory: Path) -> Session:
     """A real session on the CPU over the shipped text."""
     total = num_train_sequences(len(TOKENS), shared.data.held_out, shared.inner.sequence_length)
 
@@ -96,7 +96,7 @@ def make_session(shared: Shared, peer: PeerId, directory: Path) -> Session:
         return assigned_sequences(total, plan.seed, plan.run, plan.round, plan.slot, count, len(plan.roster))
 
     parts = Parts(build("model", shared.model), CORPUS, assign, build("reducer", shared.reducer), StateStore(directory))
-    return Session(peer, shared, parts, worker=Worker())
+    return Session(shared, parts, worker=Worker())
 
 
 class PacedTrainer(LocalTrainer):
@@ -229,7 +229,7 @@ class Node:
     async def _assemble(self, exchange: MemoryExchange) -> Peer:
         shared, me = self.swarm.shared, identity(self.name)
         chain = Chain(self.directory / "chain.jsonl")
-        session = make_session(shared, me.peer, self.directory / "state")
+        session = make_session(shared, self.directory / "state")
         session.on_step = lambda step, loss: self.life.leaving
         trainer = PacedTrainer(session, self)
         ballot = self.directory / BALLOT_FILE

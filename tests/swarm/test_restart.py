@@ -195,7 +195,7 @@ async def test_a_silent_contributor_delays_one_round_and_keeps_its_work(tmp_path
         cyd.start()
         await swarm.until(lambda: bool(cyd.reports))
         # then all of its work is in its residual, to one unit in the last place
-        twin = make_session(swarm.shared, cyd.id, tmp_path / "twin")
+        twin = make_session(swarm.shared, tmp_path / "twin")
         twin.outer_step(swarm.check_chain("cyd")[0], {})
         twin.inner_steps(plan)
         for name, kept in cyd.session.residual.items():

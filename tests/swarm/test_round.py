@@ -45,7 +45,7 @@ async def test_the_payloads_and_the_chain_replay_the_run_bit_for_bit(tmp_path: P
         await swarm.finish()
         held = swarm["ann"].peer.exchange.held
         # when
-        replay = make_session(swarm.shared, swarm["bob"].id, tmp_path / "replay")
+        replay = make_session(swarm.shared, tmp_path / "replay")
         for manifest in swarm.check_chain("ann"):
             assert manifest.anchor == replay.state().anchor
             replay.outer_step(manifest, {entry.payload: held(entry.payload) for entry in manifest.counted})

@@ -244,6 +244,8 @@ def test_a_manifest_knows_who_counts() -> None:
     manifest: Manifest = example("Manifest")
     assert manifest.counts(PEER)
     assert not manifest.counts(OTHER)
+    assert all(manifest.applies(entry.payload) for entry in manifest.counted)
+    assert not manifest.applies(messages.NO_DIGEST)
     assert not manifest.void
     assert example("Manifest", counted=[]).void
 

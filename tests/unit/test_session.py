@@ -39,12 +39,12 @@ def shared(**changes: Any) -> Shared:
     return Shared.model_validate(tree | changes)
 
 
-def make(folder: Path, config: Shared, peer: PeerId = ME, sequences: Any = range(4)) -> Session:
+def make(folder: Path, config: Shared, sequences: Any = range(4)) -> Session:
     parts = Parts(
         model=build("model", config.model), corpus=CORPUS, assign=lambda plan: np.array(list(sequences), np.int64),
         reducer=build("reducer", config.reducer), store=StateStore(folder),
     )  # fmt: skip
-    return Session(peer, config, parts, worker=Worker())
+    return Session(config, parts, worker=Worker())
 
 
 def founded(folder: Path, config: Shared) -> tuple[Session, Manifest]:
@@ -275,6 +275,17 @@ def test_another_payload_of_ours_does_not_settle_the_one_that_we_hold(tmp_path: 
     # then our work is back in the residual
     assert session.pending is None
     assert not same(before, session.residual)
+
+
+def test_work_that_counts_under_a_thiefs_name_is_not_offered_again(tmp_path: Path) -> None:
+    # given one that committed to our payload too, and was drawn as its author
+    session, head = founded(tmp_path, shared())
+    payload = contributed(session, head)
+    left = copied(session.residual)
+    # when
+    session.outer_step(after(session, head, (OTHER, payload)), {blob_digest(payload): payload})
+    # then it moved the anchor once, and has left the residual for good
+    assert session.pending is None and same(session.residual, left)
 
 
 def test_a_fetched_anchor_keeps_work_that_was_not_counted(tmp_path: Path) -> None:
