@@ -1,12 +1,14 @@
 """A validator that lies where it hurts: it sees everything, and tells each honest validator something else.
 
 It completes quorums for one victim alone, votes for everything, proposes one manifest to one and another to the next,
-shows commitments that nobody made, repeats what others said, and posts garbage.
+shows commitments that nobody made, repeats what others said, and posts garbage. What is final with one it helps nobody
+else to. Its card it may show to some only, and it may leave for good when others have come to need it.
 """
 
 from __future__ import annotations
 
 import random
+from math import inf
 from typing import TYPE_CHECKING
 
 from elastic.agreement.seat import Seat
@@ -48,9 +50,14 @@ class Liar:
         return self.identity.peer
 
     async def live(self) -> None:
-        """Lie until the world ends; more rarely once the network is good, and not at all if it was drawn so."""
-        quiet = self.rng.random() < 0.5
-        while not (quiet and not self.network.bad):
+        """Lie until the world ends, more rarely once the network is good; or leave before."""
+        end = self.rng.choice([inf, inf, self.network.faults.heal, self.rng.uniform(5, self.network.faults.heal)])
+        shown = self.rng.choice(
+            [None, self._turn_comes, self.rng.sample(self._others(), len(self._others()) // 2).__contains__]
+        )
+        if shown is not None:
+            self.network.shy[self.id] = shown
+        while self.world.clock.now() < end:
             await self.world.clock.sleep(Seconds(self.rng.uniform(0.1, 1.0 if self.network.bad else 2.0)))
             self._appear()
             victims = [node for node in self.world.nodes if node.alive and node.peer is not None]
@@ -62,6 +69,20 @@ class Liar:
     def network(self) -> SimNetwork:
         return self.world.network
 
+    def _others(self) -> list[PeerId]:
+        return [node.id for node in self.world.nodes]
+
+    def _turn_comes(self, reader: PeerId) -> bool:
+        """Whether this peer proposes in the view that it is in, or in the next: its roster will name whom it sees."""
+        node = next(node for node in self.world.nodes if node.id == reader)
+        seat = _seat_of(node)
+        if seat is None:
+            return self.rng.random() < 0.5
+        order = sorted(seat.validators)
+        return reader in {
+            proposer_of(self.world.shared.run, seat.round, View(seat.view + ahead), order) for ahead in (0, 1)
+        }
+
     def _appear(self) -> None:
         card = PeerCard(
             peer=self.id, run=self.world.shared.run, shared=self.world.shared.digest(), stage=PeerStage.READY,
@@ -70,10 +91,11 @@ class Liar:
         self.network.cards[self.world.shared.run, self.id] = card.canonical(), self.world.clock.now() + 5
 
     async def _lie_to(self, victim: SimNode) -> None:
-        agreement = victim.peer.agreement if victim.peer is not None else None
-        if not isinstance(agreement, WatchedQuorum) or agreement._talk is None:
+        seat = _seat_of(victim)
+        if seat is None or victim.peer is None:
             return
-        seat = agreement._talk.seat
+        agreement = victim.peer.agreement
+        assert isinstance(agreement, WatchedQuorum)
         if seat.round not in self._proposed or self.rng.random() < 0.05:
             await self._invent(agreement, seat.round)
         if self.rng.random() < 0.1:
@@ -94,7 +116,11 @@ class Liar:
     def _where_it_hurts(self, seat: Seat) -> tuple[View, VoteKind, Digest]:
         """Mostly a vote that is nearly complete with this victim."""
         machine = seat._machine
-        open_ = [each for each in machine._tally.each() if len(each[3]) < machine.q]
+        final = self.world.final.get(seat.round)
+        open_ = [
+            each for each in machine._tally.each()
+            if len(each[3]) < machine.q and (each[1], each[2]) != (VoteKind.FINALIZE, final)
+        ]  # fmt: skip
         near = [each[:3] for each in open_ if len(each[3]) + len(self.world.liars) >= machine.q]
         anything = [each[:3] for each in open_] or [(machine.view, VoteKind.VOID, NO_DIGEST)]
         if self.rng.random() < 0.2:
@@ -125,7 +151,11 @@ class Liar:
         if honest is None or honest.round != round_:
             return
         chosen = honest.model_copy(update={"proposer": self.id})
-        if chosen.counted and self.rng.random() < 0.7:
+        if self.rng.random() < 0.4:
+            wrong = {"previous": NO_DIGEST, "anchor": NO_DIGEST, "roster": (self.id,), "counted": ()}
+            field = self.rng.choice(["previous", "anchor", "anchor", "roster", "counted"])
+            chosen = chosen.model_copy(update={field: wrong[field]})
+        elif chosen.counted and self.rng.random() < 0.7:
             kept = list(chosen.counted)
             if self.rng.random() < 0.5:
                 kept[0] = kept[0].model_copy(update={"payload": NO_DIGEST})
@@ -159,3 +189,11 @@ class Liar:
         return self.identity.sign(
             Vote(run=self.world.shared.run, round=round_, view=view, kind=kind, manifest=manifest, peer=self.id)
         )
+
+
+def _seat_of(node: SimNode) -> Seat | None:
+    """Where a validator sits, once it has begun to decide."""
+    agreement = node.peer.agreement if node.peer is not None and node.alive else None
+    if not isinstance(agreement, WatchedQuorum) or agreement._talk is None:
+        return None
+    return agreement._talk.seat

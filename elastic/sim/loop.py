@@ -39,6 +39,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._leap.now
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """It has no threads; asyncio would start one to wait for them, of whose real time this loop knows nothing."""
+
 
 class VirtualClock:
     """`contracts.Clock` on a `VirtualLoop`.

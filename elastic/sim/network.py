@@ -1,4 +1,4 @@
-"""An internet that loses, delays, repeats and splits; what peers say of it is checked by the code under test.
+"""An internet that loses, delays, repeats, forgets and splits; what peers say of it is checked by the code under test.
 
 Like a DHT it keeps each author's newest record under a key, and every reader gets it when it gets it: late, an older
 one again, or, from a liar, another one than everybody else. From `heal` on it is good.
@@ -7,7 +7,7 @@ one again, or, from a liar, another one than everybody else. From `heal` on it i
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from elastic.contracts import Clock
@@ -27,6 +27,25 @@ RECORD_SECONDS = 90.0
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """A time in which it is in two halves."""
+
+    start: float
+    end: float
+    sides: Mapping[PeerId, int]
+    """Peer → its half, 0 or 1; 0 if it is not named."""
+    one_way: bool = False
+    """Whether half 1 still hears half 0: its uplink is dead, its downlink is not."""
+
+    def parts(self, author: PeerId, reader: PeerId, now: float, posted: float | None = None) -> bool:
+        """Whether nothing gets from one to the other now; if `posted` is given, of what was sent then."""
+        if not self.start <= now <= self.end or (posted is not None and posted < self.start):
+            return False
+        mine, theirs = self.sides.get(author, 0), self.sides.get(reader, 0)
+        return mine > theirs if self.one_way else mine != theirs
+
+
+@dataclass(frozen=True, slots=True)
 class Faults:
     """How bad the network is until it heals; all drawn from the seed."""
 
@@ -40,10 +59,9 @@ class Faults:
     """Part of the reads that get an older record."""
     corrupt: float
     """Part of the blobs that are served with a wrong bit."""
-    split: tuple[float, float]
-    """From when until when it is in two halves."""
-    sides: Mapping[PeerId, int]
-    """Peer → its half."""
+    blind: float
+    """Part of the cards that a look at them does not show."""
+    splits: tuple[Split, ...]
 
 
 @dataclass(slots=True)
@@ -59,8 +77,12 @@ class SimNetwork(MemoryNetwork):
     def __init__(self, rng: random.Random, clock: Clock, faults: Faults) -> None:
         super().__init__(clock.now, CARD_SECONDS)
         self.rng, self.clock, self.faults = rng, clock, faults
+        self.splits = list(faults.splits)
+        self.shy: dict[PeerId, Callable[[PeerId], bool]] = {}
+        """Liar → who sees its card."""
         self._versions: dict[tuple[str, RoundIndex], dict[PeerId, list[_Version]]] = {}
-        self._private: dict[tuple[str, RoundIndex, PeerId, PeerId], bytes] = {}
+        self._private: dict[tuple[str, RoundIndex], dict[tuple[PeerId, PeerId], _Version]] = {}
+        """Kind and round → author and reader → what only this reader sees."""
 
     @property
     def bad(self) -> bool:
@@ -74,7 +96,13 @@ class SimNetwork(MemoryNetwork):
 
     def whisper(self, author: PeerId, kind: str, round_: RoundIndex, body: bytes, reader: PeerId) -> None:
         """A record that only this reader sees, in place of the one that everyone does."""
-        self._private[kind, round_, author, reader] = body
+        self._private.setdefault((kind, round_), {})[author, reader] = _Version(body, self.clock.now())
+
+    def forget(self) -> None:
+        """Records and cards are kept in the memory of those who carry the network: all were restarted at once."""
+        self.cards.clear()
+        self._versions.clear()
+        self._private.clear()
 
     def shown(self, reader: PeerId, kind: str, round_: RoundIndex) -> dict[PeerId, bytes]:
         """The records that this reader gets if it asks now."""
@@ -84,11 +112,19 @@ class SimNetwork(MemoryNetwork):
             if seen:
                 old = self.bad and self.rng.random() < self.faults.stale
                 found[author] = self.rng.choice(seen).body if old else seen[-1].body
-        whispered = {
-            author: body for (k, r, author, hearer), body in self._private.items()
-            if (k, r, hearer) == (kind, round_, reader)
+        since = self.clock.now() - RECORD_SECONDS
+        return found | {
+            author: version.body for (author, hearer), version in self._private.get((kind, round_), {}).items()
+            if hearer == reader and version.posted >= since
         }  # fmt: skip
-        return found | whispered
+
+    def shows_card(self, author: PeerId, reader: PeerId) -> bool:
+        """Whether this look at the cards finds that one."""
+        if author == reader:
+            return True
+        if self.bad and self.rng.random() < self.faults.blind:
+            return False
+        return self.shy[author](reader) if author in self.shy else True
 
     def offered(self, holder: PeerId, digest: Digest) -> Offer | None:
         offer = super().offered(holder, digest)
@@ -97,49 +133,53 @@ class SimNetwork(MemoryNetwork):
         right = offer.read
         return replace(offer, read=lambda chunk: bytes([right(chunk)[0] ^ 1]) + right(chunk)[1:])
 
-    def apart(self, one: PeerId, other: PeerId, since: float | None = None) -> bool:
-        """Whether they are in different halves now, and were when something of that time was sent."""
-        start, end = self.faults.split
-        now = self.clock.now()
-        split = start <= now <= end and (since is None or since >= start)
-        return split and self.faults.sides.get(one, 0) != self.faults.sides.get(other, 0)
-
     def reaches(self, one: PeerId, other: PeerId) -> bool:
-        return one == other or not self.apart(one, other)
+        """Who asks must be heard, and so must who answers. Each half has a network of its own, which is nobody's."""
+        now = self.clock.now()
+        return (
+            one == other
+            or not other
+            or not any(split.parts(one, other, now) or split.parts(other, one, now) for split in self.splits)
+        )
 
-    async def travel(self, what: str) -> None:
-        """A message goes there and back.
+    async def travel(self, what: str, *, many: bool = False) -> None:
+        """A message goes there and back, or many do, any of which may be lost.
 
         Raises:
             NetworkError: it was lost.
         """
         await self.clock.sleep(Seconds(self.rng.uniform(0.01, self._slowest())))
-        if self.bad and self.rng.random() < self.faults.loss / 4:
+        if self.bad and self.rng.random() < self.faults.loss / (1 if many else 4):
             raise NetworkError(f"{what}: lost")
 
     def _slowest(self) -> float:
         return max(self.faults.delay, GOOD_DELAY) if self.bad else GOOD_DELAY
 
     def _has_come(self, author: PeerId, reader: PeerId, version: _Version) -> bool:
+        now = self.clock.now()
+        if now > version.posted + RECORD_SECONDS:
+            return False
         if author == reader:
-            return self.clock.now() <= version.posted + RECORD_SECONDS
-        if self.apart(author, reader, version.posted) or self.clock.now() > version.posted + RECORD_SECONDS:
+            return True
+        if any(split.parts(author, reader, now, version.posted) for split in self.splits):
             return False
         if reader not in version.arrives:
             tries = 1
             while version.posted < self.faults.heal and self.rng.random() < self.faults.loss:
                 tries += 1
             version.arrives[reader] = version.posted + tries * self.rng.uniform(0, self._slowest())
-        return self.clock.now() >= version.arrives[reader]
+        return now >= version.arrives[reader]
 
 
 class SimExchange(MemoryExchange):
     """One peer's end of it."""
 
-    def __init__(self, network: SimNetwork, identity: Identity, run: str, fools: Sequence[PeerId] = ()) -> None:
-        """`fools` are shown another contribution than everybody else."""
+    def __init__(
+        self, network: SimNetwork, identity: Identity, run: str, fools: Sequence[PeerId] = (), thief: bool = False
+    ) -> None:
+        """`fools` are shown another contribution than everybody else; a thief commits to what others committed to."""
         super().__init__(network, identity.peer, run)
-        self._sim, self._identity, self._fools = network, identity, fools
+        self._sim, self._identity, self._fools, self._thief = network, identity, fools, thief
 
     async def announce(self, card: PeerCard) -> None:
         await self._sim.travel("announcing")
@@ -147,14 +187,27 @@ class SimExchange(MemoryExchange):
 
     async def cards(self) -> Sequence[PeerCard]:
         await self._sim.travel("reading cards")
-        return await super().cards()
+        return [card for card in await super().cards() if self._sim.shows_card(card.peer, self.peer)]
 
     async def post(self, kind: str, round_: RoundIndex, body: bytes) -> None:
         await self._sim.travel(f"posting {kind}")
+        if kind == CONTRIBUTION and self._thief:
+            body = await self._stolen(ContributionHeader.from_bytes(body))
         self._check_open()
         self._sim.publish(self.peer, kind, round_, body)
         if kind == CONTRIBUTION and self._fools:
             await self._show_another(ContributionHeader.from_bytes(body))
+
+    async def _stolen(self, header: ContributionHeader) -> bytes:
+        """The first commitment of another that it sees, in its own name; its own if there is none for long."""
+        for _ in range(10):
+            for author, body in self._sim.shown(self.peer, CONTRIBUTION, header.round).items():
+                if author != self.peer:
+                    other = ContributionHeader.from_bytes(body)
+                    changes = {"payload": other.payload, "size_bytes": other.size_bytes}
+                    return self._identity.sign(header.model_copy(update=changes)).canonical()
+            await self._sim.clock.sleep(Seconds(0.3))
+        return header.canonical()
 
     async def _show_another(self, header: ContributionHeader) -> None:
         other = encode([f"{self.peer[-6:]}/{header.round}/other"])
@@ -171,7 +224,7 @@ class SimExchange(MemoryExchange):
     async def fetch(self, digest: Digest, size_bytes: int, holders: Sequence[PeerId]) -> bytes:
         if self.held(digest) is None:
             try:
-                await self._sim.travel(f"fetching {digest[:8]}")
+                await self._sim.travel(f"fetching {digest[:8]}", many=True)
             except NetworkError as error:
                 raise FetchError(str(error)) from error
         return await super().fetch(digest, size_bytes, holders)

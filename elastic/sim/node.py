@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.contracts import Accepts, Drafts, Times
+from elastic.errors import NetworkError
 from elastic.exchange.blobs import BlobStore
 from elastic.life import Life, Presence
-from elastic.messages import JSON, Manifest, PeerId, RoundIndex, RoundPlan, RoundReport
+from elastic.messages import JSON, Manifest, PeerId, RoundIndex, RoundPlan, RoundReport, Seconds
 from elastic.peer import Peer
 from elastic.registry import build
-from elastic.sim.network import CARD_SECONDS, SimExchange
+from elastic.sim.network import CARD_SECONDS, RECORD_SECONDS, SimExchange
 from elastic.sim.trainer import LedgerReducer, LedgerTrainer
 from elastic.state.chain import CHAIN_FILE, Chain
 from elastic.state.store import read_if_there, write_durably
@@ -42,13 +44,21 @@ class WatchedChain(Chain):
 
 
 class WatchedQuorum(Quorum):
-    """Liars know what an honest validator would propose."""
+    """Liars know what an honest validator would propose; it may die, or lose its link, when it alone knows the end."""
 
     drafts: Drafts | None = None
+
+    def __init__(self, *args: Any, reach: Callable[[str], None]) -> None:
+        super().__init__(*args)
+        self.reach = reach
 
     async def decide(self, round_: RoundIndex, drafts: Drafts, accepts: Accepts, times: Times) -> Manifest | None:
         self.drafts = drafts
         return await super().decide(round_, drafts, accepts, times)
+
+    async def _tell(self, manifest: Manifest) -> None:
+        self.reach("before it is told")
+        await super()._tell(manifest)
 
 
 class SimNode:
@@ -61,6 +71,8 @@ class SimNode:
         self.lives, self.done = 0, False
         self.fools: list[PeerId] = []
         """Who is shown another contribution than everybody else."""
+        self.thief = False
+        """Whether it commits to what others committed to."""
         self.lost_disk = False
         """Whether its disk was ever lost, and its residual with it."""
         self._blobs = BlobStore()
@@ -96,12 +108,19 @@ class SimNode:
 
     def reach(self, boundary: str) -> None:
         """A place where a process may die, while things go wrong."""
-        rng, faults = self.world.crash_rng, self.world.network.bad
-        if faults and rng.random() < self.world.crash_rate:
+        self.world.trouble.strike(self, boundary)
+        if self.world.trouble.dies():
             raise CrashError(boundary)
 
+    def knows(self, round_: RoundIndex) -> bool:
+        """Whether it need not ask how that round ended."""
+        if self.peer is None:
+            return False
+        agreement = self.peer.agreement
+        return self.peer.chain.get(round_) is not None or round_ in getattr(agreement, "_known", {})
+
     async def _live(self) -> None:
-        exchange = SimExchange(self.world.network, self.identity, self.world.shared.run, self.fools)
+        exchange = SimExchange(self.world.network, self.identity, self.world.shared.run, self.fools, self.thief)
         exchange.store = self._blobs
         self.world.network.peers[self.id] = exchange
         presence = Presence(self.id, self.id[-6:], self.world.shared, exchange)
@@ -110,23 +129,28 @@ class SimNode:
             peer = await life.patiently(lambda: self._assemble(exchange))
             async with life.heartbeat(peer):
                 await life.live(peer)
-            self.done = True
-            await self._serve()
+                self.done = True
+                await self._serve(peer)
         except CrashError:
-            self.world.later(self.world.crash_rng.uniform(0, 10), self.start)
+            self.world.start(self, self.world.trouble.pause())
         finally:
             if self.world.network.peers.get(self.id) is exchange:
                 await exchange.close()
 
-    async def _serve(self) -> None:
-        """A peer that finished stays for those who have not."""
-        await asyncio.Event().wait()
+    async def _serve(self, peer: Peer) -> None:
+        """A peer that finished stays for those who have not; what was final they find as if it had just come back."""
+        while True:
+            await self.world.clock.sleep(Seconds(RECORD_SECONDS / 2))
+            head = peer.chain.head()
+            if head is not None:
+                with suppress(NetworkError):
+                    await peer.agreement.repeat(head)
 
     async def _assemble(self, exchange: SimExchange) -> Peer:
         shared, clock = self.world.shared, self.world.clock
         self.directory.mkdir(parents=True, exist_ok=True)
-        chain = WatchedChain(self.directory / CHAIN_FILE, lambda manifest: self.world.decided(self.id, manifest))
-        self.trainer = LedgerTrainer(self.directory / "state", self.id, clock, self.pace, self.reach)
+        chain = WatchedChain(self.directory / CHAIN_FILE, lambda manifest: self.world.decided(self, manifest))
+        self.trainer = LedgerTrainer(self)
         ballot = self.directory / BALLOT_FILE
 
         def save(said: bytes) -> None:
@@ -134,13 +158,15 @@ class SimNode:
             write_durably(ballot, said)
             self.reach("after the ballot")
 
-        memory = Memory(read_if_there(ballot), save)
+        agreement = WatchedQuorum(
+            self.identity, shared.agreement.validators, shared.run, exchange, clock,
+            Memory(read_if_there(ballot), save), reach=self.reach,
+        )  # fmt: skip
         self.peer = Peer(
             identity=self.identity, name=self.id[-6:], shared=shared, clock=clock, trainer=self.trainer,
             reducer=LedgerReducer(), like={}, exchange=exchange,  # type: ignore[arg-type]
-            agreement=WatchedQuorum(self.identity, shared.agreement.validators, shared.run, exchange, clock, memory),
-            incentive=build("incentive", shared.incentive), chain=chain, state=await self.trainer.state(),
-            on_phase=self.reach,
+            agreement=agreement, incentive=build("incentive", shared.incentive), chain=chain,
+            state=await self.trainer.state(), on_phase=self.reach,
         )  # fmt: skip
         return self.peer
 

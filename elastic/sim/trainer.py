@@ -8,15 +8,18 @@ it counts, replaced as a whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from elastic.contracts import Clock, Pending, TrainerState
+from elastic.contracts import Pending, TrainerState
 from elastic.errors import MalformedError
-from elastic.messages import Digest, InnerReport, Manifest, PeerId, RoundIndex, RoundPlan, Seconds
+from elastic.messages import Digest, InnerReport, Manifest, RoundIndex, RoundPlan, Seconds
 from elastic.state.store import read_if_there, write_durably
 from elastic.wire.tree import blob_digest
+
+if TYPE_CHECKING:
+    from elastic.sim.node import SimNode
 
 ANCHOR_BYTES = 16 * 1024
 """Anchors have one size, as real ones do."""
@@ -30,18 +33,12 @@ class ViolationError(AssertionError):
 class LedgerTrainer:
     """Implements `contracts.Trainer`."""
 
-    def __init__(self, directory: Path, peer: PeerId, clock: Clock, pace: float, reach: Callable[[str], None]) -> None:
-        """Go on from what the directory holds.
-
-        Args:
-            directory: of its state.
-            peer: whose units these are.
-            clock: of the peer.
-            pace: seconds that inner steps take.
-            reach: told each boundary at which a process may die.
-        """
+    def __init__(self, node: SimNode) -> None:
+        """Go on from what is on the disk of this peer."""
+        directory = node.directory / "state"
         self._directory, self._file = directory, directory / "ledger.json"
-        self._peer, self._clock, self._pace, self._reach = peer, clock, pace, reach
+        self._peer, self._clock, self._pace = node.id, node.world.clock, node.pace
+        self._reach, self._knows, self._least = node.reach, node.knows, node.world.payload_bytes
         directory.mkdir(parents=True, exist_ok=True)
         saved = read_if_there(self._file)
         found: dict[str, Any] = json.loads(saved) if saved else {}
@@ -59,7 +56,7 @@ class LedgerTrainer:
     async def state(self) -> TrainerState:
         pending = None
         if self.pending is not None:
-            pending = Pending(self._pending_round, _report(), encode(self.pending))
+            pending = Pending(self._pending_round, _report(), encode(self.pending, self._least))
         return TrainerState(
             round=self.round, anchor=blob_digest(self._anchor()), size_bytes=ANCHOR_BYTES,
             state_path=str(self._anchor_file(self.round)), pending=pending,
@@ -78,7 +75,7 @@ class LedgerTrainer:
         self.residual, self._pending_round = [], plan.round
         self._save()
         self._reach("compressed")
-        return encode(self.pending)
+        return encode(self.pending, self._least)
 
     async def outer_step(self, manifest: Manifest, payloads: Mapping[Digest, bytes]) -> Digest:
         self._reach("before the outer step")
@@ -99,6 +96,8 @@ class LedgerTrainer:
         self.applied = json.loads(state)
         if settled is not None:
             self._settle(settled)
+        if self.pending is not None and self._knows(self._pending_round):
+            raise ViolationError(f"{self._peer[-6:]} gives up work of which it knows whether it counted")
         self.dropped += self.pending or []
         self.pending = None
         return self._take(round_)
@@ -115,8 +114,8 @@ class LedgerTrainer:
     def _settle(self, manifest: Manifest) -> None:
         if self.pending is None or self._pending_round > manifest.round:
             return
-        mine = blob_digest(encode(self.pending))
-        if self._pending_round < manifest.round or not manifest.counts(self._peer, mine):
+        mine = blob_digest(encode(self.pending, self._least))
+        if self._pending_round < manifest.round or not manifest.applies(mine):
             self.residual += self.pending
         self.pending = None
 
@@ -142,9 +141,9 @@ class LedgerTrainer:
         write_durably(self._file, json.dumps(fields).encode())
 
 
-def encode(units: list[str]) -> bytes:
-    """A payload."""
-    return json.dumps(units).encode()
+def encode(units: list[str], least: int = 0) -> bytes:
+    """A payload, of so many bytes at least."""
+    return json.dumps(units).encode().ljust(least)
 
 
 class LedgerReducer:

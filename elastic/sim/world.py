@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,15 +26,22 @@ from elastic.config import Shared
 from elastic.messages import Digest, Manifest, PeerId, RoundIndex, Seconds
 from elastic.sim.liar import Liar
 from elastic.sim.loop import VirtualClock, run
-from elastic.sim.network import Faults, SimNetwork
+from elastic.sim.network import SimNetwork
 from elastic.sim.node import SimNode
 from elastic.sim.trainer import ViolationError
+from elastic.sim.trouble import FIRST, Trouble, draw_faults
 from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)
 
-HEAL, END = 40.0, 300.0
-"""Seconds: the network is good from then on; everyone must have finished by then."""
+HEAL, LONG_HEAL = 40.0, 80.0
+"""Second from which the network is good: mostly, and in some schedules."""
+LONGEST, LONGEST_ROUND = 80.0, 60.0
+"""Seconds, and seconds a round, in which everyone must have finished once the network is good and all are up."""
+LATE = 100.0
+"""Second at which the last peers come."""
+LARGE_PAYLOAD = 12 * 1024
+"""Bytes: so large that some rounds that were missed are a larger download than the anchor."""
 GRAIN = 0.25
 """Nobody polls more often, in seconds."""
 MEMORY_DISK = Path("/dev/shm")
@@ -65,24 +72,26 @@ class World:
     def __init__(self, seed: int, folder: Path) -> None:
         """Draw everything from the seed."""
         self.seed, rng = seed, random.Random(seed)
-        self.rng, self.crash_rng = rng, random.Random(seed + 1)
+        self.rng = rng
         num_validators = rng.choice([1, 2, 3, 3, 4, 4, 4, 4, 5, 7])
         keys = [_identity(f"{seed}/{number}") for number in range(num_validators + rng.randrange(3))]
         validators = keys[:num_validators]
         liars = validators[: rng.choice([0, max_liars(num_validators)])]
         self.liars = {key.peer for key in liars}
         honest = [key for key in keys if key.peer not in self.liars]
+        rounds, enough = rng.choice([2, 3, 4, 6]), rng.randint(1, rng.randint(1, len(honest)))
         self.shared = Shared.model_validate({
-            "run": "sim", "rounds": rng.randrange(2, 5),
-            "round": {"train_seconds": 4.0, "gather_seconds": 4.0, "min_peers": rng.randrange(1, len(honest) + 1)},
+            "run": "sim", "rounds": rounds,
+            "round": {"train_seconds": 4.0, "gather_seconds": 4.0, "min_peers": enough},
             "agreement": {"validators": tuple(key.peer for key in validators)},
         })  # fmt: skip
         self.clock = VirtualClock(GRAIN)
-        self.network = SimNetwork(rng, self.clock, _faults(rng, [key.peer for key in keys]))
-        self.crash_rate = rng.choice([0.0, 0.02, 0.1, 0.2])
-        self.kills = rng.choice([0, 0, 3, 8])
-        self.spare = max_liars(num_validators) - len(self.liars)
-        """So many validators may lose their disk, and with it what they said: that makes them liars too."""
+        self.network = SimNetwork(
+            rng, self.clock, draw_faults(rng, [key.peer for key in keys], rng.choice([HEAL, HEAL, LONG_HEAL]))
+        )
+        self.payload_bytes = rng.choice([0, LARGE_PAYLOAD])
+        self._all_up = self.network.faults.heal
+        self.trouble = Trouble(self, random.Random(f"{seed}/trouble"), max_liars(num_validators) - len(self.liars))
         slow = rng.choice(honest).peer if rng.random() < 0.3 else None
         self.nodes = [
             SimNode(self, key, folder / key.peer[-8:], rng.uniform(0.5, 1.5) * (6.0 if key.peer == slow else 1.0))
@@ -91,8 +100,10 @@ class World:
         outsiders = [node for node in self.nodes if node.id not in self.shared.agreement.validators]
         if outsiders and rng.random() < 0.4:
             rng.choice(outsiders).fools = [node.id for node in self.nodes if rng.random() < 0.5]
+        elif outsiders and rng.random() < 0.4:
+            rng.choice(outsiders).thief = True
         self._liars = [Liar(self, key, random.Random(f"{seed}/{key.peer}")) for key in liars]
-        self._final: dict[RoundIndex, Digest] = {}
+        self.final: dict[RoundIndex, Digest] = {}
         self._anchors: dict[RoundIndex, Digest] = {}
         self._trace = sha256()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -117,10 +128,12 @@ class World:
 
     # --- what peers show -------------------------------------------------------------------------------------------
 
-    def decided(self, peer: PeerId, manifest: Manifest) -> None:
+    def decided(self, node: SimNode, manifest: Manifest) -> None:
         """A peer holds this manifest for final."""
-        self._note(f"{peer} {manifest.round} {manifest.digest()}")
-        first = self._final.setdefault(manifest.round, manifest.digest())
+        self._note(f"{node.id} {manifest.round} {manifest.digest()}")
+        if manifest.round not in self.final:
+            self.trouble.strike(node, FIRST)
+        first = self.final.setdefault(manifest.round, manifest.digest())
         if first != manifest.digest():
             raise ViolationError(f"two final manifests of round {manifest.round}: {first[:8]}, {manifest.digest()[:8]}")
 
@@ -131,9 +144,14 @@ class World:
         if first != anchor:
             raise ViolationError(f"two anchors of round {round_}: {first[:8]}, {anchor[:8]}")
 
-    def later(self, seconds: float, event: Callable[[], None]) -> None:
-        """Let it happen so many seconds from now."""
-        asyncio.get_running_loop().call_later(seconds, event)
+    def start(self, node: SimNode, seconds: float) -> None:
+        """Let a peer begin a life so many seconds from now."""
+        self._all_up = max(self._all_up, self.clock.now() + seconds)
+        asyncio.get_running_loop().call_later(seconds, node.start)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let it go on beside everything else; what it raises ends the world."""
+        self._tasks.add(asyncio.create_task(work))
 
     def _note(self, line: str) -> None:
         self._trace.update(f"{self.clock.now():.6f} {line}\n".encode())
@@ -142,10 +160,11 @@ class World:
 
     async def _run(self) -> None:
         for node in self.nodes:
-            self.later(self.rng.choice([0.0, self.rng.uniform(0, 30)]), node.start)
+            late = self.rng.uniform(0, LATE if self.rng.random() < 0.2 else 30)
+            self.start(node, self.rng.choice([0.0, 0.0, late]))
         for liar in self._liars:
-            self._spawn(liar.live())
-        self._spawn(self._kill_some())
+            self.spawn(liar.live())
+        self.spawn(self.trouble.kill_some())
         while not all(node.done and node.alive for node in self.nodes):
             await self.clock.sleep(Seconds(1.0))
             for node in self.nodes:
@@ -153,31 +172,12 @@ class World:
             for task in self._tasks:
                 if task.done():
                     task.result()
-            if self.clock.now() > END:
+            if self.clock.now() > self._all_up + LONGEST + self.shared.rounds * LONGEST_ROUND:
                 stuck = {node.id[-6:]: node.trainer.round if node.trainer else 0 for node in self.nodes}
-                raise ViolationError(f"not finished after {END:.0f} s; rounds {stuck} of {self.shared.rounds}")
+                raise ViolationError(
+                    f"not finished after {self.clock.now():.0f} s; rounds {stuck} of {self.shared.rounds}"
+                )
         self._check_nothing_is_lost()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.add(asyncio.create_task(work))
-
-    async def _kill_some(self) -> None:
-        """SIGKILL at any moment; sometimes the disk goes too."""
-        for _ in range(self.kills):
-            await self.clock.sleep(Seconds(self.crash_rng.uniform(0, HEAL / self.kills)))
-            node = self.crash_rng.choice(self.nodes)
-            if not node.alive or not self.network.bad:
-                continue
-            disk = self.crash_rng.random() < 0.8 or not self._may_lose_disk(node)
-            await node.kill(disk=disk)
-            node.done = False
-            self.later(self.crash_rng.uniform(0, 10), node.start)
-
-    def _may_lose_disk(self, node: SimNode) -> bool:
-        if node.id not in self.shared.agreement.validators:
-            return True
-        lost = sum(other.lost_disk for other in self.nodes if other.id in self.shared.agreement.validators)
-        return node.lost_disk or lost < self.spare
 
     def _check_nothing_is_lost(self) -> None:
         applied = set(next(node.trainer.applied for node in self.nodes if node.trainer))
@@ -194,13 +194,3 @@ class World:
 
 def _identity(name: str) -> Identity:
     return Identity(Ed25519PrivateKey.from_private_bytes(sha256(name.encode()).digest()))
-
-
-def _faults(rng: random.Random, peers: list[PeerId]) -> Faults:
-    start = rng.choice([0.0, rng.uniform(0, 20)])  # from birth, or later
-    split = (start, rng.uniform(start, HEAL)) if rng.random() < 0.4 else (1.0, 0.0)
-    return Faults(
-        heal=HEAL, loss=rng.choice([0.0, 0.1, 0.4]), delay=rng.choice([0.1, 0.5, 3.0]),
-        stale=rng.choice([0.0, 0.2]), corrupt=rng.choice([0.0, 0.2]), split=split,
-        sides={peer: rng.randrange(2) for peer in peers},
-    )  # fmt: skip

@@ -1,5 +1,8 @@
 """Validators that agree on a round, over a network that loses, delays, repeats and splits; some crash, some lie.
 
+Liars know when it hurts: whom only they complete a quorum for they may have killed, and be gone; what is final with one
+they help nobody else to. And the first that says "final" may be one that nobody hears any more.
+
 Everything follows from a seed. Time is a number; what happens next is the earliest entry of a heap. Each validator is a
 real `Simplex`; what it says is kept on its disk before it is sent, and said again every second, as records of a DHT are
 there to be read again. From `HEAL` on the network is good.
@@ -80,6 +83,8 @@ class Sim:
         self.crashes = rng.choice([0.0, 0.0, 0.3])
         self.sides = {peer: rng.randrange(2) for peer in self.all}
         self.split = (rng.uniform(0, 30), rng.uniform(0, HEAL)) if rng.random() < 0.4 else (1.0, 0.0)
+        self.muting, self.mute = rng.random() < 0.4, set[PeerId]()
+        """Whether the first that says "final" is heard by nobody from then on, for a while; and whom that befell."""
         self.honest = {peer: Honest(peer, None) for peer in self.all if peer not in self.liars}
         self.final: dict[PeerId, Final] = {}
         self.cast: dict[tuple[PeerId, View, VoteKind], Digest] = {}
@@ -92,6 +97,10 @@ class Sim:
         self.lies: dict[View, Proposal] = {}
         self.quiet = rng.random() < 0.6
         """Whether liars fall silent when the network heals: only then are they of no use to anyone."""
+        self.haste = rng.choice([0.3, 1.0])
+        """Seconds between two lies at most, while the network is bad."""
+        self.hit_and_run, self.gone = rng.choice([0.0, 0.0, 0.3]), False
+        """How often liars pull the plug of whom they made commit itself to what nobody else saw, and are gone."""
         if self.liars:
             self.at(rng.uniform(0, 3), self.lie)
 
@@ -138,6 +147,10 @@ class Sim:
     def do(self, node: Honest, actions: list[Any]) -> None:
         """Carry the actions out; a crash may come between any two of them."""
         for action in actions:
+            if isinstance(action, Cast) and action.kind is VoteKind.FINALIZE and self.muting and not self.mute:
+                self.mute.add(node.peer)
+                self.at(self.rng.uniform(5, HEAL), self.mute.clear)
+                self.muting = False
             if self.now < HEAL and self.rng.random() < self.crashes * 0.1:
                 self.crash(node)
                 return
@@ -174,14 +187,20 @@ class Sim:
     # --- liars -----------------------------------------------------------------------------------------------------
 
     def lie(self) -> None:
-        """To one honest validator, where it hurts: complete a quorum that nobody else sees, or propose what only it
-        gets. Liars act together, see everything, and are never lost or delayed."""
+        """Where it hurts: complete a quorum that only one honest validator sees, or only one half of them, or propose
+        what only they get. Liars act together, see everything, and are never lost or delayed."""
+        if self.gone:
+            return
         alive = [node for node in self.honest.values() if node.machine is not None]
         if alive:
             node = self.rng.choice(alive)
             machine = node.machine
             assert machine is not None
-            open_ = [each for each in machine._tally.each() if len(each[3]) < machine.q]
+            # What is final with one they help nobody else to.
+            known = {(VoteKind.FINALIZE, final.manifest) for final in self.final.values()}
+            open_ = [
+                each for each in machine._tally.each() if len(each[3]) < machine.q and (each[1], each[2]) not in known
+            ]
             tally = [each[:3] for each in open_]
             near = [each[:3] for each in open_ if len(each[3]) + len(self.liars) >= machine.q]
             chosen = self.rng.choice(near or tally or [(machine.view, VoteKind.VOID, NO_DIGEST)])
@@ -189,15 +208,33 @@ class Sim:
                 kind = self.rng.choice((VoteKind.NOTARIZE, VoteKind.FINALIZE))
                 chosen = (View(max(0, machine.view - self.rng.randrange(2))), kind, self.some_manifest())
             votes = [vote(liar, chosen[0], chosen[1], chosen[2]) for liar in sorted(self.liars)]
-            self.at(0.01, lambda: self.deceive(node, votes))
+            told = self.rng.choice([[node], [node], alive, [each for each in alive if self.beside(each, node)]])
+            self.at(0.01, lambda: self.deceive(told, votes))
         if self.now < HEAL or not self.quiet:
-            self.at(self.rng.uniform(0.02, 1.0 if self.now < HEAL else 10.0), self.lie)
+            self.at(self.rng.uniform(0.02, self.haste if self.now < HEAL else 10.0), self.lie)
 
-    def deceive(self, node: Honest, votes: list[Vote]) -> None:
+    def beside(self, one: Honest, other: Honest) -> bool:
+        """Whether both are in the same half."""
+        return self.sides[one.peer] == self.sides[other.peer]
+
+    def deceive(self, told: list[Honest], votes: list[Vote]) -> None:
+        for node in told:
+            if not self.gone:
+                self.tell(node, votes)
+
+    def tell(self, node: Honest, votes: list[Vote]) -> None:
         """Tell it, and perhaps pull the plug as soon as it has acted on it."""
+        before = self.committed(node)
         self.hear(node, votes, self.false_proposals(node))
-        if self.now < HEAL and node.machine is not None and self.rng.random() < self.crashes * 0.2:
+        if self.now >= HEAL or node.machine is None:
+            return
+        self.gone = self.committed(node) > before and self.rng.random() < self.hit_and_run
+        if self.gone or self.rng.random() < self.crashes * 0.2:
             self.crash(node)
+
+    def committed(self, node: Honest) -> int:
+        """In how many views it can no longer vote to skip."""
+        return sum(isinstance(said, Cast) and said.kind is VoteKind.FINALIZE for said in node.said)
 
     def false_proposals(self, node: Honest) -> list[Proposal]:
         """Anything, with any parent; mostly when a liar's turn has come."""
@@ -238,7 +275,7 @@ class Sim:
             return
         if sender != receiver and self.now < HEAL:
             apart = self.split[0] <= self.now <= self.split[1] and self.sides[sender] != self.sides[receiver]
-            if apart or self.rng.random() < self.loss:
+            if apart or sender in self.mute or self.rng.random() < self.loss:
                 return
         delay = self.rng.uniform(0, self.delay if self.now < HEAL else 0.2) if sender != receiver else 0.0
         self.at(delay, lambda: self.hear(node, votes, proposals))

@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from elastic import apply, deliberate, life
+from elastic import apply, deliberate, life, propose
 from elastic import round as story
 from elastic.agreement import manifests, quorum, seat, simplex, talk
 from elastic.agreement.votes import Ballot
 from elastic.deliberate import Deliberation
 from elastic.errors import FetchError
 from elastic.exchange import gather
-from elastic.messages import Digest, Manifest, PeerId
+from elastic.messages import Digest, Manifest, PeerId, RoundIndex
+from elastic.peer import Peer
 from elastic.sim import node
 from elastic.sim.network import SimExchange
 from elastic.sim.world import simulate
@@ -245,6 +246,82 @@ def _() -> Any:
 
     assert provide
     return patch.object(SimExchange, "fetch", fetch)
+
+
+@bug("a ballot is on disk one step late")
+def _() -> Any:
+    def keep(self: Any, ballot: Ballot) -> None:
+        if self._memory is not None:
+            self._save(self._memory.canonical())
+        self._memory = ballot
+
+    return patch.object(quorum.Quorum, "_keep", keep)
+
+
+@bug("the texts of what was voted for are not kept")
+def _() -> Any:
+    honest = quorum.Quorum._keep
+
+    def keep(self: Any, ballot: Ballot) -> None:
+        honest(self, ballot.model_copy(update={"texts": ()}))
+
+    return patch.object(quorum.Quorum, "_keep", keep)
+
+
+@bug("a peer that comes back does not say what was final")
+def _() -> Any:
+    return all_of(patch.object(life.Life, "_repeat_last_word", nothing), patch.object(quorum.Quorum, "repeat", nothing))
+
+
+@bug("a manifest on disk is taken for applied")
+def _() -> Any:
+    def holds(self: Peer) -> RoundIndex:
+        head = self.chain.head()
+        return self.state.round if head is None else RoundIndex(head.round + 1)
+
+    return patch.object(Peer, "holds", holds)
+
+
+@bug("what counts need not be there")
+def _() -> Any:
+    return patch.object(propose, "_against_counted", lambda peer, seen, manifest: None)
+
+
+@bug("a manifest may apply to any anchor")
+def _() -> Any:
+    honest = propose.objection
+
+    def objection(peer: Any, plan: Any, seen: Any, cards: Any, manifest: Manifest) -> str | None:
+        fitting = manifest.model_copy(update={"previous": plan.previous, "anchor": plan.anchor})
+        return honest(peer, plan, seen, cards, fitting)
+
+    return patch.object(deliberate, "objection", objection)
+
+
+@bug("a copy counts beside its original")
+def _() -> Any:
+    return patch("elastic.seen.mark_copies", lambda verdicts, headers, seen: dict(verdicts))
+
+
+@bug("work that counted under a thief's name is offered again")
+def _() -> Any:
+    honest = node.LedgerTrainer._settle
+
+    def settle(self: Any, manifest: Manifest) -> None:
+        mine = tuple(entry for entry in manifest.counted if entry.peer == self._peer)
+        honest(self, manifest.model_copy(update={"counted": mine}))
+
+    return patch.object(node.LedgerTrainer, "_settle", settle)
+
+
+@bug("an anchor is taken without asking what counted")
+def _() -> Any:
+    honest = node.LedgerTrainer.load
+
+    async def load(self: Any, state: bytes, round_: RoundIndex, settled: Manifest | None = None) -> Digest:
+        return await honest(self, state, round_)
+
+    return patch.object(node.LedgerTrainer, "load", load)
 
 
 def first_seed(name: str, seeds: range) -> int | None:
