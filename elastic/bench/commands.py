@@ -69,9 +69,10 @@ def sim(
     """Whole swarms in simulated time, over a failing network.
 
     Each seed is a schedule: up to seven validators and some more peers live through loss, delay, reordering, splits,
-    crashes with and without their disks, wrong bytes, slow peers, and as many liars as a quorum withstands. Ends with
-    exit code 1 if two manifests of a round were ever final, anchors differed, work was lost or counted twice, or a run
-    did not end after the network had healed. A seed replays exactly.
+    crashes with and without their disks, power cuts, wrong bytes, slow peers, thieves, and as many liars as a quorum
+    withstands. Ends with exit code 1 if two manifests of a round were ever final, anchors differed, work was lost or
+    counted twice, or a run did not end after the network had healed. A seed replays exactly. Ctrl-C ends it with the
+    figures so far.
     """
     from elastic.bench.sim import measure_sim, tell_story
 
@@ -79,9 +80,9 @@ def sim(
         raise SystemExit(1 if tell_story(first, say).violation else 0)
     figures = measure_sim(first, seeds, processes, say)
     say(
-        f"{figures.schedules} schedules, {len(figures.violations)} violations, in {figures.seconds:.0f} s: "
-        f"{figures.schedules / figures.seconds:.1f} schedules/s, {figures.virtual_seconds / figures.seconds:,.0f} "
-        f"simulated seconds per second, {figures.lives} lives of peers"
+        f"{figures.schedules:,} schedules, {len(figures.violations)} violations, in {figures.seconds:.0f} s: "
+        f"{figures.rate:.1f} schedules/s, {figures.virtual_seconds / max(figures.seconds, 1e-9):,.0f} "
+        f"simulated seconds per second, {figures.lives:,} lives of peers"
     )
     for outcome in figures.violations[:5]:
         say(f"the story of seed {outcome.seed}: elastic bench sim --first {outcome.seed} --story")

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
@@ -19,35 +20,64 @@ PROGRESS_SECONDS = 10.0
 class Figures:
     """What came of it."""
 
+    wanted: int
     schedules: int = 0
     seconds: float = 0.0
     virtual_seconds: float = 0.0
     lives: int = 0
     violations: list[Outcome] = field(default_factory=list)
 
+    @property
+    def rate(self) -> float:
+        """Schedules a second."""
+        return self.schedules / max(self.seconds, 1e-9)
+
+    def add(self, outcome: Outcome) -> None:
+        """One more schedule."""
+        self.schedules += 1
+        self.virtual_seconds += outcome.seconds
+        self.lives += outcome.lives
+        if outcome.violation:
+            self.violations.append(outcome)
+
+    def progress(self) -> str:
+        """A line for who waits."""
+        left = (self.wanted - self.schedules) / max(self.rate, 1e-9)
+        to_go = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+        return (
+            f"{self.schedules:,} of {self.wanted:,} schedules, {len(self.violations)} violations, "
+            f"{self.rate:.1f} schedules/s, {to_go} to go"
+        )
+
 
 def measure_sim(first: int, seeds: int, processes: int, say: Say) -> Figures:
-    """Simulate so many schedules, each from its seed.
+    """Simulate so many schedules, each from its seed; on Ctrl-C, those until then.
 
     Args:
         first: the first seed; the others follow.
         seeds: how many.
         processes: at a time; 0: one per core.
-        say: told the progress.
+        say: told the progress, and each violation as soon as it is known.
     """
-    figures, begin, told = Figures(), time.monotonic(), time.monotonic()
-    with ProcessPoolExecutor(processes or os.cpu_count(), initializer=_quiet) as pool:
-        for outcome in pool.map(simulate, range(first, first + seeds), chunksize=4):
-            figures.schedules += 1
-            figures.virtual_seconds += outcome.seconds
-            figures.lives += outcome.lives
+    with ProcessPoolExecutor(processes or os.cpu_count(), initializer=_prepare) as pool:
+        return collect(pool.map(simulate, range(first, first + seeds), chunksize=2), seeds, say)
+
+
+def collect(outcomes: Iterable[Outcome], wanted: int, say: Say, now: Callable[[], float] = time.monotonic) -> Figures:
+    """Figures of outcomes as they come, until there are no more or Ctrl-C is pressed."""
+    figures, begin = Figures(wanted), now()
+    told = begin
+    try:
+        for outcome in outcomes:
+            figures.add(outcome)
+            figures.seconds = now() - begin
             if outcome.violation:
-                figures.violations.append(outcome)
                 say(f"seed {outcome.seed}: {outcome.violation}")
-            if time.monotonic() > told + PROGRESS_SECONDS:
-                told = time.monotonic()
-                say(f"{figures.schedules} of {seeds} schedules, {len(figures.violations)} violations")
-    figures.seconds = time.monotonic() - begin
+            if now() > told + PROGRESS_SECONDS:
+                told = now()
+                say(figures.progress())
+    except KeyboardInterrupt:
+        say(f"stopped: {wanted - figures.schedules:,} of {wanted:,} schedules were not simulated")
     return figures
 
 
@@ -76,5 +106,7 @@ class _AtSecond(logging.Formatter):
         return f"{now:8.2f} s  {record.name.removeprefix('elastic.')}: {record.getMessage()}"
 
 
-def _quiet() -> None:
+def _prepare() -> None:
+    """In each process: Ctrl-C is the parent's to answer, and what peers log is of no use to anyone here."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("elastic").setLevel(logging.CRITICAL)

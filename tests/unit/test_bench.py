@@ -1,6 +1,7 @@
 """The benchmarks measure what they say: the yardstick is right, the simulated swarm is a swarm, tables are true."""
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from elastic.bench import published
 from elastic.bench.convergence import Row, read_text, recipes, run, table
 from elastic.bench.reducer import Setup, draw, llama_shapes, measure, num_params, quantiser_errors
 from elastic.bench.reducer import table as reducer_table
+from elastic.bench.sim import collect
 from elastic.bench.simulate import Recipe, Swarm
 from elastic.config import InnerConfig, OuterConfig, PluginChoice
 from elastic.errors import ConfigError
 from elastic.reduce.sparseloco import SparseLoCo
+from elastic.sim.world import Outcome
 from tests.fuzz.sparse import run as fuzz
 
 MODEL = PluginChoice.model_validate(
@@ -193,3 +196,33 @@ def test_some_thousand_mutated_payloads_are_refused_or_decoded():
     outcomes = fuzz(3000, seed=1, thorough=8)
     assert sum(outcomes.values()) == 3000
     assert outcomes["decoded"] > 100
+
+
+def outcomes(violations):
+    for seed, violation in enumerate(violations):
+        yield Outcome(seed, violation, seconds=50.0, lives=3, trace="")
+
+
+def test_a_long_simulation_tells_how_far_it_is_and_what_it_found():
+    # given a clock that goes on by 3 s at each look
+    said, clock = [], count(0, 3)
+    # when
+    figures = collect(outcomes([None, None, "two final manifests", None]), 100, said.append, now=lambda: next(clock))
+    # then
+    assert said[0].startswith("2 of 100 schedules, 0 violations, 0.2 schedules/s, ")
+    assert "seed 2: two final manifests" in said
+    assert (figures.schedules, figures.lives, figures.virtual_seconds) == (4, 12, 200.0)
+    assert [outcome.seed for outcome in figures.violations] == [2]
+
+
+def test_ctrl_c_ends_a_simulation_with_the_figures_so_far():
+    def interrupted():
+        yield from outcomes([None, "lost"])
+        raise KeyboardInterrupt
+
+    # when
+    said = []
+    figures = collect(interrupted(), 10, said.append)
+    # then
+    assert (figures.schedules, len(figures.violations)) == (2, 1)
+    assert said == ["seed 1: lost", "stopped: 8 of 10 schedules were not simulated"]
