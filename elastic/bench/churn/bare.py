@@ -98,9 +98,7 @@ async def live(config: RunConfig, pace: float, narrator: Narrator) -> None:
     life = Life(presence, WallClock(), narrator, local.network.card_seconds)
 
     async def assembled() -> Peer:
-        session = await asyncio.to_thread(
-            lambda: Session(identity.peer, shared, session_parts(config), worker=Worker())
-        )
+        session = await asyncio.to_thread(lambda: Session(shared, session_parts(config), worker=Worker()))
         trainer = PacedTrainer(session, pace)
         incentive = build("incentive", shared.incentive)
         return assemble(config, exchange, incentive, trainer, await trainer.state(), narrator.phase)
