@@ -212,7 +212,7 @@ def bootstrap(
     tells `elastic doctor` whether it can dial a machine, and measures the line to it. Ctrl-C ends it; peers that have
     met go on without it.
     """
-    from elastic.exchange.bootstrap import run_bootstrap
+    from elastic.exchange.dht.bootstrap import run_bootstrap
 
     def ready(addresses: list[str]) -> None:
         say("hand out one of these (local.network.bootstrap in the run file):")

@@ -23,7 +23,7 @@ KNOWN: dict[str, dict[str, str]] = {
     },
     "exchange": {
         "hivemind": "elastic.exchange.hivemind:HivemindExchange",
-        "bucket": "elastic.exchange.bucket:BucketExchange",
+        "bucket": "elastic.exchange.bucket.exchange:BucketExchange",
         "memory": "elastic.exchange.memory:MemoryExchange",
     },
     "incentive": {

@@ -19,7 +19,7 @@ import torch
 from elastic.agreement.manifests import check_final, check_manifest
 from elastic.config import Shared
 from elastic.errors import MalformedError, SignatureInvalidError, StateError
-from elastic.exchange.blobs import BLOB_FOLDER
+from elastic.exchange.blobs.store import BLOB_FOLDER
 from elastic.messages import GENESIS, Counted, Digest, Manifest, RoundIndex, StateMeta
 from elastic.registry import build
 from elastic.state.chain import CHAIN_FILE

@@ -18,10 +18,10 @@ from elastic.actors.job import layout
 from elastic.check import entry_socket
 from elastic.config import NetworkConfig, RunConfig
 from elastic.errors import ConfigError, ElasticError, NetworkError, StateError
-from elastic.exchange.bootstrap import Entry
+from elastic.exchange.dht.bootstrap import Entry
 from elastic.exchange.known import KNOWN_FILE, Known
-from elastic.exchange.probe import Kind, Status
-from elastic.exchange.visit import Answer, TooOldError, Visit, ports_of, visiting
+from elastic.exchange.probe.server import Kind, Status
+from elastic.exchange.probe.visit import Answer, TooOldError, Visit, ports_of, visiting
 from elastic.messages import PeerId
 from elastic.registry import build
 from elastic.state.store import claim

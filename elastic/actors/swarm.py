@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from elastic.actors.logs import log_to_file
 from elastic.config import RunConfig
 from elastic.errors import BugError, ElasticError, NetworkError
-from elastic.exchange.blobs import BLOB_FOLDER
+from elastic.exchange.blobs.store import BLOB_FOLDER
 from elastic.exchange.known import KNOWN_FILE
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 from elastic.registry import resolve

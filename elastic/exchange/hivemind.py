@@ -21,17 +21,17 @@ from pydantic import BaseModel, ConfigDict
 
 from elastic.config import NetworkConfig
 from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError, PortTakenError, StateError
-from elastic.exchange import keepers
 from elastic.exchange.averaging import average
-from elastic.exchange.blobs import BlobStore
-from elastic.exchange.bootstrap import Node
-from elastic.exchange.bulk import Holder, Traffic
-from elastic.exchange.fetch import BulkClient
-from elastic.exchange.identity_validator import MAX_RECORD_BYTES
+from elastic.exchange.blobs.bulk import Holder, Traffic
+from elastic.exchange.blobs.fetch import BulkClient
+from elastic.exchange.blobs.serve import BulkServer
+from elastic.exchange.blobs.store import BlobStore
+from elastic.exchange.dht import keepers
+from elastic.exchange.dht.bootstrap import Node
+from elastic.exchange.dht.identity_validator import MAX_RECORD_BYTES
 from elastic.exchange.known import Known
 from elastic.exchange.limits import Limits
-from elastic.exchange.probe import ProbeServer
-from elastic.exchange.serve import BulkServer
+from elastic.exchange.probe.server import ProbeServer
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 from elastic.wire.signing import Identity
 

@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elastic.errors import ConfigError
-from elastic.exchange.bootstrap import Entry
+from elastic.exchange.dht.bootstrap import Entry
 from elastic.messages import PeerCard, PeerId
 
 logger = logging.getLogger(__name__)

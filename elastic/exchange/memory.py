@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError
-from elastic.exchange.blobs import BlobStore, Offer
-from elastic.exchange.partial import Partial
+from elastic.exchange.blobs.partial import Partial
+from elastic.exchange.blobs.store import BlobStore, Offer
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 
 MAX_RECORD_BYTES = 16 * 1024

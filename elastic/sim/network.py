@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from elastic.contracts import Clock
 from elastic.errors import FetchError, NetworkError
-from elastic.exchange.blobs import Offer
+from elastic.exchange.blobs.store import Offer
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
 from elastic.messages import ContributionHeader, Digest, PeerCard, PeerId, RoundIndex, Seconds

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.contracts import Accepts, Drafts, Times
 from elastic.errors import NetworkError
-from elastic.exchange.blobs import BlobStore
+from elastic.exchange.blobs.store import BlobStore
 from elastic.life import Life, Presence
 from elastic.messages import JSON, Manifest, PeerId, RoundIndex, RoundPlan, RoundReport, Seconds
 from elastic.peer import Peer

@@ -13,8 +13,8 @@ import pytest
 from elastic.config import NetworkConfig
 from elastic.contracts import Exchange
 from elastic.errors import AveragingError, FetchError, NetworkError
-from elastic.exchange import selection
-from elastic.exchange.blobs import BlobStore, Offer
+from elastic.exchange.blobs import selection
+from elastic.exchange.blobs.store import BlobStore, Offer
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
 from elastic.messages import Digest, PeerCard, PeerId, PeerStage, RoundIndex, digest_of
@@ -120,7 +120,7 @@ class BucketSwarm(MemorySwarm):
         self.folder = folder
 
     async def join(self) -> Any:
-        bucket = pytest.importorskip("elastic.exchange.bucket", exc_type=ModuleNotFoundError)
+        bucket = pytest.importorskip("elastic.exchange.bucket.exchange", exc_type=ModuleNotFoundError)
         url = (self.folder / f"bucket{len(self.exchanges)}").as_uri()
         config = bucket.BucketConfig(url=url, public_url=url, allow_private=True, withhold_seconds=0)
         inner = self.network.join(Identity.generate().peer, RUN)

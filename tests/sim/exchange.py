@@ -7,7 +7,7 @@ from itertools import count
 
 import numpy as np
 
-from elastic.exchange.selection import Ask, Selection, pick
+from elastic.exchange.blobs.selection import Ask, Selection, pick
 from elastic.messages import PeerId
 from elastic.wire.tree import CHUNK_BYTES
 

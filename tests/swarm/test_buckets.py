@@ -19,8 +19,8 @@ pytest.importorskip("obstore")
 from elastic.actors import swarm
 from elastic.config import NetworkConfig, parse_config
 from elastic.errors import NetworkError
-from elastic.exchange.bucket import BucketExchange
-from elastic.exchange.bucket_store import Bucket, BucketConfig
+from elastic.exchange.bucket.exchange import BucketExchange
+from elastic.exchange.bucket.store import Bucket, BucketConfig
 from elastic.life import announced
 from elastic.messages import PeerCard, PeerStage, RoundIndex, digest_of
 from elastic.wire.signing import Identity

@@ -18,12 +18,12 @@ from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import ValueWithExpiration
 
 from elastic.config import NetworkConfig
-from elastic.exchange.bootstrap import Node
+from elastic.exchange.dht.bootstrap import Node
+from elastic.exchange.dht.identity_validator import MAX_RECORD_BYTES, MAX_TTL_SECONDS, IdentityValidator
+from elastic.exchange.dht.protocol import place_of
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.exchange.hivemind import HivemindExchange
-from elastic.exchange.identity_validator import MAX_RECORD_BYTES, MAX_TTL_SECONDS, IdentityValidator
 from elastic.exchange.limits import RecordLimits
-from elastic.exchange.protocol import place_of
 from elastic.messages import PeerCard, PeerStage, RoundIndex, digest_of
 from elastic.wire.signing import Identity
 

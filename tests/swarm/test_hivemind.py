@@ -27,9 +27,10 @@ from elastic.errors import (
     NetworkError,
     PortTakenError,
 )
-from elastic.exchange import averaging, bulk, selection
-from elastic.exchange.blobs import BlobStore
-from elastic.exchange.bootstrap import Node, run_bootstrap
+from elastic.exchange import averaging
+from elastic.exchange.blobs import bulk, selection
+from elastic.exchange.blobs.store import BlobStore
+from elastic.exchange.dht.bootstrap import Node, run_bootstrap
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.messages import PeerCard, PeerStage, RoundIndex, digest_of
 from elastic.wire.signing import Identity

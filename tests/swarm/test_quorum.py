@@ -10,7 +10,7 @@ from builder import RUN, Node, NodeExchange, Swarm, identity
 from elastic.agreement.simplex import proposer_of
 from elastic.contracts import Drafts
 from elastic.errors import FetchError
-from elastic.exchange.blobs import BLOB_FOLDER, BlobStore
+from elastic.exchange.blobs.store import BLOB_FOLDER, BlobStore
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.messages import (
     NO_DIGEST,

@@ -11,7 +11,7 @@ from test_average import AVERAGE
 
 from elastic.config import Shared
 from elastic.errors import StateError
-from elastic.exchange.blobs import BLOB_FOLDER
+from elastic.exchange.blobs.store import BLOB_FOLDER
 from elastic.messages import Manifest
 from elastic.replay import peer_folders, replay
 from elastic.state.chain import CHAIN_FILE

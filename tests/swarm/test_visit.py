@@ -14,12 +14,12 @@ from elastic.actors.finding import Finding, Level
 from elastic.actors.outside import outside
 from elastic.config import NetworkConfig, RunConfig
 from elastic.errors import NetworkError
-from elastic.exchange import probe
-from elastic.exchange.bootstrap import Entry, Node, run_bootstrap
+from elastic.exchange.dht.bootstrap import Entry, Node, run_bootstrap
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.exchange.known import KNOWN_FILE
-from elastic.exchange.probe import MEASURE_BYTES, PROTOCOL, REQUEST, RESPONSE, Kind, Status
-from elastic.exchange.visit import TooOldError, Visit, ports_of, visiting
+from elastic.exchange.probe import server as probe
+from elastic.exchange.probe.server import MEASURE_BYTES, PROTOCOL, REQUEST, RESPONSE, Kind, Status
+from elastic.exchange.probe.visit import TooOldError, Visit, ports_of, visiting
 from elastic.state.store import claim
 from elastic.wire.signing import Identity
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from elastic.config import RoundConfig
-from elastic.exchange.blobs import BlobStore
-from elastic.exchange.identity_validator import MAX_RECORD_BYTES
+from elastic.exchange.blobs.store import BlobStore
+from elastic.exchange.dht.identity_validator import MAX_RECORD_BYTES
 from elastic.exchange.limits import Limits, Uplink
 from elastic.messages import NO_DIGEST, Counted, Manifest, PeerId, RoundIndex
 from elastic.wire.signing import Identity

@@ -13,11 +13,11 @@ pytest.importorskip("obstore")
 
 from elastic.config import PluginChoice
 from elastic.errors import ConfigError, FetchError, NetworkError
-from elastic.exchange import bucket as bucket_module
-from elastic.exchange import uploads
-from elastic.exchange.bucket import BucketExchange
-from elastic.exchange.bucket_reader import MAX_RUN, next_run
-from elastic.exchange.bucket_store import Bucket, BucketConfig, surplus
+from elastic.exchange.bucket import exchange as bucket_module
+from elastic.exchange.bucket import uploads
+from elastic.exchange.bucket.exchange import BucketExchange
+from elastic.exchange.bucket.reader import MAX_RUN, next_run
+from elastic.exchange.bucket.store import Bucket, BucketConfig, surplus
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
 from elastic.messages import Digest, PeerCard, PeerStage, RoundIndex, digest_of
 from elastic.registry import resolve

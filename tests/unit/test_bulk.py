@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic.exchange import bulk
-from elastic.exchange.bulk import Head
-from elastic.exchange.streams import read_exactly
+from elastic.exchange.blobs import bulk
+from elastic.exchange.blobs.bulk import Head
+from elastic.exchange.blobs.streams import read_exactly
 from elastic.messages import digest_of
 
 U8, U16, U32 = st.integers(0, 2**8 - 1), st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)

@@ -153,7 +153,7 @@ def test_a_malformed_bootstrap_address_is_told_what_is_wrong_with_it(address: st
 
 @pytest.mark.parametrize("address", [*GOOD, *BAD])
 def test_what_passes_here_is_what_the_exchange_takes(address: str) -> None:
-    from elastic.exchange.bootstrap import Entry
+    from elastic.exchange.dht.bootstrap import Entry
 
     try:
         check_entry(address)

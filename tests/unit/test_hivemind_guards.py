@@ -16,8 +16,8 @@ from hivemind.utils import timed_storage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic.exchange.hivemind_guards import guard
-from elastic.exchange.identity_validator import MAX_TTL_SECONDS, MAX_VALUE_BYTES, IdentityValidator
+from elastic.exchange.dht.guards import guard
+from elastic.exchange.dht.identity_validator import MAX_TTL_SECONDS, MAX_VALUE_BYTES, IdentityValidator
 from elastic.wire.signing import Identity
 
 guard()

@@ -5,7 +5,7 @@ from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.validation import DHTRecord
 from hivemind.p2p import PeerID
 
-from elastic.exchange.identity_validator import IdentityValidator
+from elastic.exchange.dht.identity_validator import IdentityValidator
 from elastic.wire.signing import Identity
 
 NOW = 1000.0

@@ -14,12 +14,12 @@ from hivemind.dht.validation import DHTRecord
 from hivemind.p2p import PeerID
 from hivemind.utils.timed_storage import ValueWithExpiration
 
-from elastic.exchange import keepers
-from elastic.exchange.identity_validator import IdentityValidator
-from elastic.exchange.keepers import KEEPERS, find, store
-from elastic.exchange.protocol import answered, place_of
-from elastic.exchange.records import Heeded
-from elastic.exchange.strict import StrictSerializer
+from elastic.exchange.dht import keepers
+from elastic.exchange.dht.identity_validator import IdentityValidator
+from elastic.exchange.dht.keepers import KEEPERS, find, store
+from elastic.exchange.dht.protocol import answered, place_of
+from elastic.exchange.dht.records import Heeded
+from elastic.exchange.dht.strict import StrictSerializer
 from elastic.wire.signing import Identity
 
 ME = Identity.generate()

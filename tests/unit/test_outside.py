@@ -10,8 +10,8 @@ from elastic.actors import outside
 from elastic.actors.finding import Level
 from elastic.actors.outside import bandwidth, reach
 from elastic.config import NetworkConfig, RunConfig
-from elastic.exchange.probe import Status
-from elastic.exchange.visit import Answer, ports_of
+from elastic.exchange.probe.server import Status
+from elastic.exchange.probe.visit import Answer, ports_of
 from elastic.messages import PeerId
 from elastic.wire.signing import Identity
 

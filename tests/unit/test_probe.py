@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hivemind.p2p import PeerID
 
-from elastic.exchange import dialback, probe
-from elastic.exchange.dialback import GREETING, NotLibp2pError, signer_of, who_answers
-from elastic.exchange.probe import (
+from elastic.exchange.probe import dialback
+from elastic.exchange.probe import server as probe
+from elastic.exchange.probe.dialback import GREETING, NotLibp2pError, signer_of, who_answers
+from elastic.exchange.probe.server import (
     COUNTED,
     REQUEST,
     RESPONSE,

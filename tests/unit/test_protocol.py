@@ -12,10 +12,10 @@ from hivemind.dht.validation import DHTRecord
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 
-from elastic.exchange.hivemind_guards import guard
-from elastic.exchange.identity_validator import MAX_TTL_SECONDS, IdentityValidator
+from elastic.exchange.dht.guards import guard
+from elastic.exchange.dht.identity_validator import MAX_TTL_SECONDS, IdentityValidator
+from elastic.exchange.dht.protocol import GuardedProtocol, place_of
 from elastic.exchange.limits import RecordLimits
-from elastic.exchange.protocol import GuardedProtocol, place_of
 from elastic.wire.signing import Identity
 
 guard()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from elastic.exchange.bucket.public import is_bucket, is_public, reading
 from elastic.exchange.limits import Limits
-from elastic.exchange.public import is_bucket, is_public, reading
 
 QUICK = Limits(idle_seconds=1.0, open_seconds=1.0, grace_seconds=0.5, min_bytes_per_second=1000.0)
 

@@ -9,10 +9,10 @@ from hivemind.dht.routing import DHTID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic.exchange.identity_validator import MAX_VALUE_BYTES
+from elastic.exchange.dht.identity_validator import MAX_VALUE_BYTES
+from elastic.exchange.dht.records import Heeded, Records
+from elastic.exchange.dht.strict import StrictSerializer
 from elastic.exchange.limits import MIB, RECORD_COST, RecordLimits
-from elastic.exchange.records import Heeded, Records
-from elastic.exchange.strict import StrictSerializer
 from elastic.messages import PeerId
 
 SMALL = RecordLimits(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic.exchange.selection import (
+from elastic.exchange.blobs.selection import (
     ANY_COPIES,
     MAX_BATCH,
     PATIENCE_SECONDS,

@@ -12,13 +12,13 @@ import pytest
 from hivemind.proto import p2pd_pb2
 
 from elastic.errors import FetchError
-from elastic.exchange import bulk, selection
-from elastic.exchange.blobs import BlobStore
-from elastic.exchange.bulk import Head, Holder, Kind, Status, Traffic
-from elastic.exchange.fetch import BulkClient
+from elastic.exchange.blobs import bulk, selection
+from elastic.exchange.blobs.bulk import Head, Holder, Kind, Status, Traffic
+from elastic.exchange.blobs.fetch import BulkClient
+from elastic.exchange.blobs.serve import BulkServer
+from elastic.exchange.blobs.store import BlobStore
+from elastic.exchange.blobs.streams import _varint, read_delimited, read_exactly
 from elastic.exchange.limits import Limits
-from elastic.exchange.serve import BulkServer
-from elastic.exchange.streams import _varint, read_delimited, read_exactly
 from elastic.messages import Digest, PeerId
 from elastic.wire.signing import Identity
 from elastic.wire.tree import CHUNK_BYTES, HASH_BYTES, Table, num_chunks

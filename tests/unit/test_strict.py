@@ -9,8 +9,8 @@ from hivemind.utils import MSGPackSerializer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elastic.exchange.dht.strict import StrictSerializer
 from elastic.exchange.limits import RecordLimits
-from elastic.exchange.strict import StrictSerializer
 
 LATER = time.time() + 1000.0
 

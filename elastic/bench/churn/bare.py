@@ -24,7 +24,7 @@ from elastic.actors.assembly import assemble, session_parts
 from elastic.actors.logs import log_to_file
 from elastic.config import RunConfig, parse_config
 from elastic.errors import NetworkError
-from elastic.exchange.blobs import BLOB_FOLDER
+from elastic.exchange.blobs.store import BLOB_FOLDER
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.exchange.known import KNOWN_FILE
 from elastic.life import Life, Presence, announced

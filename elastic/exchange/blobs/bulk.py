@@ -20,7 +20,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from elastic.exchange.selection import Bits
+from elastic.exchange.blobs.selection import Bits
 from elastic.messages import Digest, PeerId
 
 PROTOCOL = "/elastic/bulk/2"

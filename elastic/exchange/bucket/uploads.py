@@ -6,9 +6,9 @@ import asyncio
 import logging
 
 from elastic.errors import NetworkError
-from elastic.exchange.blobs import BlobStore
-from elastic.exchange.bucket_store import Bucket
-from elastic.exchange.bulk import Traffic
+from elastic.exchange.blobs.bulk import Traffic
+from elastic.exchange.blobs.store import BlobStore
+from elastic.exchange.bucket.store import Bucket
 from elastic.messages import Digest
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Which chunks to ask of whom: the rarest first, from the fastest, and the first holder is spared.
 
-Pure: no sockets, no threads, and the time is an argument. `elastic.exchange.fetch` does what this says.
+Pure: no sockets, no threads, and the time is an argument. `elastic.exchange.blobs.fetch` does what this says.
 
 The first holder, as a rule who made the blob, is asked for chunks that nobody else is known to have and that it has not
 handed out yet; it picks them, as only it knows what the others got. So N peers that fetch together take about one copy

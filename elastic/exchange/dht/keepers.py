@@ -17,7 +17,7 @@ from hivemind.dht.validation import DHTRecord
 from hivemind.p2p import PeerID
 from hivemind.utils.timed_storage import ValueWithExpiration
 
-from elastic.exchange.protocol import answered, place_of
+from elastic.exchange.dht.protocol import answered, place_of
 
 T = TypeVar("T")
 

@@ -29,8 +29,8 @@ from enum import IntEnum
 from hivemind.p2p import P2P
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
-from elastic.exchange.dialback import NotLibp2pError, who_answers
 from elastic.exchange.limits import MIB
+from elastic.exchange.probe.dialback import NotLibp2pError, who_answers
 from elastic.wire.signing import public_key_of
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from hivemind.utils import timed_storage
 
-from elastic.exchange.protocol import GuardedProtocol
+from elastic.exchange.dht.protocol import GuardedProtocol
 
 _ENVELOPE_BYTES = 1024
 """Room for the protobuf around a response."""

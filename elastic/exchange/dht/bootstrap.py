@@ -28,13 +28,13 @@ from elastic.errors import (
     NetworkError,
     SignatureInvalidError,
 )
-from elastic.exchange.daemon import CLOSE_SECONDS, check_can_listen, start_daemon, stop_daemon
-from elastic.exchange.hivemind_guards import guard
-from elastic.exchange.identity_validator import IdentityValidator
-from elastic.exchange.leftovers import sweep
-from elastic.exchange.probe import ProbeServer
-from elastic.exchange.protocol import place_of
-from elastic.exchange.records import Heeded
+from elastic.exchange.dht.daemon import CLOSE_SECONDS, check_can_listen, start_daemon, stop_daemon
+from elastic.exchange.dht.guards import guard
+from elastic.exchange.dht.identity_validator import IdentityValidator
+from elastic.exchange.dht.leftovers import sweep
+from elastic.exchange.dht.protocol import place_of
+from elastic.exchange.dht.records import Heeded
+from elastic.exchange.probe.server import ProbeServer
 from elastic.messages import PeerId
 from elastic.wire.signing import Identity, public_key_of
 

@@ -18,12 +18,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from elastic.errors import FetchError
-from elastic.exchange.bucket_reader import BucketReader, Progress
-from elastic.exchange.bucket_store import Bucket, BucketConfig
-from elastic.exchange.bulk import Traffic
+from elastic.exchange.blobs.bulk import Traffic
+from elastic.exchange.bucket.public import is_bucket
+from elastic.exchange.bucket.reader import BucketReader, Progress
+from elastic.exchange.bucket.store import Bucket, BucketConfig
+from elastic.exchange.bucket.uploads import Uploads
 from elastic.exchange.hivemind import HivemindExchange
-from elastic.exchange.public import is_bucket
-from elastic.exchange.uploads import Uploads
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 
 logger = logging.getLogger(__name__)

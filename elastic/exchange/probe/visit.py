@@ -17,12 +17,12 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from elastic.config import NetworkConfig
 from elastic.errors import NetworkError
-from elastic.exchange import probe
-from elastic.exchange.bootstrap import Entry
-from elastic.exchange.daemon import check_can_listen, start_daemon, stop_daemon
-from elastic.exchange.hivemind_guards import guard
-from elastic.exchange.leftovers import sweep
-from elastic.exchange.probe import MEASURE_BYTES, MEASURE_SECONDS, Kind, Status
+from elastic.exchange.dht.bootstrap import Entry
+from elastic.exchange.dht.daemon import check_can_listen, start_daemon, stop_daemon
+from elastic.exchange.dht.guards import guard
+from elastic.exchange.dht.leftovers import sweep
+from elastic.exchange.probe import server as probe
+from elastic.exchange.probe.server import MEASURE_BYTES, MEASURE_SECONDS, Kind, Status
 from elastic.messages import PeerId
 from elastic.wire.signing import peer_id_of
 

@@ -18,13 +18,13 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 from numpy.typing import NDArray
 
-from elastic.exchange import bulk
-from elastic.exchange.blobs import BlobStore, Offer
-from elastic.exchange.bulk import Head, Kind, Status, Traffic
-from elastic.exchange.leftovers import OURS
+from elastic.exchange.blobs import bulk
+from elastic.exchange.blobs.bulk import Head, Kind, Status, Traffic
+from elastic.exchange.blobs.selection import MAX_BATCH, MAX_LISTED, pick
+from elastic.exchange.blobs.store import BlobStore, Offer
+from elastic.exchange.blobs.streams import ask_daemon, read_delimited, read_exactly, shut
+from elastic.exchange.dht.leftovers import OURS
 from elastic.exchange.limits import Limits, Uplink
-from elastic.exchange.selection import MAX_BATCH, MAX_LISTED, pick
-from elastic.exchange.streams import ask_daemon, read_delimited, read_exactly, shut
 from elastic.messages import Digest, PeerId
 
 logger = logging.getLogger(__name__)

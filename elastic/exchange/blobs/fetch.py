@@ -21,12 +21,12 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
 from elastic.errors import FetchError
-from elastic.exchange import bulk
-from elastic.exchange.bulk import Head, Holder, Kind, Status, Traffic
+from elastic.exchange.blobs import bulk
+from elastic.exchange.blobs.bulk import Head, Holder, Kind, Status, Traffic
+from elastic.exchange.blobs.partial import Partial, Partials
+from elastic.exchange.blobs.selection import Ask, Bits, Selection
+from elastic.exchange.blobs.streams import ask_daemon, read_exactly, shut
 from elastic.exchange.limits import Limits
-from elastic.exchange.partial import Partial, Partials
-from elastic.exchange.selection import Ask, Bits, Selection
-from elastic.exchange.streams import ask_daemon, read_exactly, shut
 from elastic.messages import Digest, PeerId
 from elastic.wire.tree import HASH_BYTES, Table, chunk_size, num_chunks
 

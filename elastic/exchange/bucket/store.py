@@ -19,8 +19,8 @@ from obstore.store import LocalStore, S3Store
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from elastic.errors import ConfigError, NetworkError
-from elastic.exchange.bucket_reader import TABLE_SUFFIX
-from elastic.exchange.public import is_bucket
+from elastic.exchange.bucket.public import is_bucket
+from elastic.exchange.bucket.reader import TABLE_SUFFIX
 from elastic.messages import Digest
 from elastic.wire.tree import Table
 

@@ -18,7 +18,7 @@ from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 
 from elastic.errors import SignatureInvalidError
-from elastic.exchange.strict import StrictSerializer
+from elastic.exchange.dht.strict import StrictSerializer
 from elastic.messages import PeerId
 from elastic.wire.signing import SIGNATURE_BYTES, Identity, verify_bytes
 

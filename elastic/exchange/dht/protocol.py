@@ -22,9 +22,9 @@ from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import ValueWithExpiration
 
+from elastic.exchange.dht.records import Heeded, Records
+from elastic.exchange.dht.strict import StrictSerializer
 from elastic.exchange.limits import RecordLimits
-from elastic.exchange.records import Heeded, Records
-from elastic.exchange.strict import StrictSerializer
 from elastic.messages import PeerId
 
 answered: ContextVar[set[PeerID] | None] = ContextVar("answered", default=None)

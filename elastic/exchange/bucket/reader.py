@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from elastic.exchange.bulk import Traffic
+from elastic.exchange.blobs.bulk import Traffic
+from elastic.exchange.blobs.partial import Partials
+from elastic.exchange.blobs.selection import Bits
+from elastic.exchange.bucket.public import Read, reading
 from elastic.exchange.limits import Limits
-from elastic.exchange.partial import Partials
-from elastic.exchange.public import Read, reading
-from elastic.exchange.selection import Bits
 from elastic.messages import Digest
 from elastic.wire.tree import CHUNK_BYTES, HASH_BYTES, Table, chunk_size, num_chunks
 

@@ -18,8 +18,8 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import url2pathname
 
+from elastic.exchange.blobs.streams import shut
 from elastic.exchange.limits import Limits
-from elastic.exchange.streams import shut
 
 Read = Callable[[int], bytes]
 """The next so many bytes, exactly; EOFError if there are fewer, OSError if they do not come."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elastic.exchange.selection import Bits
+from elastic.exchange.blobs.selection import Bits
 from elastic.messages import Digest
 from elastic.wire.tree import CHUNK_BYTES, Table, chunk_size
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from elastic.exchange.blobs.partial import Partials
+from elastic.exchange.blobs.selection import Bits
 from elastic.exchange.limits import Limits
-from elastic.exchange.partial import Partials
-from elastic.exchange.selection import Bits
 from elastic.messages import Digest
 from elastic.wire.tree import CHUNK_BYTES, Table, chunk_size
 

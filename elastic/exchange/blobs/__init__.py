@@ -1,0 +1,1 @@
+"""Blobs: payloads and anchors in checked chunks, from whoever has them."""

@@ -1,0 +1,1 @@
+"""A bucket of one's own beside the swarm, for thin uplinks."""

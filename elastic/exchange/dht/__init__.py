@@ -1,0 +1,1 @@
+"""The DHT: small signed records among strangers, and how one gets in."""
