@@ -246,7 +246,7 @@ class Arrival:
     committed: float
     """When its commitment was first seen, and"""
     seconds: float
-    """when it was complete: seconds since the gathering began."""
+    """when it was complete: seconds since the round began."""
 
 
 Drafts = Callable[[View], Awaitable[Manifest]]

@@ -95,8 +95,8 @@ class Deliberation:
             checks=checks_of(self._peer, self._plan),
             until=Until(Seconds(self._peer.clock.now() + self._plan.gather_seconds)),
         )  # fmt: skip
-        # Seen after everything else: no copy becomes the original by being late.
-        arrivals = {sender: replace(arrival, committed=inf) for sender, arrival in late.arrivals.items()}
+        # Seen after everything else: no copy becomes the original, and no round longer, by being late.
+        arrivals = {sender: replace(arrival, committed=inf, seconds=inf) for sender, arrival in late.arrivals.items()}
         self.seen = judge(self._peer, self._plan, Gathered({**self.seen.arrivals, **arrivals}, late.unfetched))
         self._refuse_liars()
 

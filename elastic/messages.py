@@ -23,12 +23,14 @@ Seconds = NewType("Seconds", float)
 View = NewType("View", int)
 """Views of a round's agreement count from 0; see `agreement.simplex`."""
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised when peers of two versions can no longer understand each other's records."""
 GENESIS = RoundIndex(0)
 """The round of the manifest that starts a run."""
 NO_DIGEST = Digest("0" * 64)
 """What the genesis manifest names as its predecessor."""
+PACE_ROUNDS = 8
+"""Rounds that the deadlines look back on."""
 MAX_VALIDATORS = 16
 """So many signatures fit into one record beside a manifest."""
 
@@ -39,6 +41,7 @@ Signature = Annotated[str, Field(pattern=r"^([0-9a-f]{128})?$")]
 NonNegative = Annotated[int, Field(ge=0, le=2**53)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
 Index = Annotated[RoundIndex, Field(ge=0, le=2**40)]
+Pace = Annotated[tuple[Annotated[float, Field(gt=0, le=86_400)], ...], Field(max_length=PACE_ROUNDS)]
 ViewField = Annotated[View, Field(ge=0, le=2**20)]
 
 
@@ -126,6 +129,8 @@ class RoundPlan(Message):
     """Our place in the roster, which decides our tokens; None: not in this round."""
     inner_steps: NonNegative
     seed: NonNegative
+    pace: Pace = ()
+    """That of the last manifest."""
     train_seconds: float
     """Stop inner steps after this many seconds, even if fewer than `inner_steps` are done."""
     gather_seconds: float
@@ -251,7 +256,8 @@ class Manifest(Signed):
     """What counted in one round. The chain of manifests from the genesis is the run.
 
     Beyond `spec/agreement.md` it also names the roster of the next round, so that who may contribute, and on which
-    tokens, is agreed as well and not a matter of whose view of the DHT is fresher.
+    tokens, is agreed as well and not a matter of whose view of the DHT is fresher; and how long rounds take, so that
+    the next deadline is everyone's, also of who has just come.
     """
 
     run: RunName
@@ -263,6 +269,9 @@ class Manifest(Signed):
     """In PeerId order; empty means void: no outer step, every residual keeps its work."""
     roster: Annotated[tuple[PeerIdField, ...], Field(max_length=1024)]
     """Who may contribute in the next round, in PeerId order."""
+    pace: Pace = ()
+    """Seconds from the beginning of a round until half of its roster had contributed, as its proposer saw it; of the
+    last rounds, newest last. Deadlines follow the median, which no minority of proposers, or of peers, can move far."""
     proposer: PeerIdField
     finality: Finality | None = None
     """Added when it is decided, by whoever sees the quorum; no part of its identity."""
@@ -277,6 +286,10 @@ class Manifest(Signed):
     def digest(self) -> Digest:
         """Its identity: the digest of its canonical bytes, signature and finality left out."""
         return digest_of(self.body())
+
+    def keeps_pace(self, before: tuple[float, ...]) -> bool:
+        """Whether its pace is that of the manifest before, with one round more at most."""
+        return self.pace in (before, (*before, *self.pace[-1:])[-PACE_ROUNDS:])
 
     @property
     def void(self) -> bool:

@@ -7,9 +7,9 @@ from typing import Any
 from elastic.config import Shared
 from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer, TrainerState
 from elastic.messages import Manifest, PeerId, RoundIndex, RoundPlan
+from elastic.schedule.absences import Absences
 from elastic.schedule.plan import plan_round
 from elastic.state.chain import Chain
-from elastic.state.pace import Pace
 from elastic.wire.signing import Identity
 
 
@@ -32,8 +32,8 @@ class Peer:
     state: TrainerState
     """What the trainer holds; renewed after every outer step."""
     on_phase: Callable[[str], None] = lambda phase: None
-    pace: Pace = field(default_factory=Pace)
-    """How long rounds take."""
+    absences: Absences = field(default_factory=Absences)
+    """Who did not come."""
 
     @property
     def id(self) -> PeerId:
@@ -52,7 +52,7 @@ class Peer:
 
     def plan(self, head: Manifest) -> RoundPlan:
         """The round after `head`, for us."""
-        return plan_round(self.shared, head, self.state.anchor, self.id, self.pace.history)
+        return plan_round(self.shared, head, self.state.anchor, self.id)
 
     def holds(self) -> RoundIndex:
         """The round whose anchor we hold."""

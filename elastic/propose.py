@@ -20,7 +20,7 @@ from elastic.messages import (
     RoundPlan,
 )
 from elastic.peer import Peer
-from elastic.schedule.plan import candidates
+from elastic.schedule.plan import candidates, next_pace
 from elastic.seen import Seen
 
 LEAST_COUNTED = 2 / 3
@@ -42,7 +42,7 @@ def own_manifest(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCa
     ]
     return Manifest(
         run=plan.run, round=plan.round, previous=plan.previous, anchor=plan.anchor, counted=tuple(counted),
-        roster=tuple(_next_roster(peer, plan, seen, cards)), proposer=peer.id,
+        roster=tuple(_next_roster(peer, plan, seen, cards)), pace=next_pace(plan, _arrived(seen)), proposer=peer.id,
     )  # fmt: skip
 
 
@@ -50,6 +50,8 @@ def objection(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard]
     """Why we would not sign another validator's manifest, sound by itself; None: we would."""
     if (manifest.previous, manifest.anchor) != (plan.previous, plan.anchor):
         return "it applies to another anchor than ours"
+    if not manifest.keeps_pace(plan.pace):
+        return "it forgets how long rounds took"
     return (
         _against_counted(peer, seen, manifest)
         or _against_shares(peer, seen, manifest)
@@ -118,7 +120,13 @@ def against_roster(roster: Collection[PeerId], ours: Collection[PeerId], live: C
     return None
 
 
+def _arrived(seen: Seen) -> dict[PeerId, float]:
+    """When what may count was here."""
+    return {each.peer: seen.arrivals[each.peer].seconds for each in seen.accepted()}
+
+
 def _next_roster(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard]) -> list[PeerId]:
     arrived = {header.peer for header in seen.accepted()}
-    ready = candidates(list(cards), plan, peer.shared.digest(), arrived)
+    left_out = peer.absences.left_out(RoundIndex(plan.round + 1)) - arrived
+    ready = [each for each in candidates(list(cards), plan, peer.shared.digest(), arrived) if each not in left_out]
     return sorted(peer.incentive.select(RoundIndex(plan.round + 1), ready, peer.shared.round.max_peers))

@@ -59,7 +59,7 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
         seen = seen.corrected(decision)
     if manifest is not None and manifest.proposer == peer.id:
         trace.root_span(plan.run, plan.round, began, time.time_ns(), counted=len(manifest.counted))
-    remember(peer, plan, seen, decision, phases)
+    remember(peer, plan, seen, decision)
     return await report(peer, plan, (offer, seen, decision), before, phases)
 
 
@@ -92,7 +92,11 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> Gathered:
 
     with phases("gather"):
         return await gather(
-            peer.exchange, peer.clock, plan, checks=checks_of(peer, plan), until=Until(deadline, decided)
+            peer.exchange,
+            peer.clock,
+            plan,
+            checks=checks_of(peer, plan),
+            until=Until(deadline, decided, phases.start),
         )
 
 
@@ -129,12 +133,10 @@ async def conclude(peer: Peer, plan: RoundPlan, manifest: Manifest | None, seen:
         return decision
 
 
-def remember(peer: Peer, plan: RoundPlan, seen: Seen, decision: Commit | Skip, phases: Phases) -> None:
-    """What later rounds learn from this one: how long it takes when all is well, and who did what."""
-    counted = decision.manifest.counted if isinstance(decision, Commit) else ()
-    # Everyone arrived here, or at the validator. Who had no part and saw nobody came when the round was over.
-    if (seen.arrivals or plan.slot is not None) and len(plan.roster) in (len(seen.arrivals), len(counted)):
-        peer.pace.note(phases.elapsed())
+def remember(peer: Peer, plan: RoundPlan, seen: Seen, decision: Commit | Skip) -> None:
+    """What later rounds learn from this one: who did not come, and who did what."""
+    if isinstance(decision, Commit):
+        peer.absences.note(plan.round, plan.roster, [entry.peer for entry in decision.manifest.counted])
     tokens = {sender: arrival.header.tokens for sender, arrival in seen.arrivals.items()}
     evidence = [Evidence(verdict=verdict, tokens=tokens.get(sender, 0)) for sender, verdict in seen.verdicts.items()]
     peer.incentive.score(plan.round, evidence)

@@ -11,7 +11,6 @@ from elastic.peer import Peer
 from elastic.registry import build
 from elastic.schedule.clock import WallClock
 from elastic.state.chain import CHAIN_FILE, Chain
-from elastic.state.pace import PACE_FILE, Pace
 from elastic.state.store import STATE_FOLDER, StateStore, read_if_there, write_durably
 from elastic.train.session import Parts
 from elastic.wire.signing import Identity
@@ -41,7 +40,6 @@ def assemble(
         reducer=build("reducer", shared.reducer), like=layout(config), exchange=exchange,
         agreement=Quorum(identity, shared.agreement.validators, shared.run, exchange, WallClock(), memory),
         incentive=incentive, chain=Chain(local.state_dir / CHAIN_FILE), state=state, on_phase=on_phase,
-        pace=Pace(local.state_dir / PACE_FILE),
     )  # fmt: skip
 
 

@@ -65,7 +65,8 @@ def check_manifest(
     total = math.fsum(entry.share for entry in manifest.counted)
     _require(manifest.void or abs(total - 1) <= SHARE_TOLERANCE, manifest, f"has shares that sum to {total}")
     if manifest.round == GENESIS:
-        _require(manifest.void and manifest.previous == NO_DIGEST, manifest, "is no genesis")
+        begins = manifest.void and manifest.previous == NO_DIGEST and not manifest.pace
+        _require(begins, manifest, "is no genesis")
     if previous is not None:
         _check_continues(manifest, previous)
     verify(manifest)
@@ -98,6 +99,7 @@ def check_final(manifest: Manifest, validators: Iterable[PeerId]) -> None:
 def _check_continues(manifest: Manifest, previous: Manifest) -> None:
     _require(manifest.round == previous.round + 1, manifest, f"does not follow round {previous.round}")
     _require(manifest.previous == previous.digest(), manifest, "names another predecessor than ours")
+    _require(manifest.keeps_pace(previous.pace), manifest, "forgets how long rounds took")
     strangers = [entry.peer for entry in manifest.counted if entry.peer not in previous.roster]
     _require(not strangers, manifest, f"counts {', '.join(strangers)}, not in its roster")
     # A void round leaves the anchor as it is; the genesis is void and names the first one.

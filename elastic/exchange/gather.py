@@ -42,6 +42,8 @@ class Until:
     deadline: Seconds
     """Instant on the clock."""
     decided: Decided = never
+    began: Seconds | None = None
+    """Instant from which arrivals are counted; None: when the gathering begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ async def gather(
     expected = set(plan.roster) if noted is None else set(plan.roster) & set(noted)
     arrivals: dict[PeerId, Arrival] = {}
     tasks: dict[PeerId, asyncio.Task[Arrival]] = {}
-    receiver = _Receiver(exchange, clock, plan, checks, start=clock.now())
+    receiver = _Receiver(exchange, clock, plan, checks, start=clock.now() if until.began is None else until.began)
     try:
         while True:
             shown = await exchange.records(CONTRIBUTION, plan.round) if noted is None else noted

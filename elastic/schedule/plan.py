@@ -1,27 +1,23 @@
 """From the last manifest to what this peer does in the next round: pure, and the same on every peer."""
 
-from collections.abc import Sequence
-from statistics import median
+from collections.abc import Mapping, Sequence
+from math import inf
+from statistics import median_low
 
 from elastic.config import RoundConfig, Shared
-from elastic.messages import Digest, Manifest, PeerCard, PeerId, PeerStage, RoundIndex, RoundPlan, Seconds
+from elastic.messages import PACE_ROUNDS, Digest, Manifest, PeerCard, PeerId, PeerStage, RoundIndex, RoundPlan
 
-HISTORY = 8
-"""Rounds that the adaptive deadline looks back on."""
+SHORTEST = 0.001
+"""Seconds; a round takes time, whatever the clock says."""
 SLACK_SECONDS = 2.0
 """Added to every adaptive deadline: a round of 100 ms must not be lost to one slow packet."""
 TRAIN_PART = 0.8
 """Part of the deadline that a slow peer may spend on inner steps; the rest is for getting its payload out."""
 
 
-def plan_round(shared: Shared, head: Manifest, anchor: Digest, peer: PeerId, history: Sequence[Seconds]) -> RoundPlan:
-    """The plan of the round after `head`.
-
-    Args:
-        anchor: digest of the anchor we hold, after applying `head`.
-        history: durations of the last rounds in which everyone arrived, newest last.
-    """
-    deadline = round_deadline(shared.round, history)
+def plan_round(shared: Shared, head: Manifest, anchor: Digest, peer: PeerId) -> RoundPlan:
+    """The plan of the round after `head`; `anchor` is the digest of the anchor we hold, after applying it."""
+    deadline = round_deadline(shared.round, head.pace)
     return RoundPlan(
         run=shared.run,
         round=RoundIndex(head.round + 1),
@@ -32,21 +28,35 @@ def plan_round(shared: Shared, head: Manifest, anchor: Digest, peer: PeerId, his
         slot=head.roster.index(peer) if peer in head.roster else None,
         inner_steps=shared.inner.steps,
         seed=shared.seed,
-        train_seconds=min(shared.round.train_seconds, deadline * TRAIN_PART if history else deadline),
+        pace=head.pace,
+        train_seconds=min(shared.round.train_seconds, deadline * TRAIN_PART if head.pace else deadline),
         gather_seconds=deadline,
     )
 
 
-def round_deadline(config: RoundConfig, history: Sequence[Seconds]) -> float:
+def round_deadline(config: RoundConfig, pace: Sequence[float]) -> float:
     """Seconds from the start of a round after which nobody is waited for.
 
-    Nothing is known of the first round, so it gets the bound. From then on it is `deadline_factor` times the usual
-    duration, so one slow peer delays a round by a bounded amount, and the bound follows what the swarm really does.
+    Nothing is known of the first round, so it gets the bound. From then on it is `deadline_factor` times what the
+    faster half of the swarm usually needs. The slower half contributes what it has by then, and moves nothing.
     """
     bound = config.train_seconds + config.gather_seconds
-    if not history:
+    if not pace:
         return bound
-    return min(bound, config.deadline_factor * median(history[-HISTORY:]) + SLACK_SECONDS)
+    return min(bound, config.deadline_factor * median_low(pace) + SLACK_SECONDS)
+
+
+def next_pace(plan: RoundPlan, arrivals: Mapping[PeerId, float]) -> tuple[float, ...]:
+    """What a manifest says of how long rounds take; as before, if fewer than half of the roster came.
+
+    Args:
+        arrivals: when each contribution that may count was here, in seconds since the round began; inf: too late.
+    """
+    half = (len(plan.roster) + 1) // 2
+    came = sorted(seconds for peer, seconds in arrivals.items() if peer in plan.roster)[:half]
+    if len(came) < half or not came or not came[-1] < inf:
+        return plan.pace
+    return (*plan.pace, max(round(came[-1], 3), SHORTEST))[-PACE_ROUNDS:]
 
 
 def candidates(cards: Sequence[PeerCard], plan: RoundPlan, shared_digest: str, arrived: set[PeerId]) -> list[PeerId]:

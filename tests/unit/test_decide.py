@@ -31,7 +31,7 @@ def manifest(round_: int, roster: Any = PEERS) -> Manifest:
 
 def plan(roster: Any = PEERS) -> RoundPlan:
     shared = Shared.model_validate({"run": "demo", "agreement": {"validators": (PEERS[0],)}})
-    return plan_round(shared, manifest(4, roster), ANCHOR, PEERS[0], [])
+    return plan_round(shared, manifest(4, roster), ANCHOR, PEERS[0])
 
 
 rounds = st.integers(0, 30).map(RoundIndex)
@@ -93,22 +93,19 @@ def test_a_deadline_is_bounded_and_leaves_room_for_the_usual_round(config: Round
         assert deadline >= min(bound, min(history) + SLACK_SECONDS)
 
 
-@given(configs, st.lists(seconds, min_size=1, max_size=12), seconds)
-def test_one_slow_round_among_many_hardly_moves_the_deadline(
-    config: RoundConfig, history: list[Seconds], slow: Seconds
-) -> None:
+@given(configs, seconds)
+def test_one_slow_round_among_many_hardly_moves_the_deadline(config: RoundConfig, slow: Seconds) -> None:
     usual = [Seconds(1.0)] * 7
     assert round_deadline(config, [*usual, slow]) == round_deadline(config, usual)
-    assert round_deadline(config, [*history, *usual, usual[0]]) == round_deadline(config, usual)
 
 
-@given(configs, st.lists(seconds, max_size=9), st.lists(st.sampled_from(PEERS), unique=True))
+@given(configs, st.lists(seconds, max_size=8), st.lists(st.sampled_from(PEERS), unique=True))
 def test_a_plan_follows_from_the_head(config: RoundConfig, history: list[Seconds], roster: list[PeerId]) -> None:
     # given
     tree = {"run": "demo", "round": config.model_dump(), "agreement": {"validators": (PEERS[0],)}}
-    shared, head = Shared.model_validate(tree), manifest(7, roster)
+    shared, head = Shared.model_validate(tree), manifest(7, roster).model_copy(update={"pace": tuple(history)})
     # when
-    plans = [plan_round(shared, head, ANCHOR, peer, history) for peer in PEERS]
+    plans = [plan_round(shared, head, ANCHOR, peer) for peer in PEERS]
     # then
     assert {each.round for each in plans} == {8} and {each.previous for each in plans} == {head.digest()}
     assert [each.slot for each in plans if each.slot is not None] == list(range(len(roster)))

@@ -279,9 +279,9 @@ def test_a_round_report_is_one_line_of_json_with_the_documented_keys() -> None:
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("PeerCard", "6820f98f53e44a71c02fe4f7f5373fdb89cf5963f844e959f42bc5ccfa2887b2"),
+        ("PeerCard", "4e3c6682407e51d54820f4a42d6f9daea93f4df3a5ac3e6a5f598056b1b04313"),
         ("ContributionHeader", "d3dab449208f9eec07b9d52ecb2ff7318ecf935d7b79c98bddf933401a9634cb"),
-        ("Manifest", "002cfb3a3f67eb8518eb1434d94dbbedadab554626c6b3b35b7affddf5b7ca36"),
+        ("Manifest", "dd6b37279e0288436d9bd01f2e82d8972ba82fa37b5bc3847a79b04af283207a"),
     ],
 )
 def test_digests_do_not_change_between_versions(name: str, digest: str) -> None:

@@ -21,6 +21,7 @@ from elastic.messages import (
     digest_of,
 )
 from elastic.propose import objection, own_manifest
+from elastic.schedule.absences import Absences
 from elastic.seen import Seen
 from incentives.uniform import Uniform
 
@@ -38,7 +39,9 @@ CARDS = [PeerCard(peer=peer, run="demo", shared=SHARED, stage=PeerStage.READY, r
 def peer(*, averages: bool = False, max_peers: int = 48) -> Any:
     shared = SimpleNamespace(digest=lambda: SHARED, round=SimpleNamespace(max_peers=max_peers))
     reducer = SimpleNamespace(averages=averages)
-    return SimpleNamespace(id=ME, shared=shared, reducer=reducer, incentive=Uniform(Uniform.Config()))
+    return SimpleNamespace(
+        id=ME, shared=shared, reducer=reducer, incentive=Uniform(Uniform.Config()), absences=Absences()
+    )
 
 
 def arrival(sender: PeerId, payload: bytes | None = None) -> Arrival:

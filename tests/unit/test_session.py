@@ -56,7 +56,7 @@ def founded(folder: Path, config: Shared) -> tuple[Session, Manifest]:
 
 
 def plan_of(session: Session, head: Manifest) -> RoundPlan:
-    return plan_round(session.shared, head, session.state().anchor, ME, [])
+    return plan_round(session.shared, head, session.state().anchor, ME)
 
 
 def contributed(session: Session, head: Manifest) -> bytes:
