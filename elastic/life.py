@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 from elastic.agreement.manifests import genesis
+from elastic.agreement.simplex import max_liars
 from elastic.apply import catch_up
 from elastic.config import Shared
 from elastic.contracts import Clock, Exchange, Times
@@ -98,12 +99,13 @@ class Presence:
         await self._exchange.announce(card)
 
     async def refuse_other_runs(self) -> None:
-        """Raises NotThisRunError if all validators run another [shared] section; strangers' cards prove nothing."""
+        """Raises NotThisRunError if the validators run another [shared] section; strangers' cards prove nothing."""
         mine, validators = self._shared.digest(), self._shared.agreement.validators
         if self._peer in validators:
             return  # it is the others who have the wrong file
         deciding = [card for card in await self._exchange.cards() if card.peer in validators]
-        if deciding and all(card.shared != mine for card in deciding):
+        enough = len(deciding) > max_liars(len(validators))  # fewer may all be liars
+        if enough and all(card.shared != mine for card in deciding):
             raise NotThisRunError(
                 f'the swarm runs "{self._shared.run}" with another [shared] section (digest '
                 f"{deciding[0].shared[:12]}…, yours is {mine[:12]}…): get the current run file from its organiser"

@@ -76,6 +76,8 @@ def replay(shared: Shared, folders: Sequence[Path], note: Note = lambda line: No
     """
     held = _Held(folders)  # before the chains: a peer that runs on writes its manifests first
     archive = _Archive(shared, folders, note)
+    for torn in archive.torn:
+        held.refute(torn)
     model = build("model", shared.model)
     model.initialize(shared.seed)
     like = {name: torch.empty(param.shape, device="meta") for name, param in model.named_parameters()}
@@ -97,6 +99,16 @@ def replay(shared: Shared, folders: Sequence[Path], note: Note = lambda line: No
         note(f"{where}: of a round whose manifests are not here")
 
 
+@dataclass(frozen=True, slots=True)
+class _Torn:
+    """A chain whose last line cannot be read, though it has all rounds before."""
+
+    folder: Path
+    line: str
+    last: RoundIndex
+    """The last round that can be read."""
+
+
 class _Archive:
     """Manifests and payloads of a run, wherever they lie."""
 
@@ -105,6 +117,7 @@ class _Archive:
         self._manifests: dict[RoundIndex, tuple[Manifest, str]] = {}
         """Round → manifest, and which record it is."""
         self._blobs: dict[str, list[Path]] = {}
+        self.torn: list[_Torn] = []
         for folder in folders:
             self._read_chain(folder / CHAIN_FILE)
             for path in sorted((folder / BLOB_FOLDER).glob("*")):
@@ -154,24 +167,32 @@ class _Archive:
         )
 
     def _read_chain(self, path: Path) -> None:
-        lines = path.read_bytes().split(b"\n")
-        if lines[-1]:
-            self._note(f"{path}: the last line is torn, as a crash leaves it; left out")
-        for number, line in enumerate(lines[:-1], 1):
+        *lines, rest = path.read_bytes().split(b"\n")
+        rounds: list[RoundIndex] = []
+        for number, line in enumerate(lines, 1):
             where = f"{path} line {number}"
             try:
                 manifest = Manifest.from_bytes(line)
                 if manifest.canonical() != line:
                     raise MalformedError("not in its canonical form")
             except MalformedError as error:
-                if number == len(lines) - 1:
-                    self._note(f"{where}: {error}; the last line, as a crash may leave it: left out")
+                if number == len(lines) and not rest:
+                    self._leave_out(path, f"{where}: {error}", rounds)
                     return
                 raise StateError(f"{where}: {error}") from error
             self._check(manifest, where)
             known, elsewhere = self._manifests.setdefault(manifest.round, (manifest, where))
             if known.digest() != manifest.digest():
                 raise StateError(f"{where}: another manifest of round {manifest.round} than {elsewhere}")
+            rounds.append(manifest.round)
+        if rest:
+            self._leave_out(path, f"{path} line {len(lines) + 1}: torn", rounds)
+
+    def _leave_out(self, path: Path, line: str, rounds: list[RoundIndex]) -> None:
+        """The last line, as a crash may leave it."""
+        self._note(f"{line}; the last line, as a crash may leave it: left out")
+        if rounds == list(range(len(rounds))):
+            self.torn.append(_Torn(path.parent, line, RoundIndex(len(rounds) - 1)))
 
     def _check(self, manifest: Manifest, where: str, previous: Manifest | None = None) -> None:
         """Each copy has votes of its own: different ones may prove the same."""
@@ -200,6 +221,7 @@ class _Held:
     def __init__(self, folders: Sequence[Path]) -> None:
         self._named: dict[RoundIndex, list[tuple[str, Digest]]] = {}
         self._files: dict[RoundIndex, list[Path]] = {}
+        self._holds: dict[Path, RoundIndex] = {}
         for folder in folders:
             files = folder / STATE_FOLDER / "files"
             for path in sorted(files.glob("*")):
@@ -218,6 +240,7 @@ class _Held:
             # A peer that runs on drops files, but only once `state.json` names others.
             if not (files / name).is_file() and path.read_bytes() == meta.canonical():
                 raise StateError(f"{path}: names {name}, which is not there")
+        self._holds[path.parent.parent] = meta.round
         self._named.setdefault(meta.round, []).append((str(path), meta.anchor))
         self._files.setdefault(meta.round, []).append(files / meta.anchor_file)
 
@@ -234,6 +257,12 @@ class _Held:
                     raise StateError(f"{path}: another anchor of round {round_} than was replayed")
                 witness = str(path)
         return witness
+
+    def refute(self, torn: _Torn) -> None:
+        """A manifest is on disk before the anchor that it leads to: who holds that wrote the whole line."""
+        holds = self._holds.get(torn.folder, GENESIS)
+        if holds > torn.last + 1:
+            raise StateError(f"{torn.line}; no crash left it so: this peer holds the anchor of round {holds} behind it")
 
     def beyond(self, round_: RoundIndex) -> list[str]:
         """Records of later rounds."""

@@ -1,6 +1,6 @@
 """Join a run as a Ray job: `ray job submit --working-dir . -- python examples/join.py run.toml`.
 
-What `elastic join` does, line by line; `ray job stop` leaves as politely as Ctrl-C.
+What `elastic join` does, line by line; `ray job stop` leaves politely, but does not wait until this round counts.
 """
 
 import sys

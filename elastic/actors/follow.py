@@ -27,8 +27,10 @@ def follow(handle: PeerHandle, say: Say) -> str:
             _show_reports(handle, shown, say)
             return handle.reason()
         except Interrupted as signal_name:
-            say(f"{signal_name}: leaving, with what is done of this round; half a minute at most (once more: at once)")
-            handle.leave()
+            hand_in = str(signal_name) == "SIGINT"  # who sends SIGTERM may not wait: `ray job stop` kills after 3 s
+            what = ", with what is done of this round; half a minute at most" if hand_in else ""
+            say(f"{signal_name}: leaving the swarm{what} (once more: at once)")
+            handle.leave(hand_in)
             return "left"
         finally:
             handle.kill()

@@ -100,10 +100,10 @@ class PeerHandle:
         except RayActorError as error:
             raise RayUnavailableError(f"the peer's actor died: {str(error).splitlines()[0]}") from None
 
-    def leave(self) -> None:
-        """Leave politely; kill what does not go by itself."""
+    def leave(self, hand_in: bool) -> None:
+        """Leave politely, with what is done of this round or without; kill what does not go by itself."""
         with contextlib.suppress(RayActorError, RayTaskError):
-            ray.wait([self.peer.leave.remote()], timeout=LEAVE_SECONDS)
+            ray.wait([self.peer.leave.remote(hand_in)], timeout=LEAVE_SECONDS)
         self.kill()
 
     def kill(self) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 WRITE_SECONDS = 0.5
 """The status file is rewritten at most this often."""
+REMEMBERED = 1024
+"""Reports kept in memory, the newest."""
 
 
 class Journal:
@@ -27,7 +30,7 @@ class Journal:
     def __init__(self, config: RunConfig, peer: PeerId, past: Past = FIRST_LIFE) -> None:
         self._dir, self._report = config.local.state_dir, config.local.report
         self._written, self._written_stage = 0.0, ""
-        self.reports: list[RoundReport] = []
+        self.reports: deque[RoundReport] = deque(maxlen=REMEMBERED)
         self.status = PeerStatus(
             peer=peer, name=config.local.name or peer[-6:], run=config.shared.run, stage="starting",
             updated=time.time(), pid=os.getpid(), restarts=past.restarts, restarted_after=past.because,

@@ -11,6 +11,8 @@ from elastic.state.store import state_error, sync_directory
 
 CHAIN_FILE = "chain.jsonl"
 """Its name in a peer's state directory."""
+REMEMBERED = 256
+"""Manifests kept in memory, some 32 kB each at most: the newest."""
 
 
 class Chain:
@@ -44,7 +46,7 @@ class Chain:
         return self._by_round[max(self._by_round)] if self._by_round else None
 
     def get(self, round_: RoundIndex) -> Manifest | None:
-        """The manifest of that round, if we have it."""
+        """The manifest of that round, if it is among the newest that we have."""
         return self._by_round.get(round_)
 
     def append(self, manifest: Manifest) -> None:
@@ -73,6 +75,8 @@ class Chain:
             if before is not None and after is not None and after.previous != before.digest():
                 raise StateError(f"{self._path}: manifest {after.round} does not continue manifest {before.round}")
         self._by_round[manifest.round] = manifest
+        if len(self._by_round) > REMEMBERED:
+            del self._by_round[min(self._by_round)]
         return True
 
     def _parse(self, data: bytes) -> Iterator[tuple[Manifest, int]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from builder import CARD_SECONDS, RUN, Swarm, identity, make_shared
 
+from elastic.config import Shared
 from elastic.errors import (
     BootstrapError,
     ElasticError,
@@ -162,6 +163,25 @@ def _fill_disk(monkeypatch: pytest.MonkeyPatch, folder: str, file: str) -> None:
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
+
+
+async def test_one_validator_that_may_lie_drives_nobody_away() -> None:
+    # given four validators, of which one may lie, and says that the run is another one
+    names = ["ann", "bob", "cyd", "dan"]
+    ours, theirs = make_shared(*names), make_shared(*names, rounds=9)
+    network = MemoryNetwork(ManualClock().now)
+
+    def presence(name: str, shared: Shared) -> Presence:
+        return Presence(identity(name).peer, name, shared, network.join(identity(name).peer, RUN))
+
+    await presence("ann", theirs).renew()
+    newcomer = presence("eve", ours)
+    # when / then
+    await newcomer.refuse_other_runs()
+    # but two of them cannot both lie
+    await presence("bob", theirs).renew()
+    with pytest.raises(NotThisRunError):
+        await newcomer.refuse_other_runs()
 
 
 @pytest.mark.parametrize("phase", ["inner", "compress", "commit", "publish", "gather", "agree", "outer"])

@@ -99,6 +99,22 @@ async def test_one_flipped_bit_is_named_wherever_it_is(tmp_path: Path) -> None:
     assert len(list(replay(shared, [tmp_path / "bob"]))) == 4
 
 
+async def test_no_bit_of_the_last_manifest_can_be_flipped_unseen(tmp_path: Path) -> None:
+    # given a chain whose last line led to an anchor that the peer holds: no crash can have torn it
+    shared, _ = await recorded(tmp_path)
+    path = tmp_path / "bob" / CHAIN_FILE
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n", 0, len(whole) - 1) + 1
+    for place in [*range(last, len(whole), 11), len(whole) - 1]:
+        # when
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        # then
+        with pytest.raises(StateError, match=r"bob/chain\.jsonl line 4"):
+            list(replay(shared, [tmp_path / "bob"]))
+        with pytest.raises(StateError, match=r"bob/chain\.jsonl line 4"):
+            list(replay(shared, peer_folders(tmp_path)))
+
+
 @pytest.mark.parametrize("name", ["ann", "bob"])
 async def test_a_spoilt_payload_that_another_peer_has_whole_is_only_noted(tmp_path: Path, name: str) -> None:
     # given
