@@ -118,7 +118,8 @@ class RoundConfig(Section):
     gather_seconds: Annotated[float, Field(gt=0, le=240)] = 60.0
     """How long the first to be ready waits for the others, at most."""
     deadline_factor: Annotated[float, Field(ge=1)] = 2.0
-    """A straggler is waited for until this many times the usual duration of a round, within the bounds above."""
+    """A straggler is waited for until this many times what the faster half of the roster usually needs, plus two \
+seconds, within the bounds above."""
     min_peers: Positive = 1
     """The run starts when this many peers are there."""
     max_peers: Annotated[int, Field(ge=1, le=48)] = 48

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -196,6 +197,9 @@ def exchange(
 @bench.command("churn")
 def churn(
     quick: Annotated[bool, typer.Option("--quick", help="less of everything: under ten minutes")] = False,
+    part: Annotated[
+        list[str] | None, typer.Option(help="only kills, splits, goodput or join; may be given more than once")
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option("--dir", help="keep the peers' logs and states here; else they are removed")
     ] = None,
@@ -207,7 +211,8 @@ def churn(
     Six peers in network namespaces of this machine, with home lines between them (110/500 Mb/s, 40 ms, 0.1 % loss).
     What is killed in which phase and what it costs; partitions and how they heal; the state from one and from eight
     donors; tokens per second while peers die at random. Ray is left out, see `elastic quickstart --chaos`. Needs Linux
-    and root, for the namespaces; skips itself where it may not make them.
+    and root, for the namespaces; skips itself where it may not make them. Ends with exit code 1 if a side without a
+    quorum decided anything.
     """
     from elastic.bench.churn.wan import LinkSpeed, obstacle
 
@@ -216,11 +221,17 @@ def churn(
     if problem is not None:
         say(f"skipped: {problem}")
         return
-    from elastic.bench.churn.suite import QUICK, Scale, measure
+    from elastic.bench.churn.suite import QUICK, Part, Scale, measure
 
+    if unknown := set(part or ()) - set(Part):
+        raise ConfigError(f"--part {min(unknown)}: expected {', '.join(Part)}")
+    scale = QUICK if quick else Scale()
+    if part:
+        scale = replace(scale, parts=tuple(map(Part, part)))
     with _folder(folder) as place:
-        tables = measure(place, QUICK if quick else Scale(), LinkSpeed(), seed, say)
+        tables = measure(place, scale, LinkSpeed(), seed, say)
     _write(json, tables)
+    raise SystemExit(1 if any(row["minority_rounds"] for row in tables.get(Part.SPLITS, ())) else 0)
 
 
 def _count(argument: str) -> int:

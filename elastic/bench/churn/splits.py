@@ -10,6 +10,7 @@ from typing import Any
 
 from elastic.agreement.simplex import quorum
 from elastic.bench.churn.swarm import Host, Swarm, good
+from elastic.errors import ElasticError
 from elastic.messages import RoundIndex
 
 SPLITS: Mapping[str, Sequence[int]] = {
@@ -42,7 +43,7 @@ class Split:
 
 
 async def split(swarm: Swarm, name: str, seconds: float) -> Split:
-    """Let the network fall apart for so many seconds, and wait until all is well again."""
+    """Let the network fall apart for so many seconds, and wait until all is well again; raises if anchors differ."""
     await swarm.all_good(1)
     under_way, start = RoundIndex(swarm.round + 1), time.monotonic()
     swarm.wan.split([*SPLITS[name], 0])
@@ -57,8 +58,8 @@ async def split(swarm: Swarm, name: str, seconds: float) -> Split:
     await swarm.until(lambda: _first(swarm, healed, _with_all) is not None, HEAL_SECONDS, "a round counts everybody")
     whole, common = _first(swarm, healed, _with_all), _first(swarm, healed, _finished)
     assert whole is not None and common is not None
-    anchors = swarm.anchors(common)
-    assert len(anchors) == 1, f"two anchors after round {common}: {anchors}"
+    if len(anchors := swarm.anchors(common)) > 1:
+        raise ElasticError(f"{name}: two anchors after round {common}: {', '.join(sorted(anchors))}")
     at = max(at for host in swarm.hosts for at, report in host.reports if report.round == common)
     return Split(
         name, seconds, minority_rounds=sum(count for side, count in decided.items() if side not in majority),

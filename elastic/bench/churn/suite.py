@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,20 @@ Say = Callable[[str], Any]
 Tables = dict[str, list[dict[str, Any]]]
 
 
+class Part(StrEnum):
+    """What can be measured by itself."""
+
+    KILLS = "kills"
+    SPLITS = "splits"
+    GOODPUT = "goodput"
+    JOIN = "join"
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How much is measured."""
 
+    parts: tuple[Part, ...] = tuple(Part)
     phases: tuple[str, ...] = kills.PHASES
     split_seconds: float = 60.0
     anchor_bytes: int = 200_000_000
@@ -53,21 +64,35 @@ def measure(folder: Path, scale: Scale, speed: LinkSpeed, seed: int, say: Say) -
 
 async def _measure(folder: Path, scale: Scale, speed: LinkSpeed, seed: int, say: Say) -> Tables:
     tables: Tables = {}
-    with Wan(PEERS + 1, speed, seed) as wan:
-        swarm = Swarm(wan, folder / "swarm", PEERS, VALIDATORS, Settings())
-        say(f"\n{PEERS} peers, {VALIDATORS} of them validators, start over {speed}")
-        async with swarm.running():
-            usual = swarm.usual_seconds()
-            say(f"a usual round takes {usual:.1f} s, so nobody is waited for longer than about {2 * usual + 2:.0f} s")
-            tables["kills"] = await _kills(swarm, scale, say)
-            tables["splits"] = await _splits(swarm, scale, say)
-        tables["goodput"] = await _goodput(wan, folder, scale, seed, say)
-    with Wan(donors.DONORS + 1, replace(speed, mtu=JUMBO), seed) as wan:
-        say(f"\na joiner fetches an anchor of {scale.anchor_bytes / 1e6:.0f} MB\n{donors.header()}")
-        found = await donors.transfers(wan, folder / "join", scale.anchor_bytes, say)
-        say(f"{donors.DONORS} donors are {found[0].seconds / found[1].seconds:.1f} times as fast as one")
-        tables["join"] = [asdict(row) for row in found]
+    say(f"{PEERS} peers, {VALIDATORS} of them validators, {speed}")
+    if Part.KILLS in scale.parts or Part.SPLITS in scale.parts:
+        with Wan(PEERS + 1, speed, seed) as wan:
+            tables |= await _disturbed(wan, folder, scale, say)
+    if Part.GOODPUT in scale.parts:
+        with Wan(PEERS + 1, speed, seed) as wan:
+            tables[Part.GOODPUT] = await _goodput(wan, folder, scale, seed, say)
+    if Part.JOIN in scale.parts:
+        with Wan(donors.DONORS + 1, replace(speed, mtu=JUMBO), seed) as wan:
+            tables[Part.JOIN] = await _join(wan, folder, scale, say)
     return tables
+
+
+async def _disturbed(wan: Wan, folder: Path, scale: Scale, say: Say) -> Tables:
+    swarm, tables = Swarm(wan, folder / "swarm", PEERS, VALIDATORS, Settings()), Tables()
+    async with swarm.running():
+        say(f"a usual round takes {swarm.usual_seconds():.1f} s")
+        if Part.KILLS in scale.parts:
+            tables[Part.KILLS] = await _kills(swarm, scale, say)
+        if Part.SPLITS in scale.parts:
+            tables[Part.SPLITS] = await _splits(swarm, scale, say)
+    return tables
+
+
+async def _join(wan: Wan, folder: Path, scale: Scale, say: Say) -> list[dict[str, Any]]:
+    say(f"\na joiner fetches an anchor of {scale.anchor_bytes / 1e6:.0f} MB\n{donors.header()}")
+    found = await donors.transfers(wan, folder / "join", scale.anchor_bytes, say)
+    say(f"{donors.DONORS} donors are {found[0].seconds / found[1].seconds:.1f} times as fast as one")
+    return [asdict(row) for row in found]
 
 
 async def _kills(swarm: Swarm, scale: Scale, say: Say) -> list[dict[str, Any]]:
