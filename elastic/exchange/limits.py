@@ -56,6 +56,8 @@ class RecordLimits:
     """Peers whose records are always carried: twice the largest roster with the most validators."""
     bytes_of_heeded: int = 4 * MIB
     """Records of each of these; what is beyond counts as a stranger's."""
+    bytes_of_former: int = 64 * MIB
+    """Records that all those who are not heeded any more wrote while they were."""
     strangers_in_key: int = 128
     stranger_bytes_in_key: int = MIB // 2
     stranger_bytes: int = 64 * MIB

@@ -172,6 +172,51 @@ def test_the_fullest_key_can_be_told_in_one_message() -> None:
     assert len(StrictSerializer.loads(told)) == len(found.value)
 
 
+def test_a_crowd_that_has_passed_through_rosters_keeps_nobody_out() -> None:
+    # given five rosters of 48 fresh peers, each of which filled the key of a ballot to come
+    shelf = Shelf(RecordLimits())
+    for first in range(1000, 1240, 48):
+        roster = range(first, first + 48)
+        shelf.heeded.heed([peer(ANN), *map(peer, roster)])
+        assert all(shelf.put(author, size=MAX_VALUE_BYTES) for author in roster)
+    # when the validator votes, honest peers that are new to the roster post too, and so does a newcomer
+    shelf.heeded.heed(map(peer, (ANN, *range(1, 49))))
+    assert shelf.put(ANN, size=2000)
+    assert shelf.put(BOB, size=MAX_VALUE_BYTES) and shelf.put(CYD, size=MAX_VALUE_BYTES)
+    assert shelf.put(5000, size=2000)
+    # then all of them are there, and no more of the crowd had to go than was in the way
+    assert shelf.authors() >= {ANN, BOB, CYD, 5000}
+    assert len(shelf.authors()) > 170
+
+
+def test_strangers_do_not_push_each_other_out() -> None:
+    # given a key with no room but what one who was heeded once, and strangers, have
+    shelf = Shelf(replace(SMALL, bytes_in_key=6 * RECORD_COST), ANN)
+    assert shelf.put(ANN, size=2 * RECORD_COST)
+    shelf.heeded.heed(map(peer, (BOB, CYD, DAN)))
+    assert all(shelf.put(author) for author in CROWD[:3])
+    # then another stranger gets the room of the former, and a heeded peer that of strangers too
+    assert shelf.put(CROWD[3]) and not shelf.put(CROWD[4])
+    assert shelf.authors() == set(CROWD[:4])
+    assert shelf.put(BOB, size=3 * RECORD_COST)
+    assert len(shelf.authors()) == 3 and BOB in shelf.authors()
+
+
+def test_those_heeded_once_keep_a_bounded_part_of_the_memory() -> None:
+    # given four rosters of one that wrote all they could, and passed
+    shelf = Shelf(replace(SMALL, bytes_of_former=6 * RECORD_COST))
+    for author in range(1, 5):
+        shelf.heeded.heed([peer(author)])
+        assert all(shelf.put(author, key) for key in (2 * author - 2, 2 * author - 1))
+    shelf.heeded.heed(map(peer, (ANN, BOB, CYD)))
+    shelf.heeded.heed(map(peer, (5, 6, 7)))
+    # when some time has passed
+    shelf.time += 10
+    assert shelf.put(5, key=7)
+    # then what they wrote first is gone
+    assert [shelf.authors(key) for key in range(8)] == [set(), set(), {2}, {2}, {3}, {3}, {4}, {4, 5}]
+
+
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from([ME, ANN, BOB, CYD, *CROWD[:6]]), st.integers(0, 3), st.integers(0, 3), st.integers(0, 30)
@@ -189,7 +234,15 @@ def test_no_bound_is_ever_passed_and_nothing_is_counted_twice(
         shelf.time = shelf.start + step
         if author == CYD:
             shelf.heeded.heed([peer(CROWD[key])])
-        shelf.put(author, key, size * RECORD_COST, until=step + seconds)
+        wanted, before = (size + 1) * RECORD_COST, dict(shelf.records._keys.get(KEYS[key], {}))
+        old = before.pop(raw(author), None)
+        held = shelf.records._held[raw(author)] - (old.cost if old is not None and old.account else 0)
+        heeded = [record.cost for other, record in before.items() if other in shelf.heeded]
+        fits = held + wanted <= limits.bytes_of_heeded and sum(heeded) + wanted <= limits.bytes_in_key
+        is_new = old is None or old.expiration < shelf.start + step + seconds
+        stored = shelf.put(author, key, size * RECORD_COST, until=step + seconds)
+        if fits and is_new and raw(author) in shelf.heeded:  # then it always gets in
+            assert stored
         kept = [record for records in shelf.records._keys.values() for record in records.values()]
         assert shelf.records.held_bytes == sum(record.cost for record in kept)
         assert sum(record.cost for record in kept if not record.account) <= limits.stranger_bytes

@@ -2,7 +2,8 @@
 
 Peer identities are free, so a crowd of them is no argument. Records of those whom a peer heeds, its run's validators
 and roster, always find room. All others share a small one, under each key and in all, first come, first kept: a
-crowd keeps newcomers out at worst, and never those who are there.
+crowd keeps newcomers out at worst, and never those who are there. What somebody wrote while it was heeded stays when it
+is not any more, until others need the room: rosters change, and a crowd may have passed through them.
 """
 
 from __future__ import annotations
@@ -86,6 +87,13 @@ class _Record:
         return len(self.value) + RECORD_COST
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    account: bytes
+    instead_of: list[bytes]
+    """Authors whose records under the same key give way."""
+
+
 class Records:
     """What one DHT node keeps for everyone; takes the place of Hivemind's `DHTLocalStorage`."""
 
@@ -109,19 +117,20 @@ class Records:
 
     def store_subkey(self, key: DHTID, subkey: bytes, value: bytes, expiration_time: float) -> bool:
         """As `store`. Whether it is really from that author must have been checked."""
-        account = self._account(key, subkey, len(value), expiration_time)
-        if account is None:
+        place = self._place(key, subkey, len(value), expiration_time)
+        if place is None:
             return False
         kept = self._keys.setdefault(key, {})
         self._keys.move_to_end(key)
-        self._drop(kept, subkey)
-        kept[subkey] = _Record(bytes(value), expiration_time, account)
-        self._held[account] += kept[subkey].cost
+        for author in (subkey, *place.instead_of):
+            self._drop(kept, author)
+        kept[subkey] = _Record(bytes(value), expiration_time, place.account)
+        self._held[place.account] += kept[subkey].cost
         return True
 
     def has_room(self, key: DHTID, subkey: bytes, size: int, expiration_time: float) -> bool:
         """Whether such a record would be kept: asked before its signature is checked, which costs more."""
-        return self._account(key, subkey, size, expiration_time) is not None
+        return self._place(key, subkey, size, expiration_time) is not None
 
     def get(self, key: DHTID) -> ValueWithExpiration[DictionaryDHTValue] | None:
         """All that is kept under a key and has not expired, as a dictionary of Hivemind's."""
@@ -146,27 +155,44 @@ class Records:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def _account(self, key: DHTID, subkey: bytes, size: int, expiration: float) -> bytes | None:
-        """On whose account a record would be kept; None: it would not."""
-        now, limits = self._now(), self.heeded.limits
+    def _place(self, key: DHTID, subkey: bytes, size: int, expiration: float) -> _Place | None:
+        """Where a record would be kept; None: it would not."""
+        now = self._now()
         if now >= self._sweep_at:
             self._sweep(now)
-        kept, cost = self._keys.get(key, {}), size + RECORD_COST
-        old = kept.get(subkey)
+        others, cost = dict(self._keys.get(key, {})), size + RECORD_COST
+        old = others.pop(subkey, None)
         if not expiration >= now or (old is not None and old.expiration >= expiration):  # NaN is refused too
             return None
-        others = [record for author, record in kept.items() if author != subkey]
-        if sum(record.cost for record in others) + cost > limits.bytes_in_key:
-            return None
+        account = self._account(subkey, others, old, cost)
+        excess = sum(record.cost for record in others.values()) + cost - self.heeded.limits.bytes_in_key
+        instead_of = []
+        for author in self._yielding(others, account) if account is not None else ():
+            if excess <= 0:
+                break
+            excess -= others[author].cost
+            instead_of.append(author)
+        return None if account is None or excess > 0 else _Place(account, instead_of)
+
+    def _account(self, subkey: bytes, others: Mapping[bytes, _Record], old: _Record | None, cost: int) -> bytes | None:
+        """On whose account a record would be kept if the key had room for it; None: on nobody's."""
+        limits = self.heeded.limits
         if subkey in self.heeded and self._grown(subkey, old, cost) <= limits.bytes_of_heeded:
             return subkey
-        strangers = [record.cost for record in others if record.account == _STRANGERS]
+        strangers = [record.cost for record in others.values() if record.account == _STRANGERS]
         crowded = (
             len(strangers) >= limits.strangers_in_key
             or sum(strangers) + cost > limits.stranger_bytes_in_key
             or self._grown(_STRANGERS, old, cost) > limits.stranger_bytes
         )
         return None if crowded else _STRANGERS
+
+    def _yielding(self, others: Mapping[bytes, _Record], account: bytes) -> list[bytes]:
+        """Whose records give way to one on that account, first those that were heeded once, and large ones."""
+        unheeded = [author for author in others if author not in self.heeded]
+        if account == _STRANGERS:
+            unheeded = [author for author in unheeded if others[author].account != _STRANGERS]
+        return sorted(unheeded, key=lambda author: (others[author].account == _STRANGERS, -others[author].cost))
 
     def _grown(self, account: bytes, old: _Record | None, cost: int) -> int:
         """The account with a record of that cost in place of the old one."""
@@ -180,9 +206,14 @@ class Records:
                 del self._held[record.account]
 
     def _sweep(self, now: float) -> None:
+        """Forget what has expired, and of those who are not heeded any more what was written longest ago."""
         self._sweep_at = now + _SWEEP_SECONDS
-        for key, kept in list(self._keys.items()):
-            for subkey in [subkey for subkey, record in kept.items() if record.expiration < now]:
-                self._drop(kept, subkey)
+        room = self.heeded.limits.bytes_of_former
+        for key, kept in reversed(list(self._keys.items())):
+            for subkey, record in list(kept.items()):
+                former = record.account != _STRANGERS and subkey not in self.heeded
+                room -= record.cost if former else 0
+                if record.expiration < now or (former and room < 0):
+                    self._drop(kept, subkey)
             if not kept:
                 del self._keys[key]
