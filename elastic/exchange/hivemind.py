@@ -71,7 +71,7 @@ class HivemindExchange:
         self._traffic = Traffic()
         limits = Limits(upload_bytes_per_second=network.upload_mbps * 1e6 / 8)
         seed = zlib.crc32(identity.peer.encode())
-        self._server = BulkServer(store, node.control_path, self._traffic, limits)
+        self._server = BulkServer(store, node.control_path, self._traffic, node.heeded, limits)
         self._probes = ProbeServer(node.p2p, measures=False)
         self._client = BulkClient(node.control_path, store.partials, self._traffic, seed, limits)
         self._threads = ThreadPoolExecutor(limits.max_fetches, thread_name_prefix="bulk-fetch")

@@ -24,7 +24,9 @@ class Limits:
     max_streams: int = 128
     """Streams served at a time."""
     max_streams_per_peer: int = 16
-    """Of these, to one peer."""
+    """Of these, to one peer; so many more are told that we are busy."""
+    max_stranger_streams: int = 64
+    """Of all, to those whom we do not heed: anyone can come under many names, and so does who has only just joined."""
     max_queue_seconds: float = 5.0
     """Who would wait longer for the uplink is told that we are busy."""
     max_fetches: int = 48

@@ -18,6 +18,7 @@ from elastic.exchange.blobs.fetch import BulkClient
 from elastic.exchange.blobs.serve import BulkServer
 from elastic.exchange.blobs.store import BlobStore
 from elastic.exchange.blobs.streams import _varint, read_delimited, read_exactly
+from elastic.exchange.dht.records import Heeded
 from elastic.exchange.limits import Limits
 from elastic.messages import Digest, PeerId
 from elastic.wire.signing import Identity
@@ -25,7 +26,7 @@ from elastic.wire.tree import CHUNK_BYTES, HASH_BYTES, Table, num_chunks
 
 BLOB = np.random.default_rng(0).bytes(3 * CHUNK_BYTES)
 TABLE = Table.of(BLOB)
-ANN, BOB = (Identity.generate().peer for _ in range(2))
+ME, ANN, BOB = (Identity.generate().peer for _ in range(3))
 
 
 class Daemon:
@@ -76,14 +77,15 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def serving(daemon: Daemon) -> Iterator[Callable[[Limits], BulkServer]]:
-    """Starts a server of BLOB."""
+def serving(daemon: Daemon) -> Iterator[Callable[..., BulkServer]]:
+    """Starts a server of BLOB that heeds these peers."""
     made: list[BulkServer] = []
 
-    def start(limits: Limits) -> BulkServer:
-        store = BlobStore()
+    def start(limits: Limits, *peers: PeerId) -> BulkServer:
+        store, heeded = BlobStore(), Heeded(ME)
         store.add(BLOB)
-        made.append(BulkServer(store, daemon.path, Traffic(), limits))
+        heeded.heed(peers)
+        made.append(BulkServer(store, daemon.path, Traffic(), heeded, limits))
         made[-1].start()
         return made[-1]
 
@@ -110,7 +112,7 @@ def is_cut(stream: socket.socket) -> bool:
 
 
 def test_a_peer_has_so_many_streams_and_another_one_has_its_own(
-    daemon: Daemon, serving: Callable[[Limits], BulkServer]
+    daemon: Daemon, serving: Callable[..., BulkServer]
 ) -> None:
     # given a peer that holds as many streams open as it may
     serving(Limits(max_streams_per_peer=3))
@@ -123,10 +125,47 @@ def test_a_peer_has_so_many_streams_and_another_one_has_its_own(
         stream.close()
 
 
-def test_all_streams_together_are_bounded(daemon: Daemon, serving: Callable[[Limits], BulkServer]) -> None:
+def test_who_goes_on_opening_streams_is_cut_off(daemon: Daemon, serving: Callable[..., BulkServer]) -> None:
+    # given a peer that holds what it may have, and as many streams again on which it was told to wait
+    serving(Limits(max_streams_per_peer=2), ANN)
+    held = [daemon.stream(ANN, ask()) for _ in range(2)]
+    assert [status(stream) for stream in held] == [Status.OK] * 2
+    refused = [daemon.stream(ANN, ask()) for _ in range(2)]
+    assert [status(stream) for stream in refused] == [Status.BUSY] * 2
+    # then the next is not heard at all
+    with daemon.stream(ANN) as more:
+        assert is_cut(more)
+    for stream in (*held, *refused):
+        stream.close()
+
+
+def test_strangers_leave_half_of_the_streams_to_those_who_are_heeded(
+    daemon: Daemon, serving: Callable[..., BulkServer]
+) -> None:
+    # given a crowd that holds all the streams that it may have
+    serving(Limits(max_streams=4, max_stranger_streams=2), ANN)
+    crowd = [daemon.stream(Identity.generate().peer, ask()) for _ in range(2)]
+    assert [status(stream) for stream in crowd] == [Status.OK] * 2
+    # then another stranger is cut off, and who is heeded is served
+    with daemon.stream(BOB) as more:
+        assert is_cut(more)
+    held = [daemon.stream(ANN, ask()) for _ in range(2)]
+    assert [status(stream) for stream in held] == [Status.OK] * 2
+    # and when one of the crowd has gone, so is a newcomer
+    crowd[0].sendall(bulk.ACK)
+    while not is_cut(crowd[0]):
+        pass
+    newcomer = daemon.stream(BOB, ask())
+    assert status(newcomer) == Status.OK
+    for stream in (*crowd, *held, newcomer):
+        stream.close()
+
+
+def test_all_streams_together_are_bounded(daemon: Daemon, serving: Callable[..., BulkServer]) -> None:
     # given as many streams of many peers as there may be
-    serving(Limits(max_streams=4))
-    held = [daemon.stream(Identity.generate().peer, ask()) for _ in range(4)]
+    peers = [Identity.generate().peer for _ in range(4)]
+    serving(Limits(max_streams=4), *peers)
+    held = [daemon.stream(peer, ask()) for peer in peers]
     assert [status(stream) for stream in held] == [Status.OK] * 4
     # then one more is cut off
     with pytest.raises((BrokenPipeError, ConnectionResetError, EOFError)), daemon.stream(BOB, ask()) as more:
@@ -135,19 +174,19 @@ def test_all_streams_together_are_bounded(daemon: Daemon, serving: Callable[[Lim
         stream.close()
 
 
-def test_a_stream_on_which_nothing_comes_is_cut(daemon: Daemon, serving: Callable[[Limits], BulkServer]) -> None:
+def test_a_stream_on_which_nothing_comes_is_cut(daemon: Daemon, serving: Callable[..., BulkServer]) -> None:
     serving(Limits(idle_seconds=0.05))
     with daemon.stream(ANN, ask()[:5]) as silent:
         assert is_cut(silent)
 
 
-def test_a_request_that_drips_is_cut(daemon: Daemon, serving: Callable[[Limits], BulkServer]) -> None:
+def test_a_request_that_drips_is_cut(daemon: Daemon, serving: Callable[..., BulkServer]) -> None:
     serving(Limits(grace_seconds=0.0, min_bytes_per_second=1e12))
     with daemon.stream(ANN, ask()[:5]) as dripping:
         assert is_cut(dripping)
 
 
-def test_who_would_wait_long_for_the_uplink_is_told_so(daemon: Daemon, serving: Callable[[Limits], BulkServer]) -> None:
+def test_who_would_wait_long_for_the_uplink_is_told_so(daemon: Daemon, serving: Callable[..., BulkServer]) -> None:
     # given an uplink that is taken for hours by one stream
     serving(Limits(upload_bytes_per_second=10.0))
     with daemon.stream(ANN, ask(Kind.CHUNKS, 0, 1)) as first:

@@ -11,7 +11,6 @@ import time
 from collections import Counter, OrderedDict
 from pathlib import Path
 
-import base58
 import numpy as np
 from google.protobuf.message import DecodeError
 from hivemind.proto import p2pd_pb2
@@ -24,23 +23,32 @@ from elastic.exchange.blobs.selection import MAX_BATCH, MAX_LISTED, pick
 from elastic.exchange.blobs.store import BlobStore, Offer
 from elastic.exchange.blobs.streams import ask_daemon, read_delimited, read_exactly, shut
 from elastic.exchange.dht.leftovers import OURS
+from elastic.exchange.dht.records import Heeded
 from elastic.exchange.limits import Limits, Uplink
-from elastic.messages import Digest, PeerId
+from elastic.messages import Digest
 
 logger = logging.getLogger(__name__)
 
 
 class BulkServer:
-    """Serves what a store has, whole blobs and unfinished ones, to any peer."""
+    """Serves what a store has, whole blobs and unfinished ones, to any peer.
 
-    def __init__(self, store: BlobStore, control_path: str, traffic: Traffic, limits: Limits | None = None) -> None:
+    Args:
+        heeded: to these, and to no crowd of others, it gives more than `max_stranger_streams`.
+    """
+
+    def __init__(
+        self, store: BlobStore, control_path: str, traffic: Traffic, heeded: Heeded, limits: Limits | None = None
+    ) -> None:
         self._store = store
         self._control_path = control_path
         self._traffic = traffic
+        self._heeded = heeded
         self._limits = limits or Limits()
         self._uplink = Uplink(self._limits.upload_bytes_per_second)
         self._closed = threading.Event()
-        self._callers: Counter[PeerId] = Counter()
+        self._callers: Counter[bytes] = Counter()
+        """Raw peer id → streams."""
         self._handed: OrderedDict[Digest, NDArray[np.uint8]] = OrderedDict()
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -93,7 +101,7 @@ class BulkServer:
             connection.settimeout(self._limits.idle_seconds)
             info = p2pd_pb2.StreamInfo()
             info.ParseFromString(read_delimited(connection))
-            self._admit(connection, PeerId(base58.b58encode(info.peer).decode()))
+            self._admit(connection, info.peer)
         except (OSError, EOFError, DecodeError) as error:
             logger.debug("a bulk stream ended early: %s", error)
         finally:
@@ -102,25 +110,36 @@ class BulkServer:
             connection.close()
             self._slots.release()
 
-    def _admit(self, connection: socket.socket, caller: PeerId) -> None:
+    def _admit(self, connection: socket.socket, caller: bytes) -> None:
+        """Hear a caller out, unless that alone would take a slot that is somebody else's."""
         with self._lock:
             self._callers[caller] += 1
-            crowded = self._callers[caller] > self._limits.max_streams_per_peer
+            own, allowed = self._callers[caller], self._limits.max_streams_per_peer
+            room = own <= 2 * allowed and (
+                caller in self._heeded or self._strangers() <= self._limits.max_stranger_streams
+            )
         try:
-            head = Head.unpack(self._read(connection, bulk.REQUEST_BYTES))
-            if head.count > MAX_LISTED or head.most > MAX_BATCH or head.kind not in (Kind.TABLE, Kind.CHUNKS):
-                self._refuse(connection, Status.BAD_REQUEST)
-                return
-            chunks = bulk.unpack_numbers(self._read(connection, head.count * bulk.NUMBER_BYTES))
-            late = head.count and self._uplink.queue(time.monotonic()) > self._limits.max_queue_seconds
-            if crowded or late:
-                self._refuse(connection, Status.BUSY)
-            else:
-                self._answer(connection, head, chunks)
+            if room:
+                self._hear(connection, crowded=own > allowed)
         finally:
             with self._lock:
                 self._callers[caller] -= 1
                 self._callers += Counter()
+
+    def _strangers(self) -> int:
+        return sum(streams for caller, streams in self._callers.items() if caller not in self._heeded)
+
+    def _hear(self, connection: socket.socket, crowded: bool) -> None:
+        head = Head.unpack(self._read(connection, bulk.REQUEST_BYTES))
+        if head.count > MAX_LISTED or head.most > MAX_BATCH or head.kind not in (Kind.TABLE, Kind.CHUNKS):
+            self._refuse(connection, Status.BAD_REQUEST)
+            return
+        chunks = bulk.unpack_numbers(self._read(connection, head.count * bulk.NUMBER_BYTES))
+        late = head.count and self._uplink.queue(time.monotonic()) > self._limits.max_queue_seconds
+        if crowded or late:
+            self._refuse(connection, Status.BUSY)
+        else:
+            self._answer(connection, head, chunks)
 
     def _read(self, connection: socket.socket, length: int) -> bytes:
         """From a stranger, who may not keep us waiting byte by byte."""
