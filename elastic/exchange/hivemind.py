@@ -169,7 +169,7 @@ class HivemindExchange:
 
     async def provide_file(self, digest: Digest, path: str) -> None:
         self._check_open()
-        self.store.add_file(digest, Path(path))
+        await asyncio.to_thread(self.store.add_file, digest, Path(path))  # frees what has come of it, maybe gigabytes
 
     async def fetch(self, digest: Digest, size_bytes: int, holders: Sequence[PeerId]) -> bytes:
         self._check_open()

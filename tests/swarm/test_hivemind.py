@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -444,6 +445,22 @@ async def test_blobs_in_a_folder_are_files_that_the_next_start_finds(join: Join,
     assert (tmp_path / "blobs0" / digest).read_bytes() == b"on disk"
     # Then another life on the same folder has it
     assert BlobStore(tmp_path / "blobs0").read(digest) == b"on disk"
+
+
+async def test_nothing_waits_until_a_file_is_taken_over(
+    join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a store that has much to free before it serves a file instead
+    exchange, goes_on, waited = await join(), threading.Event(), []
+    monkeypatch.setattr(exchange.store.partials, "drop", lambda _: waited.append(goes_on.wait(5)))
+    (tmp_path / "state").write_bytes(b"anchor")
+    # when it is provided, and something else happens in this loop
+    providing = asyncio.create_task(exchange.provide_file(blob_digest(b"anchor"), str(tmp_path / "state")))
+    await asyncio.sleep(0)
+    goes_on.set()
+    await providing
+    # then that was not kept waiting
+    assert waited == [True]
 
 
 async def test_a_peer_that_comes_back_does_not_spoil_everyones_writes(join: Join, tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 """The blobs a peer serves, across its lives."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from elastic.config import RoundConfig
-from elastic.exchange.blobs.store import BlobStore
+from elastic.exchange.blobs.partial import Partial
+from elastic.exchange.blobs.store import Blob, BlobStore
 from elastic.exchange.dht.identity_validator import MAX_RECORD_BYTES
 from elastic.exchange.limits import Limits, Uplink
-from elastic.messages import NO_DIGEST, Counted, Manifest, PeerId, RoundIndex
+from elastic.messages import NO_DIGEST, Counted, Digest, Manifest, PeerId, RoundIndex
 from elastic.wire.signing import Identity
 from elastic.wire.tree import CHUNK_BYTES, Table, blob_digest
 
@@ -152,6 +155,104 @@ def test_a_blob_that_is_whole_is_not_kept_twice(tmp_path: Path) -> None:
     assert offer is not None
     assert offer.holds.all()
     assert offer.read(3) == chunk(3)
+
+
+class Slow:
+    """A step that takes until `on` is set."""
+
+    def __init__(self) -> None:
+        self.begun, self.on, self.times = threading.Event(), threading.Event(), 0
+
+    def step(self) -> None:
+        self.times += 1
+        self.begun.set()
+        assert self.on.wait(20)
+
+
+def test_while_a_large_file_is_hashed_everything_else_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given an anchor whose table two strangers have asked for, and that takes long to compute
+    (tmp_path / "state").write_bytes(BLOB)
+    (tmp_path / "small").write_bytes(b"small")
+    store, slow, upstream = BlobStore(), Slow(), Blob.table
+
+    def table(blob: Blob) -> Table:
+        if blob.size == TABLE.size:
+            slow.step()
+        return upstream(blob)
+
+    monkeypatch.setattr(Blob, "table", table)
+    store.add_file(TABLE.digest, tmp_path / "state")
+    store.add_file(blob_digest(b"small"), tmp_path / "small")
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(store.offer, TABLE.digest) for _ in range(2)]
+        assert slow.begun.wait(20)
+        # when we publish our payload, and somebody asks for that and for another file
+        try:
+            published = threads.submit(store.add, b"payload").result(20)
+            served = [threads.submit(store.offer, each).result(20) for each in (published, blob_digest(b"small"))]
+        finally:
+            slow.on.set()
+        # then nobody has waited, and the anchor is hashed once
+        assert all(offer is not None for offer in served)
+        assert all(each.result(20) is not None for each in asked)
+    assert slow.times == 1
+
+
+def test_a_wrong_file_is_hashed_once_however_many_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a file that is not what its digest says, and two who ask for it
+    (tmp_path / "state").write_bytes(BLOB[:-1])
+    store, slow, upstream, asking = BlobStore(), Slow(), Blob.table, threading.Barrier(2)
+    get = store.get
+    found: list[Blob | None] = []
+
+    def table(blob: Blob) -> Table:
+        slow.step()
+        return upstream(blob)
+
+    def both_find_it(digest: Digest) -> Blob | None:
+        found.append(get(digest))
+        if len(found) <= 2:
+            asking.wait(20)
+        return found[-1]
+
+    monkeypatch.setattr(Blob, "table", table)
+    store.add_file(TABLE.digest, tmp_path / "state")
+    monkeypatch.setattr(store, "get", both_find_it)
+    slow.on.set()
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(store.offer, [TABLE.digest] * 2, timeout=20)) == [None, None]
+    assert slow.times == 1
+
+
+def test_while_an_unfinished_file_is_looked_through_others_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a large file that an earlier life left, and a fetch that looks which chunks are right
+    with BlobStore(tmp_path).partials.receiving(TABLE) as partial:
+        partial.add(0, chunk(0))
+    store, slow, upstream = BlobStore(tmp_path), Slow(), Partial._read
+
+    def read(partial: Partial, path: Path, index: int) -> bytes:
+        slow.step()
+        return upstream(partial, path, index)
+
+    def fetch() -> list[bool]:
+        with store.partials.receiving(TABLE) as partial:
+            return list(map(bool, partial.holds))
+
+    monkeypatch.setattr(Partial, "_read", read)
+    with ThreadPoolExecutor(2) as threads:
+        fetched = threads.submit(fetch)
+        assert slow.begun.wait(20)
+        # when another blob is complete, and this one is asked for or given up
+        try:
+            threads.submit(store.partials.drop, blob_digest(b"other")).result(20)
+            threads.submit(store.partials.drop, TABLE.digest).result(20)
+            assert threads.submit(store.partials.get, TABLE.digest).result(20) is None
+        finally:
+            slow.on.set()
+        # then nothing has waited, and what is right is there
+        assert fetched.result(20) == [True, False, False, False]
 
 
 def test_a_file_that_becomes_shorter_is_no_longer_served(tmp_path: Path) -> None:

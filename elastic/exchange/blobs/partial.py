@@ -143,11 +143,13 @@ class Partials:
         with self._lock:
             self._active[digest] += 1
             partial = self._held.get(digest)
-            if partial is None:
-                self._left.pop(digest, None)
-                partial = self._held[digest] = Partial(table, self._path(digest))
-            self._held.move_to_end(digest)
         try:
+            if partial is None:
+                partial = Partial(table, self._path(digest))  # unlocked: all of an earlier life's file is read
+            with self._lock:
+                self._left.pop(digest, None)
+                partial = self._held.setdefault(digest, partial)
+                self._held.move_to_end(digest)
             yield partial
         finally:
             with self._lock:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -87,7 +88,8 @@ class BlobStore:
         self.withheld: set[Digest] = set()
         """Offered to nobody for the time being: they are on another way to everyone."""
         self._lock = threading.Lock()
-        self._reading = threading.Lock()
+        self._hashing: WeakValueDictionary[Digest, threading.Lock] = WeakValueDictionary()
+        """Of whom a table is being computed: for an anchor of many gigabytes that takes half a minute."""
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
             self._find(directory)
@@ -153,23 +155,29 @@ class BlobStore:
 
     def _table(self, digest: Digest, blob: Blob) -> Table | None:
         """Read once, when somebody asks for it; a file that is not what its digest says is served no longer."""
-        with self._reading:  # once, however many ask
-            if digest in self._tables and self._tables[digest].size == blob.size:
-                return self._tables[digest]
+        with self._lock:
+            hashing = self._hashing.setdefault(digest, threading.Lock())
+        with hashing:  # once, however many ask
+            with self._lock:
+                known = self._tables.get(digest)
+            if known is not None and known.size == blob.size:
+                return known
+            if self.get(digest) is None:
+                return None  # found to be wrong while we waited
             try:
                 table = blob.table()
             except OSError:
                 return None
-        if table.digest != digest:
+            if table.digest == digest:
+                self._remember(digest, table)
+                return table
             with self._lock:
                 self._added.pop(digest, None)
                 self._files.pop(digest, None)
-            return None
-        self._remember(digest, table)
-        return table
+        return None
 
     def _remember(self, digest: Digest, table: Table) -> None:
-        with self._reading:
+        with self._lock:
             self._tables[digest] = table
             self._tables.move_to_end(digest)
             if len(self._tables) > _MAX_TABLES:
