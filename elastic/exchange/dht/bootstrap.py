@@ -46,7 +46,8 @@ CALL_SECONDS = 15.0
 """Longest wait for one DHT or daemon call."""
 _KNOCK_SECONDS = 10.0
 _ALONE_SECONDS = 3.0
-"""Between two rounds of knocking at all doors when no neighbour is left; no answer takes longer."""
+"""Between the beginnings of two rounds of knocking at all doors when no neighbour is left; more if the first goes on,
+as a door may take this long to open and as long again to answer."""
 _LOST_SECONDS = 5.0
 """Between two rounds of knocking while there are neighbours,"""
 _DOORS = 8
@@ -195,16 +196,22 @@ class Node:
             self.dht.blacklist.clear()  # it never forgets; whoever answers us can name peers that do not exist
         table = self.dht.protocol.routing_table
         alone, now = not table.uid_to_peer_id, asyncio.get_running_loop().time()
-        if now < self._knock_again_at:
-            return
+        if now >= self._knock_again_at and (self._knocking is None or self._knocking.done()):
+            self._knock_where_lost(alone, now)
+        knocking = self._knocking
+        if alone and knocking is not None:
+            await asyncio.wait({knocking})  # whoever is cancelled here leaves it to the others
+            if not knocking.cancelled():
+                knocking.result()
+
+    def _knock_where_lost(self, alone: bool, now: float) -> None:
         lost = [entry for entry in dict.fromkeys((*self._entries, *self.known)) if self._is_lost(entry)]
-        if lost:
-            self._knock_again_at = now + (_ALONE_SECONDS if alone else _LOST_SECONDS)
-            self._turn += 1
-            doors = lost if alone else [lost[(self._turn * _DOORS + each) % len(lost)] for each in range(_DOORS)]
-            self._knocking = asyncio.create_task(self._knock_again(list(dict.fromkeys(doors))))
-        if alone and self._knocking is not None:
-            await self._knocking
+        if not lost:
+            return
+        self._knock_again_at = now + (_ALONE_SECONDS if alone else _LOST_SECONDS)
+        self._turn += 1
+        doors = lost if alone else [lost[(self._turn * _DOORS + each) % len(lost)] for each in range(_DOORS)]
+        self._knocking = asyncio.create_task(self._knock_again(list(dict.fromkeys(doors))))
 
     def _is_lost(self, entry: Entry) -> bool:
         peer = PeerID.from_base58(entry.peer)
