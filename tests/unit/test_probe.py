@@ -261,6 +261,16 @@ async def test_an_address_to_which_no_way_leads(monkeypatch: pytest.MonkeyPatch)
         assert (await asker.says())[0] is Status.SILENT
 
 
+async def test_who_pours_after_the_answer_is_let_go() -> None:
+    # given one who has its answer, and sends on and on
+    async with asking(make_server(request_seconds=2 * SOON)) as ask:
+        asker = await ask(REQUEST.pack(9, 1))
+        assert (await asker.says())[0] is Status.BAD_REQUEST
+        asker.writer.write(bytes(2 * probe.FAREWELL_BYTES))
+        # then it is not heard for long
+        await asker.ended()
+
+
 async def test_who_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "MEASURE_SECONDS", -0.9)  # a second more is allowed
     async with asking(make_server(request_seconds=0.05)) as ask:

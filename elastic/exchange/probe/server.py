@@ -1,4 +1,6 @@
-"""What a peer cannot find out alone: whether others can dial it, and how fast its line is. Asked of an entry point.
+"""What a peer cannot find out alone: whether others can dial it, and how fast its line is.
+
+Peers tell the first only, entry points both.
 
     request    kind u8 · number u32
     response   status u8 · the IPv4 address the asker comes from, 4 bytes; if the status is OK,
@@ -44,6 +46,8 @@ MEASURE_SECONDS = 5.0
 MEASURE_BYTES = 8 * MIB
 """Both of one measurement, one way."""
 PIECE_BYTES = 64 * 1024
+FAREWELL_BYTES = MIB
+"""What an asker may still have under way when it is answered; more counts against no ration, and is not read."""
 _DIRECT = re.compile(r"/ip4/([0-9.]+)/tcp/[0-9]+")
 _NOWHERE = "0.0.0.0"
 
@@ -154,8 +158,7 @@ class ProbeServer:
                 self._answering[task] = caller
                 await self._answer(ip, reader, writer)
                 async with asyncio.timeout(self._limits.request_seconds):
-                    while await reader.read(PIECE_BYTES):  # what is left unread would make the end look like a fault
-                        pass
+                    await _hear_out(reader)
         except (OSError, EOFError) as error:
             logger.debug("a probe of %s ended early: %s", info.peer_id, error)
         except asyncio.CancelledError:
@@ -213,6 +216,13 @@ class ProbeServer:
             counted, seconds = await count(reader, number)
             writer.write(COUNTED.pack(counted, round(seconds * 1e6)))
             await writer.drain()
+
+
+async def _hear_out(reader: asyncio.StreamReader) -> None:
+    """Until the asker closes: what is left unread would make the end look like a fault."""
+    left = FAREWELL_BYTES
+    while left and (piece := await reader.read(min(PIECE_BYTES, left))):
+        left -= len(piece)
 
 
 async def send_noise(writer: asyncio.StreamWriter, number: int) -> None:
