@@ -43,8 +43,8 @@ class Guise:
     network: NetworkConfig
     peer: PeerId
     """Who should answer when we are dialled."""
-    ports: tuple[int, ...] = ()
-    """Where, if we know it already."""
+    ports: tuple[int, ...] | None = ()
+    """Where, if we know it already; empty: where our own node listens; None: where another does, and nobody knows."""
 
 
 def outside(config: RunConfig, entries: Sequence[str]) -> Iterator[Finding]:
@@ -83,7 +83,7 @@ def _guise(config: RunConfig) -> Iterator[Guise]:
         if mine:
             beside = network.model_copy(update={"port": 0, "announce": (), "map_port": False})
             known = network.port or Known(local.state_dir / KNOWN_FILE).port
-            yield Guise(path, beside, mine, ports or (known,))
+            yield Guise(path, beside, mine, ports or ((known,) if known else None))
         else:
             yield Guise(path, network, stranger.peer, ports)
 
@@ -126,8 +126,11 @@ async def _reach(network: NetworkConfig, guise: Guise, visit: Visit, entry: Entr
     if not network.listen:
         says = "nobody dials this peer (local.network.listen = false); it serves over the connections that it dials"
         return Finding("reach", Level.OK, says)
+    if guise.ports is None:
+        says = "which port the running peer listens on is not known: look again when it has joined its run"
+        return Finding("reach", Level.WARNING, f"{where} was not asked to dial us, {says}, or set local.network.port")
     try:
-        port, answer = await _dialled(guise, visit, entry)
+        port, answer = await _dialled(guise.ports, guise, visit, entry)
     except TooOldError:
         return Finding("reach", Level.WARNING, f"{where} {_TOO_OLD}")
     except NetworkError as error:
@@ -135,12 +138,12 @@ async def _reach(network: NetworkConfig, guise: Guise, visit: Visit, entry: Entr
     return reach(network, guise.peer, where, port, answer)
 
 
-async def _dialled(guise: Guise, visit: Visit, entry: Entry) -> tuple[int, Answer]:
+async def _dialled(known: Sequence[int], guise: Guise, visit: Visit, entry: Entry) -> tuple[int, Answer]:
     """The port at which we were found, or else the last one that was tried, and what came of it."""
     tried: tuple[int, Answer] | None = None
     for pause in (0.0, ROUTER_SECONDS):
         await asyncio.sleep(pause)
-        for port in guise.ports or await visit.ports():
+        for port in known or await visit.ports():
             tried = port, await visit.ask(entry, Kind.DIAL, port)
             if tried[1].peer == guise.peer:
                 return tried

@@ -242,6 +242,17 @@ async def test_the_doctor_beside_the_running_peer(entry: Entry, stack: AsyncExit
     assert found.level is Level.OK and f"127.0.0.1:{port}" in found.says
 
 
+async def test_the_doctor_beside_a_peer_that_does_not_listen_yet(entry: Entry, tmp_path: Path) -> None:
+    # given a peer that is running, and has not written down where it listens
+    config = run_file(tmp_path, entry)
+    Identity.load_or_create(config.key_path)
+    with claim(config.local.state_dir):
+        found, _ = await examined(config)
+    # then that is what the doctor says
+    assert found.level is Level.WARNING
+    assert "which port the running peer listens on is not known" in found.says and "set local.network.port" in found.says
+
+
 async def test_the_doctor_of_a_peer_that_nobody_can_dial(entry: Entry, tmp_path: Path) -> None:
     # given a run file that announces a port on which nobody listens
     wrong = free_port()
