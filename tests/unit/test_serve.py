@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import base58
 import numpy as np
@@ -284,6 +285,23 @@ def test_so_many_requests_are_open_at_a_time(daemon: Daemon, monkeypatch: pytest
     fetching.close()
     # then no more were
     assert len(streams) == 4
+
+
+def test_a_client_that_closes_just_before_a_request_gives_the_fetch_up(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a client that is closed between the look whether it is and the next request
+    fetching = client(daemon, lambda stream: stream.close(), Limits())
+    submit = fetching.streams.submit
+
+    def submit_too_late(*request: Any) -> Any:
+        fetching.close()
+        return submit(*request)
+
+    monkeypatch.setattr(fetching.streams, "submit", submit_too_late)
+    # then that is no fault of ours
+    with pytest.raises(FetchError, match="given up"):
+        fetch(fetching)
 
 
 def test_many_fetches_share_the_streams() -> None:

@@ -136,9 +136,9 @@ class _Fetch:
         selection, in_flight = self._selection, 0
         while not selection.complete:
             if stop.is_set() or self._client.closed.is_set():
-                raise FetchError(f"the fetch of {self._digest} was given up")
+                raise self._given_up()
             while in_flight < self._client.max_asks() and (ask := selection.next(time.monotonic())) is not None:
-                self._client.streams.submit(self._request, ask).add_done_callback(self._outcomes.put)
+                self._submit(ask)
                 in_flight += 1
             if selection.hopeless(time.monotonic()):
                 told = "; ".join(f"{peer}: {problem}" for peer, problem in selection.story.items())
@@ -151,6 +151,17 @@ class _Fetch:
                 in_flight -= 1
                 outcome = outcome.result()
             outcome()
+
+    def _submit(self, ask: Ask) -> None:
+        try:
+            self._client.streams.submit(self._request, ask).add_done_callback(self._outcomes.put)
+        except RuntimeError as error:
+            if self._client.closed.is_set():  # since we looked
+                raise self._given_up() from error
+            raise
+
+    def _given_up(self) -> FetchError:
+        return FetchError(f"the fetch of {self._digest} was given up")
 
     def _begin(self, table: Table) -> None:
         """The table is known: what we have of the blob already counts."""
