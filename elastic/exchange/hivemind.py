@@ -20,7 +20,15 @@ from hivemind.p2p import PeerID
 from pydantic import BaseModel, ConfigDict
 
 from elastic.config import NetworkConfig
-from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError, PortTakenError, StateError
+from elastic.errors import (
+    AveragingError,
+    ConfigError,
+    FetchError,
+    MalformedError,
+    NetworkError,
+    PortTakenError,
+    StateError,
+)
 from elastic.exchange.averaging import average
 from elastic.exchange.blobs.bulk import Holder, Traffic
 from elastic.exchange.blobs.fetch import BulkClient
@@ -123,10 +131,12 @@ class HivemindExchange:
         return list(self._node.addresses)
 
     async def announce(self, card: PeerCard) -> None:
+        """Raises ConfigError if the run file's addresses make it longer than others read."""
         body = card.canonical()
-        if len(body) > MAX_CARD_BYTES:
-            raise NetworkError(
-                f"a card of {len(body)} bytes; at most {MAX_CARD_BYTES} are read: announce fewer addresses"
+        if len(body) > MAX_CARD_BYTES:  # no other try makes it shorter
+            raise ConfigError(
+                f"this peer's card has {len(body)} bytes, and others read {MAX_CARD_BYTES} at most: name fewer or "
+                "shorter addresses in local.network.announce, or a shorter local.exchange.public_url"
             )
         async with self._announcing:  # of two cards the DHT keeps the one that expires later: it must be the newer
             self._card_expiry = max(time.time() + self._card_seconds, self._card_expiry + _TICK_SECONDS)

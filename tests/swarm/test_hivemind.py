@@ -432,7 +432,7 @@ async def test_the_longest_card_is_read_and_no_longer_one(join: Join) -> None:
     assert await b.cards() == [card]
     # then one with longer addresses is not posted, and not read if it is
     long = card.model_copy(update={"addresses": ("/dns4/" + "x" * 250,) * 16})
-    with pytest.raises(NetworkError, match="announce fewer addresses"):
+    with pytest.raises(ConfigError, match=r"fewer or shorter addresses in local\.network\.announce"):
         await a.announce(long)
     await a._write(f"{RUN}/peers", long.canonical(), time.time() + 100, "posting it all the same")
     assert await b.cards() == []

@@ -250,7 +250,9 @@ async def test_the_doctor_beside_a_peer_that_does_not_listen_yet(entry: Entry, t
         found, _ = await examined(config)
     # then that is what the doctor says
     assert found.level is Level.WARNING
-    assert "which port the running peer listens on is not known" in found.says and "set local.network.port" in found.says
+    assert (
+        "which port the running peer listens on is not known" in found.says and "set local.network.port" in found.says
+    )
 
 
 async def test_the_doctor_of_a_peer_that_nobody_can_dial(entry: Entry, tmp_path: Path) -> None:
