@@ -82,7 +82,7 @@ async def _load_anchor(peer: Peer, head: Manifest) -> None:
     """Fetch the anchor that `head` applies to; its digest is signed, so any holder will do."""
     logger.info("fetching the anchor of round %d", head.round)
     state = await peer.exchange.fetch(head.anchor, peer.state.size_bytes, await everyone(peer, head.proposer))
-    pending = peer.state.pending
+    pending = (await peer.trainer.state()).pending  # of this round too, which ends here without an outer step
     settled = None
     if pending is not None:
         settled = peer.chain.get(pending.round) or await peer.agreement.decided(pending.round)

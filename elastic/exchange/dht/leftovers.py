@@ -31,10 +31,9 @@ def _dead(path: Path) -> bool:
         status = path.stat()
         if status.st_uid != os.getuid() or time.time() - status.st_mtime < YOUNG_SECONDS:
             return False
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(1.0)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
             try:
-                client.connect(str(path))
+                client.connect(str(path))  # where a stream socket lives this is of the wrong kind: nobody is disturbed
             except ConnectionRefusedError:
                 return True
     return False
