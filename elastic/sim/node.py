@@ -88,7 +88,9 @@ class SimNode:
         return self._task is not None and not self._task.done()
 
     def start(self) -> None:
-        """A life: everything is built from the disk."""
+        """A life: everything is built from the disk. One at a time, as `state.store.claim` has it outside."""
+        if self.alive:
+            return  # two blows fell at once, and both let it come back
         self.lives += 1
         self._task = asyncio.create_task(self._live())
 
