@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import inf
 
-from elastic.errors import FetchError, MalformedError, SignatureInvalidError
+from elastic.agreement.errands import Errands
+from elastic.errors import MalformedError, SignatureInvalidError
 from elastic.exchange.gather import CONTRIBUTION, Gathered, Until, gather
 from elastic.messages import (
     BlobRef,
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 NOTES = "notes"
 """Record kind: which commitments a validator has seen."""
+NOTES_SECONDS = Seconds(1.0)
+"""So long we wait for another's notes: the second proposer has two seconds in all."""
 
 
 class Deliberation:
@@ -46,6 +49,13 @@ class Deliberation:
         self._peer, self._plan = peer, plan
         self._commitments: dict[PeerId, dict[Digest, ContributionHeader]] = {}
         """Sender → payload → its signed commitment; two prove that it cannot be trusted, and more prove no more."""
+        self._notes = Errands(peer.exchange, peer.clock, f"round {plan.round}: the notes")
+        self._heard: dict[PeerId, bytes] = {}
+        """Validator → its record whose notes we read last."""
+
+    def close(self) -> None:
+        """Wait for nobody's notes any more."""
+        self._notes.cancel()
 
     async def prepare(self) -> None:
         """Let the other validators know which commitments we have seen, also before we were interrupted."""
@@ -140,15 +150,20 @@ class Deliberation:
         await self._peer.exchange.post(NOTES, self._plan.round, reference.canonical())
 
     async def _notes_of(self, authors: Iterable[PeerId]) -> list[ContributionHeader]:
-        """Commitments that these validators say they have seen."""
-        found: list[ContributionHeader] = []
+        """Commitments that these validators say they have seen, and that we have not heard of; who is slow is heard
+        the next time."""
         records = await self._peer.exchange.records(NOTES, self._plan.round)
-        for author in sorted(records.keys() & set(authors)):
+        asked = sorted(records.keys() & set(authors))
+        for author in asked:
+            if self._heard.get(author) != records[author]:
+                self._notes.send(author, records[author])
+        await self._notes.wait(asked, NOTES_SECONDS)
+        found: list[ContributionHeader] = []
+        for author, (record, notes) in self._notes.back().items():
+            self._heard[author] = record
             try:
-                where = BlobRef.from_bytes(records[author])
-                body = await self._peer.exchange.fetch(where.digest, where.size_bytes, [author])
-                found += Notes.from_bytes(body).headers
-            except (FetchError, MalformedError) as error:
+                found += Notes.from_bytes(notes).headers
+            except MalformedError as error:
                 logger.info("round %d: the notes of %s: %s", self._plan.round, author, error)
         return found
 

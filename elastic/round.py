@@ -6,6 +6,7 @@ Skip, and neither is an exception: exceptions mean that our own side is broken.
 """
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
 
@@ -109,15 +110,15 @@ async def agree(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> tupl
     with phases("agree"):
         if not peer.agreement.validates(peer.id):
             return await _await_manifest(peer, plan, phases), seen
-        mind = Deliberation(peer, plan, seen)
-        await mind.prepare()
-        now = peer.clock.now()
-        times = Times(
-            proposer=Seconds(max(phases.start + plan.gather_seconds, now) + PROPOSER_SECONDS),
-            patience=PROPOSER_SECONDS,
-            give_up=Seconds(max(phases.start + 2 * plan.gather_seconds, now + plan.gather_seconds)),
-        )
-        return await peer.agreement.decide(plan.round, mind.draft, mind.accepts, times), mind.seen
+        with closing(Deliberation(peer, plan, seen)) as mind:
+            await mind.prepare()
+            now = peer.clock.now()
+            times = Times(
+                proposer=Seconds(max(phases.start + plan.gather_seconds, now) + PROPOSER_SECONDS),
+                patience=PROPOSER_SECONDS,
+                give_up=Seconds(max(phases.start + 2 * plan.gather_seconds, now + plan.gather_seconds)),
+            )
+            return await peer.agreement.decide(plan.round, mind.draft, mind.accepts, times), mind.seen
 
 
 async def conclude(peer: Peer, plan: RoundPlan, manifest: Manifest | None, seen: Seen, phases: Phases) -> Commit | Skip:

@@ -6,14 +6,20 @@ be posted. After a restart the same ballot is heard again, so a validator never 
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from elastic.agreement.simplex import Action, Cast, Enter, Final, Keep, Propose, Simplex
 from elastic.agreement.votes import Ballot, Proposal, Vote, VoteKind
 from elastic.errors import SignatureInvalidError
 from elastic.messages import Digest, Finality, Manifest, PeerId, RoundIndex, View
 from elastic.wire.signing import Identity, verify
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T", Vote, Proposal)
 
 GENUINE = 16_384
 """Genuine votes and proposals remembered; a liar can sign any number."""
@@ -50,9 +56,11 @@ class Seat:
         self.changes = 0
         """Grows whenever there is something new to say."""
         self._identity, self._run, self._save = identity, run, save
+        self._named: set[PeerId] = set()
+        """Proven liars that the log has named."""
         self._genuine: set[Vote | Proposal] = set()
         self._texts = {text.digest(): text for text in memory.texts} if memory else {}
-        votes, proposals = self._verified(memory) if memory else ([], [])
+        votes, proposals = self._remembered(memory) if memory else ([], [])
         self._votes = [vote for vote in votes if vote.peer == identity.peer]
         self._proposals = [each for each in proposals if each.proposer == identity.peer]
         said = [Cast(vote.view, vote.kind, vote.manifest) for vote in self._votes]
@@ -110,9 +118,16 @@ class Seat:
         return None if wanted is None else self._texts.get(wanted)
 
     def hear(self, ballot: Ballot) -> None:
-        """What another validator posted; what it made up is left out."""
-        votes, proposals = self._verified(ballot)
-        self._do(self._machine.hear(votes, proposals))
+        """What another validator posted. An honest one passes on what it has verified: a forgery spoils all of it.
+
+        Raises:
+            SignatureInvalidError: of something in it, behind which nothing was looked at.
+        """
+        if (ballot.run, ballot.round) != (self._run, self.round):
+            return
+        votes = [self._verified(vote) for vote in ballot.votes()]
+        self._do(self._machine.hear(votes, [self._verified(each) for each in ballot.proposals]))
+        self._name_liars()
 
     def time_out(self) -> None:
         """The timer of the view we are in ran out."""
@@ -122,6 +137,11 @@ class Seat:
         """All that the others need to hear of us: proposals of views that are over are of no use to them."""
         proposals = [each for each in self._proposals if each.view == self.view]
         return Ballot.of(self._run, self.round, self._said(), proposals)
+
+    def _name_liars(self) -> None:
+        for peer in sorted(self._machine.liars() - self._named):
+            logger.warning("round %d: %s lies: in one view it voted for two things", self.round, peer)
+            self._named.add(peer)
 
     def _said(self) -> list[Vote]:
         return list(dict.fromkeys([*self._votes, *self._machine.proof()]))
@@ -163,14 +183,20 @@ class Seat:
         kept = {*mine, self.final, self._machine.notarized()} | self.wanted()
         self._texts = {digest: text for digest, text in self._texts.items() if digest in kept}
 
-    def _verified(self, ballot: Ballot) -> tuple[list[Vote], list[Proposal]]:
-        """Of this round and genuine; each signature is checked once."""
-        if (ballot.run, ballot.round) != (self._run, self.round):
+    def _remembered(self, memory: Ballot) -> tuple[list[Vote], list[Proposal]]:
+        """What is genuine, and of this round."""
+        if (memory.run, memory.round) != (self._run, self.round):
             return [], []
-        votes = [vote for vote in ballot.votes() if self._is_genuine(vote)]
-        return votes, [each for each in ballot.proposals if self._is_genuine(each)]
+        votes = [vote for vote in memory.votes() if self._is_genuine(vote)]
+        return votes, [each for each in memory.proposals if self._is_genuine(each)]
+
+    def _verified(self, said: T) -> T:
+        if not self._is_genuine(said):
+            raise SignatureInvalidError(f"not said by {said.signer}, or not in this round")
+        return said
 
     def _is_genuine(self, said: Vote | Proposal) -> bool:
+        """Each signature is checked once."""
         if said not in self._genuine:
             if (said.run, said.round) != (self._run, self.round) or said.signer not in self.validators:
                 return False

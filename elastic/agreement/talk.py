@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
+from elastic.agreement.errands import Errands
 from elastic.agreement.seat import Seat
 from elastic.agreement.votes import Ballot
 from elastic.contracts import Accepts, Clock, Drafts, Exchange, Times
-from elastic.errors import ElasticError, MalformedError, NetworkError, SignatureInvalidError
+from elastic.errors import ElasticError, MalformedError, SignatureInvalidError
 from elastic.messages import BlobRef, Digest, Manifest, PeerId, Seconds
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class Talk:
         self._began = clock.now()
         self._said: dict[str, tuple[int, Seconds]] = {}
         """Kind → the seat's changes when we posted it last, and when."""
+        self._ballots = Errands(exchange, clock, f"round {seat.round}: the ballot")
+        """Those too large for a record."""
         self._heard: dict[PeerId, bytes] = {}
         self._times_heard: dict[PeerId, int] = {}
         self._drafts: dict[PeerId, tuple[bytes, Manifest | None]] = {}
@@ -81,44 +84,45 @@ class Talk:
 
     async def listen(self, accepts: Accepts) -> None:
         """Hear the others, look at what they propose, and mind the time."""
-        await self._hear_all(await self._exchange.records(BALLOT, self.seat.round))
+        self._hear_all(await self._exchange.records(BALLOT, self.seat.round))
         for digest in self.seat.wanted():
             await self._look_at(digest, accepts)
         self._mind_the_time()
 
     def hush(self) -> None:
-        """Stop looking at others' manifests."""
+        """Stop looking at others' manifests, and fetching what they say."""
+        self._ballots.cancel()
         for _, look in self._looks.values():
             look.cancel()
         self._looks.clear()
 
-    async def _hear_all(self, records: Mapping[PeerId, bytes]) -> None:
+    def _hear_all(self, records: Mapping[PeerId, bytes]) -> None:
+        for author, (record, ballot) in self._ballots.back().items():
+            self._hear(author, record, ballot)
         quick = QUICK_BALLOTS + self._clock.now() - self._began
         for author in sorted(self.seat.validators & records.keys()):
-            body, times = records[author], self._times_heard.get(author, 0)
-            if self._heard.get(author) == body or times > quick:
+            record, times = records[author], self._times_heard.get(author, 0)
+            if self._heard.get(author) == record or times > quick:
                 continue
-            self._heard[author], self._times_heard[author] = body, times + 1
-            try:
-                self.seat.hear(await self._ballot_in(body, author))
-            except NetworkError as error:
-                logger.info("round %d: the ballot of %s: %s; trying again", self.seat.round, author, error)
-                del self._heard[author]
-            except ElasticError as error:
-                level = logging.DEBUG if times else logging.WARNING
-                logger.log(level, "round %d: the ballot of %s: %s", self.seat.round, author, error)
+            if b'"tallies"' in record:
+                self._hear(author, record, record)
+            else:
+                self._ballots.send(author, record)
+
+    def _hear(self, author: PeerId, record: bytes, ballot: bytes) -> None:
+        self._heard[author] = record
+        times = self._times_heard[author] = self._times_heard.get(author, 0) + 1
+        try:
+            self.seat.hear(Ballot.from_bytes(ballot))
+        except ElasticError as error:
+            level = logging.WARNING if times == 1 else logging.DEBUG
+            logger.log(level, "round %d: the ballot of %s: %s", self.seat.round, author, error)
 
     async def _record_of(self, ballot: Ballot) -> bytes:
         body = ballot.canonical()
         if len(body) <= MAX_RECORD_BYTES:
             return body
         return BlobRef(digest=await self._exchange.provide(body), size_bytes=len(body)).canonical()
-
-    async def _ballot_in(self, body: bytes, author: PeerId) -> Ballot:
-        if b'"tallies"' in body:
-            return Ballot.from_bytes(body)
-        where = BlobRef.from_bytes(body)
-        return Ballot.from_bytes(await self._exchange.fetch(where.digest, where.size_bytes, [author]))
 
     async def _look_at(self, digest: Digest, accepts: Accepts) -> None:
         began, look = self._looks.get(digest, (Seconds(float("-inf")), None))

@@ -1,8 +1,9 @@
 """A validator that lies where it hurts: it sees everything, and tells each honest validator something else.
 
 It completes quorums for one victim alone, votes for everything, proposes one manifest to one and another to the next,
-shows commitments that nobody made, repeats what others said, and posts garbage. What is final with one it helps nobody
-else to. Its card it may show to some only, and it may leave for good when others have come to need it.
+shows commitments that nobody made, repeats what others said, refers to blobs that it never sends, and posts garbage.
+What is final with one it helps nobody else to. Its card it may show to some only, and it may leave for good when others
+have come to need it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from elastic.deliberate import NOTES
 from elastic.errors import ElasticError
 from elastic.messages import (
     NO_DIGEST,
+    BlobRef,
     Digest,
     Finality,
     Manifest,
@@ -28,6 +30,7 @@ from elastic.messages import (
     RoundIndex,
     Seconds,
     View,
+    digest_of,
 )
 from elastic.sim.network import SimNetwork
 from elastic.sim.node import SimNode, WatchedQuorum
@@ -42,6 +45,10 @@ class Liar:
 
     def __init__(self, world: World, identity: Identity, rng: random.Random) -> None:
         self.world, self.identity, self.rng = world, identity, rng
+        self._silence = random.Random(f"{world.seed}/{identity.peer}/silence")
+        """Of its own, so that everything else stays as it was."""
+        if self._silence.random() < 0.3:
+            self.network.silent.add(self.id)
         self._proposed: dict[RoundIndex, Manifest] = {}
         self._said: dict[tuple[PeerId, RoundIndex], tuple[dict[Vote, None], dict[Proposal, None]]] = {}
 
@@ -104,14 +111,23 @@ class Liar:
         votes, proposals = self._said.setdefault((victim.id, seat.round), ({}, {}))
         view, kind, manifest = self._where_it_hurts(seat)
         votes[self._vote(seat.round, view, kind, manifest)] = None
-        if self.rng.random() < 0.3:  # in everyone's name, for its own
+        in_all_names: dict[Vote, None] = {}
+        if self.rng.random() < 0.1:  # for its own; not again the next time: it spoils the rest of a ballot
             own = self._proposed.get(seat.round)
             forged = self._vote(seat.round, seat.view, VoteKind.FINALIZE, own.digest() if own else manifest)
-            votes |= dict.fromkeys(forged.model_copy(update={"peer": peer}) for peer in sorted(seat.validators))
+            in_all_names = dict.fromkeys(forged.model_copy(update={"peer": peer}) for peer in sorted(seat.validators))
         if proposer_of(self.world.shared.run, seat.round, seat.view, sorted(seat.validators)) == self.id:
             self._propose(seat, victim.id, proposals)
-        ballot = Ballot.of(self.world.shared.run, seat.round, votes, proposals)
-        self.network.whisper(self.id, BALLOT, seat.round, ballot.canonical(), victim.id)
+        ballot = Ballot.of(self.world.shared.run, seat.round, votes | in_all_names, proposals)
+        if self.id in self.network.silent and self._silence.random() < 0.7:
+            self._lead_nowhere(seat.round, victim.id)
+        else:
+            self.network.whisper(self.id, BALLOT, seat.round, ballot.canonical(), victim.id)
+
+    def _lead_nowhere(self, round_: RoundIndex, victim: PeerId) -> None:
+        """To a blob that whoever asks waits for in vain."""
+        kind, digest = self._silence.choice((BALLOT, NOTES)), digest_of(self._silence.randbytes(8))
+        self.network.whisper(self.id, kind, round_, BlobRef(digest=digest, size_bytes=2**16).canonical(), victim)
 
     def _where_it_hurts(self, seat: Seat) -> tuple[View, VoteKind, Digest]:
         """Mostly a vote that is nearly complete with this victim."""

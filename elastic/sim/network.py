@@ -22,6 +22,8 @@ from elastic.wire.signing import Identity
 GOOD_DELAY = 0.2
 """Seconds that a message takes at most when the network is good."""
 CARD_SECONDS = 8.0
+STALL_SECONDS = 20.0
+"""So long a fetch lasts from someone who takes the stream and says nothing: to open it, and to give it up."""
 RECORD_SECONDS = 90.0
 """Records do not last; outside it is half an hour, of which a simulation would never see the end."""
 
@@ -80,6 +82,8 @@ class SimNetwork(MemoryNetwork):
         self.splits = list(faults.splits)
         self.shy: dict[PeerId, Callable[[PeerId], bool]] = {}
         """Liar → who sees its card."""
+        self.silent: set[PeerId] = set()
+        """Liars that let themselves be asked for blobs, and send nothing."""
         self._versions: dict[tuple[str, RoundIndex], dict[PeerId, list[_Version]]] = {}
         self._private: dict[tuple[str, RoundIndex], dict[tuple[PeerId, PeerId], _Version]] = {}
         """Kind and round → author and reader → what only this reader sees."""
@@ -227,4 +231,6 @@ class SimExchange(MemoryExchange):
                 await self._sim.travel(f"fetching {digest[:8]}", many=True)
             except NetworkError as error:
                 raise FetchError(str(error)) from error
+            if holders and self._sim.silent.issuperset(holders):
+                await self._sim.clock.sleep(Seconds(STALL_SECONDS))
         return await super().fetch(digest, size_bytes, holders)

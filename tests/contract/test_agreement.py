@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from elastic.agreement.manifests import check_final, draft, genesis
-from elastic.agreement.quorum import STRANGERS, Memory, Quorum
+from elastic.agreement.quorum import POLL, STRANGERS, Memory, Quorum
 from elastic.agreement.simplex import max_liars, proposer_of, quorum
 from elastic.agreement.talk import BALLOT, DRAFT, MANIFEST
 from elastic.agreement.votes import Ballot, Proposal, Vote, VoteKind
@@ -16,6 +16,7 @@ from elastic.errors import FetchError, MalformedError, NetworkError
 from elastic.exchange.memory import MemoryNetwork
 from elastic.messages import (
     NO_DIGEST,
+    BlobRef,
     Counted,
     Digest,
     Manifest,
@@ -341,6 +342,35 @@ async def test_a_ballot_that_could_not_be_fetched_is_asked_for_again(monkeypatch
         monkeypatch.setattr(exchange, "fetch", fetch)
     # when / then
     one(await house.decide(start_of, seconds=30))
+
+
+async def test_a_ballot_that_nobody_can_fetch_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a liar that refers to a blob, lets itself be asked for it, and says nothing
+    house = House(4)
+    liar = house.proposer(0, 3)
+    record = BlobRef(digest=digest_of(b"never sent"), size_bytes=1000).canonical()
+    await house.network.peers[liar].post(BALLOT, ZERO, record)
+    asked, given_up = [], []
+
+    async def fetch(digest: Digest, size: int, holders: Sequence[PeerId]) -> bytes:
+        asked.append(holders)
+        try:
+            await house.clock.sleep(Seconds(20))
+        except asyncio.CancelledError:
+            given_up.append(holders)
+            raise
+        raise FetchError("nothing came")
+
+    honest = [name for name in house.names if name != liar]
+    for name in honest:
+        monkeypatch.setattr(house.network.peers[name], "fetch", fetch)
+    # when
+    one(await house.decide(start_of, only=honest))
+    # then nobody waited for it, each asked once, and nobody asks on behind the round
+    assert house.clock.now() < 5
+    assert asked == [[liar]] * 3
+    await house.clock.sleep(POLL)
+    assert given_up == asked
 
 
 async def test_a_text_that_its_proposer_took_back_is_had_from_who_voted_for_it() -> None:

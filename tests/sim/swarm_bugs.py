@@ -18,7 +18,7 @@ from elastic.agreement.votes import Ballot
 from elastic.deliberate import Deliberation
 from elastic.errors import FetchError
 from elastic.exchange import gather
-from elastic.messages import Digest, Manifest, PeerId, RoundIndex
+from elastic.messages import Digest, Manifest, PeerId, RoundIndex, Seconds
 from elastic.peer import Peer
 from elastic.sim import node
 from elastic.sim.network import SimExchange
@@ -201,10 +201,21 @@ def _() -> Any:
 def _() -> Any:
     honest = talk.Talk._hear_all
 
-    async def hear(self: Any, records: Mapping[PeerId, bytes]) -> None:
-        await honest(self, {author: body for author, body in records.items() if author not in self._heard})
+    def hear(self: Any, records: Mapping[PeerId, bytes]) -> None:
+        honest(self, {author: body for author, body in records.items() if author not in self._heard})
 
     return patch.object(talk.Talk, "_hear_all", hear)
+
+
+@bug("a ballot is waited for as long as it takes")
+def _() -> Any:
+    honest = talk.Talk.listen
+
+    async def listen(self: Any, accepts: Any) -> None:
+        await honest(self, accepts)
+        await self._ballots.wait(self.seat.validators, Seconds(1e9))
+
+    return patch.object(talk.Talk, "listen", listen)
 
 
 @bug("what is final is told nobody")

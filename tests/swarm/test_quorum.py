@@ -9,11 +9,13 @@ from builder import RUN, Node, NodeExchange, Swarm, identity
 
 from elastic.agreement.simplex import proposer_of
 from elastic.contracts import Drafts
+from elastic.deliberate import NOTES
 from elastic.errors import FetchError
 from elastic.exchange.blobs.store import BLOB_FOLDER, BlobStore
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.messages import (
     NO_DIGEST,
+    BlobRef,
     ContributionHeader,
     Digest,
     Manifest,
@@ -22,6 +24,7 @@ from elastic.messages import (
     RoundIndex,
     Seconds,
     View,
+    digest_of,
 )
 from elastic.peer import Peer
 
@@ -270,6 +273,32 @@ async def test_what_is_withheld_from_some_validators_stops_no_round(tmp_path: Pa
         counted = {entry.peer for manifest in swarm.check_chain("ann")[2:] for entry in manifest.counted}
         assert counted & {swarm["eve"].id, swarm["fay"].id}
         same_chains(swarm, *FOUR)
+
+
+async def test_notes_that_nobody_can_fetch_keep_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given validators that need each other's notes, and a liar that refers to some, takes the stream and says nothing
+    names, bob = ("ann", "cyd", "dan"), identity("bob").peer
+    fetch = NodeExchange.fetch
+
+    async def stalling(self: NodeExchange, digest: Digest, size_bytes: int, holders: Sequence[PeerId]) -> bytes:
+        if list(holders) == [bob]:
+            await self.node.swarm.clock.sleep(Seconds(20))
+            raise FetchError("nothing came")
+        return await fetch(self, digest, size_bytes, holders)
+
+    monkeypatch.setattr(NodeExchange, "fetch", stalling)
+    async with Swarm(tmp_path, *names, "eve", "fay", validators=(*names, "bob"), rounds=3) as swarm:
+        two_faced(swarm, "eve", names[:1], silent=True)
+        two_faced(swarm, "fay", names[1:], silent=True)
+        record = BlobRef(digest=digest_of(b"never sent"), size_bytes=1000).canonical()
+        for round_ in range(2, 4):
+            await swarm.network.join(bob, RUN).post(NOTES, RoundIndex(round_), record)
+        # when
+        swarm.start()
+        await swarm.finish(*names)
+        # then
+        assert all(swarm[name].report(round_).seconds["agree"] < 20 for name in names for round_ in (2, 3))
+        same_chains(swarm, *names)
 
 
 async def test_what_a_proposer_counts_is_fetched_before_it_is_signed(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""A validator's seat: whose word it takes, and what it makes of lies."""
+
+import logging
+
+import pytest
+
+from elastic.agreement import seat
+from elastic.agreement.seat import Seat
+from elastic.agreement.votes import Ballot, Vote, VoteKind
+from elastic.errors import SignatureInvalidError
+from elastic.messages import RoundIndex, Signed, View, digest_of
+from elastic.wire.signing import Identity, verify
+
+KEYS = sorted((Identity.generate() for _ in range(4)), key=lambda key: key.peer)
+NAMES = [key.peer for key in KEYS]
+RUN, ROUND = "demo", RoundIndex(3)
+
+
+def vote(key: Identity, what: bytes, view: int = 0) -> Vote:
+    return key.sign(
+        Vote(run=RUN, round=ROUND, view=View(view), kind=VoteKind.NOTARIZE, manifest=digest_of(what), peer=key.peer)
+    )
+
+
+def seat_of(key: Identity) -> Seat:
+    return Seat(key, RUN, ROUND, NAMES, memory=None, save=lambda ballot: None)
+
+
+def test_a_forgery_spoils_its_ballot_and_costs_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given thousands of forged votes before genuine ones
+    looks: list[Signed] = []
+    monkeypatch.setattr(seat, "verify", lambda said: looks.append(said) or verify(said))
+    sut, liar = seat_of(KEYS[0]), KEYS[1]
+    forged = [vote(liar, b"%d" % view, view).model_copy(update={"peer": NAMES[2]}) for view in range(2000)]
+    genuine = [vote(key, b"x", 2000) for key in KEYS[1:]]
+    # when / then
+    with pytest.raises(SignatureInvalidError, match=NAMES[2]):
+        sut.hear(Ballot.of(RUN, ROUND, [*forged, *genuine]))
+    assert len(looks) == 1
+    assert sut.view == 0
+    # and what is genuine is heard without it
+    sut.hear(Ballot.of(RUN, ROUND, genuine))
+    assert sut.view == 2001
+
+
+def test_votes_of_strangers_spoil_a_ballot_too() -> None:
+    with pytest.raises(SignatureInvalidError):
+        seat_of(KEYS[0]).hear(Ballot.of(RUN, ROUND, [vote(Identity.generate(), b"x")]))
+
+
+def test_who_contradicts_itself_is_named_once_a_round(caplog: pytest.LogCaptureFixture) -> None:
+    # given
+    sut, liar = seat_of(KEYS[0]), KEYS[1]
+    sut.hear(Ballot.of(RUN, ROUND, [vote(liar, b"one")]))
+    assert not caplog.records
+    # when
+    for what in (b"two", b"three"):
+        sut.hear(Ballot.of(RUN, ROUND, [vote(liar, what)]))
+    # then
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert liar.peer in caplog.text
