@@ -225,14 +225,13 @@ def _() -> Any:
 
 @bug("a restarted proposer proposes something else")
 def _() -> Any:
-    honest = seat.Seat.have
+    honest = seat.Seat._remembered
 
-    def have(self: Any, manifest: Manifest) -> None:
-        self.draft = None
-        with patch.object(seat.Seat, "proposes_own", False):
-            honest(self, manifest)
+    def without_proposals(self: Any, memory: Ballot) -> Any:
+        votes, _ = honest(self, memory)
+        return votes, []
 
-    return patch.object(seat.Seat, "have", have)
+    return patch.object(seat.Seat, "_remembered", without_proposals)
 
 
 @bug("the votes that led here are not passed on")
