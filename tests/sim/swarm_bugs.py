@@ -223,17 +223,6 @@ def _() -> Any:
     return patch.object(quorum.Quorum, "_tell", nothing)
 
 
-@bug("a restarted proposer proposes something else")
-def _() -> Any:
-    honest = seat.Seat._remembered
-
-    def without_proposals(self: Any, memory: Ballot) -> Any:
-        votes, _ = honest(self, memory)
-        return votes, []
-
-    return patch.object(seat.Seat, "_remembered", without_proposals)
-
-
 @bug("the votes that led here are not passed on")
 def _() -> Any:
     def ballot(self: Any) -> Ballot:
