@@ -7,11 +7,12 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from elastic.actors.journal import STATUS_FILE
 from elastic.actors.peer import JOINING, PeerActor
 from elastic.actors.revival import GiveUp, Past, after_death
 from elastic.actors.swarm import Swarm
 from elastic.config import RunConfig
-from elastic.errors import BugError, ElasticError, PeerDiedError, RayUnavailableError
+from elastic.errors import BugError, ElasticError, MalformedError, PeerDiedError, RayUnavailableError
 from elastic.messages import PeerId, PeerStatus, RoundIndex, RoundReport
 
 LEAVE_SECONDS = 50.0
@@ -134,6 +135,7 @@ class PeerHandle:
 
     def _bury(self, because: str) -> None:
         """Free what is left of the last life, and decide whether there is a next one."""
+        self._status = self._last_word()
         got_somewhere = self._status.rounds_finished > 0
         self._deaths = 1 if got_somewhere else self._deaths + 1
         self._past = Past(self._status.restarts + 1, because, self._past.met or got_somewhere)
@@ -151,6 +153,14 @@ class PeerHandle:
                 "restarts": self._past.restarts, "restarted_after": because, "rounds_finished": 0,
             }
         )  # fmt: skip
+
+    def _last_word(self) -> PeerStatus:
+        """What the peer said last, which may be on its disk and not have reached us."""
+        with contextlib.suppress(OSError, MalformedError):
+            written = PeerStatus.from_bytes((self.config.local.state_dir / STATUS_FILE).read_bytes())
+            if (written.peer, written.run) == (self._status.peer, self._status.run):
+                return max(written, self._status, key=lambda status: status.updated)
+        return self._status
 
     def _await_silence(self) -> None:
         """Until the names are free: the processes of the last life, and what they started, are gone then."""

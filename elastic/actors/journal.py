@@ -18,6 +18,8 @@ from elastic.messages import PeerId, PeerStatus, RoundPlan, RoundReport
 
 logger = logging.getLogger(__name__)
 
+STATUS_FILE = "status.json"
+"""Its name in a peer's state directory."""
 WRITE_SECONDS = 0.5
 """The status file is rewritten at most this often."""
 REMEMBERED = 1024
@@ -78,7 +80,8 @@ class Journal:
         logger.info("round %d: %s", report.round, describe(report))
 
     def restarted(self, because: str) -> None:
-        """A process of the peer is started again; the peer itself lives on."""
+        """A process of the peer is started again, the peer itself lives on. On disk at once, before the next death."""
+        self._written = 0.0
         self.note(restarts=self.status.restarts + 1, restarted_after=because)
         logger.warning("restarted after this: %s", because)
 
@@ -101,7 +104,7 @@ class Journal:
         """At most every so often; a new stage at once, because after it nothing may be noted for long."""
         if self.status.stage != self._written_stage or time.monotonic() - self._written >= WRITE_SECONDS:
             self._written, self._written_stage = time.monotonic(), self.status.stage
-            self._save("status.json", self.status.canonical())
+            self._save(STATUS_FILE, self.status.canonical())
 
     def _save_incentive(self, state: dict[str, Any]) -> None:
         try:
@@ -133,8 +136,8 @@ def newest_statuses(folder: Path) -> list[PeerStatus]:
     Raises:
         ConfigError: there are none, or none that can be read.
     """
-    own = folder / "status.json"
-    files = [own] if own.is_file() else sorted([*folder.glob("*/status.json"), *folder.glob("*/*/status.json")])
+    own = folder / STATUS_FILE
+    files = [own] if own.is_file() else sorted([*folder.glob(f"*/{STATUS_FILE}"), *folder.glob(f"*/*/{STATUS_FILE}")])
     if not files:
         raise ConfigError(f"{folder}: no peer has run here; `elastic quickstart` or `elastic join` starts one")
     runs: dict[tuple[Path, str], list[PeerStatus]] = {}

@@ -98,7 +98,7 @@ def test_ctrl_c_stops_a_quickstart_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_swarm_whose_processes_are_killed_ends_with_equal_anchors_and_leaves_nothing(tmp_path: Path) -> None:
     # given a quickstart that kills one of its processes every few seconds
     before = {line.split()[0] for line in processes(RAY)}
-    flags = ["--chaos", "8", "--seed", "3", "--rounds", "18", "--inner-steps", "4", "--plain"]
+    flags = ["--chaos", "8", "--seed", "3", "--rounds", "30", "--inner-steps", "4", "--plain"]
     program = Program(["quickstart", *flags], tmp_path)
     try:
         # when it runs

@@ -147,6 +147,17 @@ def test_a_failure_is_told_with_its_reason(tmp_path: Path) -> None:
     assert (written(tmp_path).stage, written(tmp_path).error) == ("failed", "x" * 500)
 
 
+def test_a_restart_is_on_disk_at_once(tmp_path: Path) -> None:
+    # given a status that was written just now
+    journal = Journal(config(tmp_path), PEER)
+    journal.note(stage="ready")
+    # when a process of the peer dies, and the peer right after it
+    journal.restarted("the network died")
+    # then whoever starts it again can read it
+    (status,) = newest_statuses(tmp_path)
+    assert (status.restarts, status.restarted_after) == (1, "the network died")
+
+
 def test_an_incentive_remembers_across_lives(tmp_path: Path) -> None:
     state = {"peers": {PEER: {"reputation": 0.5, "rounds": 3, "last": 3}}}
     Journal(config(tmp_path), PEER).record(report(), state)
