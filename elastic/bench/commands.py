@@ -196,7 +196,10 @@ def exchange(
 
 @bench.command("churn")
 def churn(
-    quick: Annotated[bool, typer.Option("--quick", help="less of everything: under ten minutes")] = False,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="less of everything, some quarter of an hour instead of half an hour and more"),
+    ] = False,
     part: Annotated[
         list[str] | None, typer.Option(help="only kills, splits, goodput or join; may be given more than once")
     ] = None,

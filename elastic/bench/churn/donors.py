@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from elastic.bench.churn.swarm import Child
+from elastic.bench.churn.swarm import Child, Say
 from elastic.bench.churn.wan import Wan
 from elastic.errors import ElasticError
 from elastic.messages import Digest, PeerId
@@ -20,8 +20,6 @@ from elastic.wire.signing import Identity
 DONORS = 8
 MOMENT = 0.4
 """Part of the time of an undisturbed transfer after which donors die."""
-
-Say = Callable[[str], Any]
 
 
 @dataclass(frozen=True, slots=True)

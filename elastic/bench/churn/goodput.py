@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from elastic.bench.churn.swarm import Swarm, good
-
-Say = Callable[[str], Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from elastic.bench.churn.swarm import Host, Swarm, good
+from elastic.bench.churn.swarm import Host, Say, Swarm, good
 from elastic.messages import RoundIndex
 
 PHASES = ("inner", "commit", "gather", "agree", "outer")
@@ -17,7 +16,6 @@ QUICK_PHASES = ("gather", "agree")
 SECONDS = 120.0
 """For anything that must happen after a kill."""
 
-Say = Callable[[str], Any]
 Choose = Callable[[Swarm, RoundIndex], Host]
 
 

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from elastic.agreement.simplex import quorum
 from elastic.bench.churn.swarm import Host, Swarm, good
@@ -20,8 +19,6 @@ SPLITS: Mapping[str, Sequence[int]] = {
 }
 """Side of each of six peers, of which the first four decide; the entry point stays with the first side."""
 HEAL_SECONDS = 300.0
-
-Say = Callable[[str], Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from elastic.bench.churn import donors, goodput, kills, splits
-from elastic.bench.churn.swarm import Settings, Swarm
+from elastic.bench.churn.swarm import Say, Settings, Swarm
 from elastic.bench.churn.wan import LinkSpeed, Wan
 
 PEERS, VALIDATORS = 6, 4
@@ -21,7 +20,6 @@ ADAPTIVE = Settings(pace=8.0, train_seconds=24.0, gather_seconds=24.0)
 FIXED = replace(ADAPTIVE, deadline_factor=1e6)
 """Everyone is waited for until 48 s have passed, some four usual rounds."""
 
-Say = Callable[[str], Any]
 Tables = dict[str, list[dict[str, Any]]]
 
 

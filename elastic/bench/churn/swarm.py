@@ -32,6 +32,8 @@ LOOK = 0.05
 START_SECONDS = 120.0
 LEAVE_SECONDS = 20.0
 
+Say = Callable[[str], Any]
+
 Trigger = Callable[[str, RoundIndex], bool]
 """(phase, round) that a peer begins → whether it is killed there."""
 
