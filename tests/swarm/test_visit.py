@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from elastic.exchange.dht.bootstrap import Entry, Node, run_bootstrap
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.exchange.known import KNOWN_FILE
 from elastic.exchange.probe import server as probe
+from elastic.exchange.probe import visit as visits
 from elastic.exchange.probe.server import MEASURE_BYTES, PROTOCOL, REQUEST, RESPONSE, Kind, Status
 from elastic.exchange.probe.visit import TooOldError, Visit, ports_of, visiting
 from elastic.state.store import claim
@@ -153,7 +155,6 @@ async def test_an_entry_point_that_does_not_know_the_request(stack: AsyncExitSta
         (Kind.DIAL, RESPONSE.pack(99, bytes(4))),
         (Kind.DIAL, RESPONSE.pack(Status.OK, bytes(4)) + b"short"),
         (Kind.UP, RESPONSE.pack(Status.OK, bytes(4)) + probe.COUNTED.pack(2**32 - 1, 1)),
-        (Kind.DOWN, b""),
     ],
 )
 async def test_an_entry_point_that_talks_nonsense(
@@ -184,6 +185,33 @@ async def test_another_peer_than_the_one_that_was_named(entry: Entry, stack: Asy
         await visit.enter(Entry(Identity.generate().peer, entry.transport))
 
 
+@pytest.mark.parametrize("turned_away", [1, 9])
+async def test_who_hangs_up_without_a_word_is_busy_and_is_asked_again(
+    stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turned_away: int
+) -> None:
+    # given an entry point whose "busy" is cut off on its way, so many times
+    monkeypatch.setattr(visits, "BUSY_SECONDS", (0.0, 0.0, 0.0))
+    path = tmp_path / "busy.key"
+    node = await Node.start(Identity.load_or_create(path), path, LOOPBACK)
+    stack.push_async_callback(node.close)
+    server, came = probe.ProbeServer(node.p2p, measures=True), count()
+    stack.callback(server.close)
+
+    async def handle(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if next(came) < turned_away:
+            writer.close()
+        else:
+            await server.handle(info, reader, writer)
+
+    await node.p2p.add_binary_stream_handler(PROTOCOL, handle)
+    _, visit = await visit_of(stack, tmp_path / "visit.key")
+    door = Entry.parse(node.addresses[0])
+    await visit.enter(door)
+    # then it is asked four times in all
+    answer = await visit.ask(door, Kind.DOWN, 1000)
+    assert answer.status is (Status.OK if turned_away < 4 else Status.BUSY)
+
+
 # --- elastic doctor --------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +234,7 @@ async def test_the_doctor_before_the_peer_has_a_key(entry: Entry, tmp_path: Path
     config = run_file(tmp_path, entry)
     found, line = await examined(config)
     assert (found.what, found.level) == ("reach", Level.OK) and "dialled us at 127.0.0.1:" in found.says
-    assert (line.what, line.level) == ("bandwidth", Level.OK) and "time for all others" in line.says
+    assert (line.what, line.level) == ("bandwidth", Level.OK) and "time for all others" in line.says, line
     assert not config.local.state_dir.exists()
 
 

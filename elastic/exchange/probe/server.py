@@ -49,7 +49,7 @@ PIECE_BYTES = 64 * 1024
 FAREWELL_BYTES = MIB
 """What an asker may still have under way when it is answered; more counts against no ration, and is not read."""
 _DIRECT = re.compile(r"/ip4/([0-9.]+)/tcp/[0-9]+")
-_NOWHERE = "0.0.0.0"
+NOWHERE = "0.0.0.0"
 
 
 class Kind(IntEnum):
@@ -149,7 +149,7 @@ class ProbeServer:
         """One stream, from its request to its end; nothing that comes on it raises."""
         task, ip = asyncio.current_task(), address_of(str(info.addr))
         assert task is not None, "called by an event loop"
-        caller = {info.peer_id.to_base58(), ip or _NOWHERE}
+        caller = {info.peer_id.to_base58(), ip or NOWHERE}
         crowded = len(self._answering) >= self._limits.streams or any(caller & of for of in self._answering.values())
         try:
             if crowded:
@@ -192,7 +192,7 @@ class ProbeServer:
                     await self._measure(Kind(kind), number, reader, writer)
 
     async def _say(self, writer: asyncio.StreamWriter, status: Status, ip: str | None, more: bytes = b"") -> None:
-        writer.write(RESPONSE.pack(status, ipaddress.IPv4Address(ip or _NOWHERE).packed) + more)
+        writer.write(RESPONSE.pack(status, ipaddress.IPv4Address(ip or NOWHERE).packed) + more)
         await writer.drain()
 
     async def _dial(self, ip: str, port: int) -> tuple[Status, bytes]:

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,9 +160,14 @@ class Visit:
 
 
 async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kind: Kind, number: int) -> Answer:
+    first = b""
     writer.write(probe.REQUEST.pack(kind, number))
     async with asyncio.timeout(ANSWER_SECONDS):
-        status, packed = probe.RESPONSE.unpack(await reader.readexactly(probe.RESPONSE.size))
+        with suppress(ConnectionError):
+            first = await reader.read(1)
+        if not first:
+            return Answer(Status.BUSY, probe.NOWHERE)  # who hangs up at once cuts off the word that would say so
+        status, packed = probe.RESPONSE.unpack(first + await reader.readexactly(probe.RESPONSE.size - 1))
         ip = str(ipaddress.IPv4Address(packed))
         if status not in tuple(Status):
             raise NetworkError(f"answers with status {status}")
