@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from elastic import trace
+from elastic.agreement.simplex import proposer_of
 from elastic.apply import apply_manifest, missing_payloads
 from elastic.contracts import AveragingReducer, Times
 from elastic.deliberate import Deliberation
@@ -25,6 +26,7 @@ from elastic.messages import (
     RoundPlan,
     RoundReport,
     Seconds,
+    View,
 )
 from elastic.peer import Peer
 from elastic.schedule.decide import Commit, Skip, decide_commit
@@ -34,7 +36,10 @@ from elastic.seen import Seen, checks_of, judge
 from elastic.wire.tree import blob_digest
 
 PROPOSER_SECONDS = Seconds(2.0)
-"""After the deadline of a round, for its proposer to be heard; then the next one's turn comes."""
+"""After the deadline of a round, for its proposer to be heard; then the next one's turn comes, which lasts twice as
+long, and so on."""
+TALK_SECONDS = Seconds(7 * PROPOSER_SECONDS)
+"""Three turns: so long a round is waited for after its deadline, at least, however short that is."""
 MANIFEST_POLL = Seconds(0.1)
 """Between two looks for the manifest; it ends the round for everyone, so it is looked for often."""
 
@@ -112,12 +117,7 @@ async def agree(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> tupl
             return await _await_manifest(peer, plan, phases), seen
         with closing(Deliberation(peer, plan, seen)) as mind:
             await mind.prepare()
-            now = peer.clock.now()
-            times = Times(
-                proposer=Seconds(max(phases.start + plan.gather_seconds, now) + PROPOSER_SECONDS),
-                patience=PROPOSER_SECONDS,
-                give_up=Seconds(max(phases.start + 2 * plan.gather_seconds, now + plan.gather_seconds)),
-            )
+            times = _turns(peer, plan, seen, phases)
             return await peer.agreement.decide(plan.round, mind.draft, mind.accepts, times), mind.seen
 
 
@@ -203,11 +203,28 @@ def _header(peer: Peer, plan: RoundPlan, inner: InnerReport, payload: bytes) -> 
     return peer.identity.sign(header)
 
 
+def _turns(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> Times:
+    """How long whose turn to propose lasts. Who has not even contributed in time is hardly there to propose."""
+    now = peer.clock.now()
+    turn = Seconds(max(phases.start + plan.gather_seconds, now) + PROPOSER_SECONDS)
+    first = proposer_of(plan.run, plan.round, View(0), peer.shared.agreement.validators)
+    return Times(
+        proposer=now if first in plan.roster and first not in seen.arrivals else turn,
+        patience=Seconds(2 * PROPOSER_SECONDS),
+        give_up=Seconds(max(phases.start + _longest(plan), now + plan.gather_seconds)),
+    )
+
+
+def _longest(plan: RoundPlan) -> float:
+    """Seconds from the beginning of a round after which nobody waits for its manifest."""
+    return plan.gather_seconds + max(plan.gather_seconds, TALK_SECONDS)
+
+
 async def _await_manifest(peer: Peer, plan: RoundPlan, phases: Phases) -> Manifest | None:
-    """Until the validator has spoken, or twice the deadline has passed without a word."""
+    """Until the validators have spoken, or it is much too late."""
     while True:
         manifest = await peer.agreement.decided(plan.round)
-        if manifest is not None or phases.elapsed() >= 2 * plan.gather_seconds:
+        if manifest is not None or phases.elapsed() >= _longest(plan):
             return manifest
         await peer.clock.sleep(MANIFEST_POLL)
 

@@ -83,6 +83,22 @@ async def test_a_proposer_that_dies_in_its_round_costs_a_deadline_and_not_the_ro
         same_chains(swarm)
 
 
+async def test_a_proposer_that_is_dead_when_its_turn_comes_is_not_waited_for_twice(tmp_path: Path) -> None:
+    # given a swarm whose rounds have become short, one that decides nothing, and a proposer that dies as it trains
+    async with Swarm(tmp_path, *FOUR, "eve", validators=FOUR, rounds=12) as swarm:
+        victim = proposer(swarm, 10)
+        swarm[victim].crash_at = "inner 10"
+        swarm.start()
+        await swarm.finish(victim)
+        others = [name for name in swarm.nodes if name != victim]
+        await swarm.rounds_done(11, *others)
+        # then nobody gave the round up, and it took the deadline and what the next proposer needed
+        deadline = swarm["eve"].peer.plan(swarm.check_chain("eve")[9]).gather_seconds
+        for name in others:
+            (report,) = [report for report in swarm[name].reports if report.round == 10]
+            assert report.manifest is not None and report.seconds["total"] < deadline + 1.5
+
+
 async def test_one_of_three_may_be_gone_for_good(tmp_path: Path) -> None:
     async with Swarm(tmp_path, "ann", "bob", "cyd", validators=("ann", "bob", "cyd")) as swarm:
         swarm["bob"].crash_at = "gather 1"
