@@ -90,7 +90,7 @@ def options(
 ) -> None:
     """Train one language model together with strangers: elastic, on Ray and Hivemind, no server to trust.
 
-    See it work: quickstart. Make a run: init, bootstrap, check, join. Be part of one: check, join.
+    See it work: quickstart. Make a run: init, bootstrap, check, doctor, join. Be part of one: check, doctor, join.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())
@@ -114,9 +114,10 @@ def quickstart(  # noqa: PLR0913 - one argument per flag
         typer.Option(
             min=1,
             metavar="SECONDS",
-            help="kill (SIGKILL) a random process this often, e.g. 20: a peer's actor, its network actor, p2pd, Ray "
-            "Train's controller or a worker, and the bootstrap once, for good; never Ray's raylet and GCS or this "
-            "command, with which all peers end. Each kind has its turn; nobody is killed in the last third",
+            help="kill (SIGKILL) a random process this often (20, if no number is given): a peer's actor, its network "
+            "actor, p2pd, Ray Train's controller or a worker, and the bootstrap once, for good; never Ray's raylet and "
+            "GCS or this command, with which all peers end. Each kind has its turn if the run is long enough; nobody "
+            "is killed in the last third",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="of who is killed by --chaos")] = 0,
@@ -161,7 +162,7 @@ def init(
     say(f"wrote {run_file} (validator: this machine, {peer})")
     say("next: elastic bootstrap           # in a second terminal; put the address it prints into the run file")
     say(f"      elastic check {run_file}")
-    say(f"      ray start --head && elastic join {run_file}")
+    say(f"      ray start --head && elastic doctor {run_file} && elastic join {run_file}")
     say("others get a copy of the run file: [shared] as it is, [local] their own")
 
 
@@ -216,7 +217,7 @@ def bootstrap(
 
     def ready(addresses: list[str]) -> None:
         say("hand out one of these (local.network.bootstrap in the run file):")
-        for address in addresses:
+        for address in sorted(addresses, key=lambda each: each.startswith("/ip4/127.")):  # of no use to others
             say(f"  {address}")
 
     async def serve() -> None:
@@ -313,16 +314,25 @@ def replay(
     """Rebuild a run from its records, and check every one.
 
     From the genesis on: signatures, order, payloads and anchors, bit for bit. Ends with the first record that does not
-    fit. Nothing is believed and nothing in the folder is changed.
+    fit. What is damaged in one place and whole in another is named, and the exit code is 1 then too. Nothing is believed
+    but the run file, from which seed, model, reducer and outer step are taken. Nothing in the folder is changed.
     """
     from elastic.replay import peer_folders
     from elastic.replay import replay as steps
 
-    folders = peer_folders(where)
+    folders, bad = peer_folders(where), 0
     config = load_config(run_file or _one_of([folder / "run.toml" for folder in folders], where))
     check_plugins(config)
+
+    def damaged(line: str) -> None:
+        nonlocal bad
+        bad += 1
+        say(line)
+
+    for lacking in sorted({path.parent for path in where.glob("*/peer.key")} - set(folders)):
+        damaged(f"{lacking}: a peer's folder without manifests; left out")
     last = None
-    for step in steps(config.shared, folders, say):
+    for step in steps(config.shared, folders, say, damaged):
         last, counted = step, len(step.manifest.counted)
         what = "genesis" if step.manifest.round == 0 else f"{counted} counted" if counted else "void"
         say(f"round {step.manifest.round:4d}: {what}, then anchor {step.anchor[:12]}")
@@ -331,11 +341,13 @@ def replay(
     assert last is not None, "an archive has a genesis"
     if until is not None and last.manifest.round + 1 != until:
         raise ConfigError(f"--round {until}: the run has got to round {last.manifest.round + 1}")
-    say(f"everything fits. The anchor of round {last.manifest.round + 1}: {last.anchor}")
+    but = f", but for {bad} record{'s' * (bad > 1)} named above" if bad else ""
+    say(f"everything fits{but}. The anchor of round {last.manifest.round + 1}: {last.anchor}")
     say(f"named by {last.witness}" if last.witness else "no record here names that anchor, so none could contradict it")
     if write is not None:
         write.write_bytes(last.state())
         say(f"wrote {write}")
+    raise SystemExit(1 if bad else 0)
 
 
 def _one_of(paths: list[Path], where: Path) -> Path:

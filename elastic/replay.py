@@ -63,19 +63,22 @@ def peer_folders(where: Path) -> list[Path]:
     return found
 
 
-def replay(shared: Shared, folders: Sequence[Path], note: Note = lambda line: None) -> Iterator[Step]:
+def replay(
+    shared: Shared, folders: Sequence[Path], note: Note = lambda line: None, damaged: Note = lambda line: None
+) -> Iterator[Step]:
     """Every round again, from the genesis on, each compared with all that names its anchor.
 
     Args:
         shared: the run.
         folders: state directories of its peers: what one of them lacks another may have.
-        note: told what was left out.
+        note: told what a crash or time left out.
+        damaged: told which copies are damaged of what others have whole, or of what decides nothing.
 
     Raises:
         StateError: the first record that does not fit, or that is nowhere.
     """
     held = _Held(folders)  # before the chains: a peer that runs on writes its manifests first
-    archive = _Archive(shared, folders, note)
+    archive = _Archive(shared, folders, note, damaged)
     for torn in archive.torn:
         held.refute(torn)
     model = build("model", shared.model)
@@ -95,6 +98,7 @@ def replay(shared: Shared, folders: Sequence[Path], note: Note = lambda line: No
         round_ = RoundIndex(manifest.round + 1)
         by_manifest, by_peer = archive.compare(round_, digest), held.compare(round_, digest)
         yield Step(manifest, digest, by_manifest or by_peer, anchor)
+    archive.look_at_the_rest()
     for where in held.beyond(round_):
         note(f"{where}: of a round whose manifests are not here")
 
@@ -112,11 +116,13 @@ class _Torn:
 class _Archive:
     """Manifests and payloads of a run, wherever they lie."""
 
-    def __init__(self, shared: Shared, folders: Sequence[Path], note: Note) -> None:
-        self._note, self._shared = note, shared
+    def __init__(self, shared: Shared, folders: Sequence[Path], note: Note, damaged: Note) -> None:
+        self._note, self._damaged, self._shared = note, damaged, shared
         self._manifests: dict[RoundIndex, tuple[Manifest, str]] = {}
         """Round → manifest, and which record it is."""
         self._blobs: dict[str, list[Path]] = {}
+        self._seen: set[Path] = set()
+        """Blobs that were compared with their names."""
         self.torn: list[_Torn] = []
         for folder in folders:
             self._read_chain(folder / CHAIN_FILE)
@@ -148,12 +154,8 @@ class _Archive:
         good, spoilt = None, None
         for path in self._blobs.get(entry.payload, []):  # every copy is looked at
             with suppress(FileNotFoundError):  # a peer that runs on makes room
-                data = path.read_bytes()
-                if blob_digest(data) == entry.payload:
-                    good = data
-                else:
-                    spoilt = path
-                    self._note(f"{path}: its bytes have another digest than its name; left out")
+                data = self._read_blob(path)
+                good, spoilt = data or good, path if data is None else spoilt
         if good is not None:
             try:
                 return reducer.decode(good, like)
@@ -165,6 +167,21 @@ class _Archive:
             f"round {round_}: nobody here has the payload of {entry.peer} ({entry.payload[:12]}…): peers keep the "
             "newest ones; add the folder of one that has it"
         )
+
+    def look_at_the_rest(self) -> None:
+        """At blobs that no manifest names: what did not count, and what validators told each other."""
+        for path in sorted(path for copies in self._blobs.values() for path in copies if path not in self._seen):
+            with suppress(FileNotFoundError):
+                self._read_blob(path)
+
+    def _read_blob(self, path: Path) -> bytes | None:
+        """Its bytes; None: they are not what its name says."""
+        self._seen.add(path)
+        data = path.read_bytes()
+        if blob_digest(data) == path.name:
+            return data
+        self._damaged(f"{path}: its bytes have another digest than its name; left out")
+        return None
 
     def _read_chain(self, path: Path) -> None:
         *lines, rest = path.read_bytes().split(b"\n")

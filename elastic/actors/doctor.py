@@ -20,6 +20,7 @@ from elastic.actors.finding import Finding, Level
 from elastic.check import entry_socket
 from elastic.config import RunConfig
 from elastic.errors import ElasticError
+from elastic.state.store import is_claimed
 from elastic.view import size
 from elastic.wire.signing import Identity
 
@@ -49,8 +50,11 @@ def examine(config: RunConfig, ntp: str) -> Iterator[Finding]:
 
     model = fp32_bytes(config)
     yield disk(config, model)
-    yield memory(config, model)
-    yield port(config)
+    if running := is_claimed(config.local.state_dir):
+        yield Finding("peer", Level.OK, "it is running: memory, port and Ray, which it has itself, are not looked at")
+    else:
+        yield memory(config, model)
+        yield port(config)
     yield address(config)
     yield from (doors := list(entries(config)))
     yield clock(ntp)
@@ -59,7 +63,8 @@ def examine(config: RunConfig, ntp: str) -> Iterator[Finding]:
     bootstrap = config.local.network.bootstrap
     yield from outside(config, [entry for entry, door in zip(bootstrap, doors, strict=False) if door.level is Level.OK])
     yield gpus(config)
-    yield cluster(config)
+    if not running:
+        yield cluster(config)
 
 
 def packages() -> Finding:
@@ -97,6 +102,8 @@ def disk(config: RunConfig, model: int) -> Finding:
 
     folder = config.local.state_dir.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        return Finding("disk", Level.PROBLEM, f"{there} is a file: choose another local.state_dir")
     free, state = shutil.disk_usage(there).free, STATE_COPIES * model
     room = f"{size(free)} free in {there}"
     if not os.access(there, os.W_OK):

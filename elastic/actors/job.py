@@ -35,7 +35,10 @@ def load_corpus(config: RunConfig) -> Any:
             data.vocab_size,
             local.state_dir / "corpus",
         )
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise MissingCorpusError(f"{where}{error.strerror or error}; can local.state_dir be written?") from error
+    except ValueError as error:
         raise MissingCorpusError(str(error)) from error
 
 

@@ -83,5 +83,5 @@ def decide_commit(plan: RoundPlan, manifest: Manifest | None, missing: Collectio
     if manifest.anchor != plan.anchor or manifest.previous != plan.previous:
         return Skip("the manifest applies to another anchor than ours")
     if missing:
-        return Skip(f"{len(missing)} counted payloads could not be fetched")
+        return Skip(f"{len(missing)} of {len(manifest.counted)} payloads that count could not be fetched yet")
     return Commit(manifest)

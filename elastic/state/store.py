@@ -157,6 +157,21 @@ def claim(directory: Path, role: str = "peer", patience: float = 0.0) -> Iterato
         os.close(descriptor)
 
 
+def is_claimed(directory: Path) -> bool:
+    """Whether a peer runs from this directory now; nothing is made there.
+
+    Raises:
+        StateError: it cannot be told.
+    """
+    if not (directory / "peer.claim").exists():  # no peer has ever run there
+        return False
+    try:
+        with claim(directory):
+            return False
+    except StateError:
+        return True
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Replace a file by these contents, whole or not at all; on disk when this returns.
 

@@ -123,9 +123,24 @@ async def test_a_spoilt_payload_that_another_peer_has_whole_is_only_noted(tmp_pa
     spoilt.write_bytes(b"torn")
     # when
     notes = list[str]()
-    steps = list(replay(shared, peer_folders(tmp_path), notes.append))
+    steps = list(replay(shared, peer_folders(tmp_path), damaged=notes.append))
     # then
     assert steps[-1].anchor == anchor and len(notes) == 1 and str(spoilt) in notes[0]
+
+
+async def test_a_spoilt_blob_that_no_manifest_names_is_noted_too(tmp_path: Path) -> None:
+    # given what validators told each other
+    shared, anchor = await recorded(tmp_path)
+    data = b'{"headers":[]}'
+    path = tmp_path / "bob" / BLOB_FOLDER / blob_digest(data)
+    path.write_bytes(data)
+    damaged: list[str] = []
+    assert list(replay(shared, peer_folders(tmp_path), damaged=damaged.append))[-1].anchor == anchor
+    assert damaged == []
+    # when one bit of it is flipped
+    path.write_bytes(data.replace(b"h", b"i"))
+    list(replay(shared, peer_folders(tmp_path), damaged=damaged.append))
+    assert damaged == [f"{path}: its bytes have another digest than its name; left out"]
 
 
 async def test_another_outer_step_is_found_at_once(tmp_path: Path) -> None:

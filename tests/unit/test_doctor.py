@@ -14,6 +14,7 @@ import pytest
 from elastic.actors import doctor
 from elastic.actors.doctor import Level
 from elastic.config import RunConfig
+from elastic.state.store import claim, is_claimed
 from elastic.wire.signing import Identity
 
 ENTRY = f"/ip4/127.0.0.1/tcp/%d/p2p/{Identity.generate().peer}"
@@ -138,3 +139,22 @@ def test_another_version_of_a_pinned_package_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "0.1")
     found = doctor.packages()
     assert found.level is Level.PROBLEM and "hivemind is 0.1, expected 1.1.12" in found.says
+
+
+def test_what_a_running_peer_has_is_no_problem(tmp_path: Path, listener: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a peer that is running, and has its port
+    mine = config(tmp_path, {"port": listener, "host": "127.0.0.1"})
+    monkeypatch.setattr("elastic.actors.outside.outside", lambda *args: [])
+    with claim(mine.local.state_dir):
+        found = {each.what: each for each in doctor.examine(mine, "127.0.0.1:1")}
+    # then that is said, and not found fault with
+    assert "it is running" in found["peer"].says
+    assert {"port", "memory", "Ray"}.isdisjoint(found)
+    # and nothing is made where no peer ever ran
+    assert not is_claimed(tmp_path / "nowhere") and not (tmp_path / "nowhere").exists()
+
+
+def test_a_state_directory_that_is_a_file_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "state").write_bytes(b"")
+    finding = doctor.disk(config(tmp_path), 1000)
+    assert finding.level is Level.PROBLEM and "is a file" in finding.says
