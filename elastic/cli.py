@@ -314,8 +314,8 @@ def replay(
     """Rebuild a run from its records, and check every one.
 
     From the genesis on: signatures, order, payloads and anchors, bit for bit. Ends with the first record that does not
-    fit. What is damaged in one place and whole in another is named, and the exit code is 1 then too. Nothing is believed
-    but the run file, from which seed, model, reducer and outer step are taken. Nothing in the folder is changed.
+    fit. What is damaged in one place and whole in another is named, and the exit code is 1 then too. Nothing is
+    believed but the run file, from which seed, model, reducer and outer step are taken. Nothing there is changed.
     """
     from elastic.replay import peer_folders
     from elastic.replay import replay as steps

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import psutil
 import ray
 from rich.console import Console
 
@@ -192,6 +193,10 @@ def entry_point(folder: Path) -> Iterator[EntryPoint]:
         yield entry
 
 
+BURY_SECONDS = 2.0
+"""For Ray's workers to end by themselves when their cluster does."""
+
+
 @contextmanager
 def local_cluster(num_cpus: int) -> Iterator[None]:
     """A Ray cluster of our own (see `environment.own_cluster`), gone with this process."""
@@ -204,8 +209,18 @@ def local_cluster(num_cpus: int) -> Iterator[None]:
     try:
         yield
     finally:
+        workers = [each for each in psutil.Process().children(recursive=True) if _is_ray_worker(each)]
         with quiet():
             ray.shutdown()
+        for late in psutil.wait_procs(workers, timeout=BURY_SECONDS)[1]:  # they would notice, half a minute later
+            with suppress(psutil.NoSuchProcess):
+                late.kill()
+
+
+def _is_ray_worker(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return "".join(process.cmdline()[:1]).startswith("ray::")
+    return False
 
 
 def run_files(folder: Path, settings: Settings, entry: str, min_peers: int) -> list[RunConfig]:
