@@ -140,6 +140,19 @@ some may be down: 1 of 3, 1 of 4, 2 of 7. `elastic init` puts this machine's the
         return self
 
 
+class ScoringConfig(Section):
+    """[shared.scoring]: how validators find out who helps. Others do the cheap checks only."""
+
+    sequences: Annotated[int, Field(ge=0, le=1024)] = 8
+    """Sequences on which the loss is measured before and after one contribution, twice: its own and others'. \
+0: nobody measures."""
+    step: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Part of the outer step on which a single contribution is tried: whole ones are noisy."""
+    budget: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Part of a round's time that a validator may spend on it after the round is decided, for what it had no time \
+to measure while it waited for others."""
+
+
 class Shared(Section):
     """[shared]: everything that must be equal on every peer."""
 
@@ -163,6 +176,8 @@ class Shared(Section):
     """The outer step."""
     round: RoundConfig = RoundConfig()
     """Bounds of a round."""
+    scoring: ScoringConfig = ScoringConfig()
+    """How validators find out who helps."""
     agreement: AgreementConfig
     """Who decides what counts."""
 

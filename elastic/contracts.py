@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from elastic.messages import (
     JSON,
+    Assessment,
     ContributionHeader,
     Digest,
     Evidence,
@@ -23,10 +24,10 @@ from elastic.messages import (
     RoundPlan,
     Scoreboard,
     Seconds,
-    StateMeta,
     Verdict,
     View,
 )
+from elastic.reports import StateMeta
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +96,13 @@ class Trainer(Protocol):
         """Take an anchor fetched from others (its digest was checked by the caller).
 
         `settled` is the manifest of our pending contribution's round, if it is known.
+        """
+        ...
+
+    async def assess(self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
+        """What one contribution alone would do to the loss of the plan's anchor, on tokens that `seed` draws.
+
+        Called between `compress` and the outer step only: it needs the place where the model's params are.
         """
         ...
 

@@ -6,7 +6,7 @@ Whatever the network or the trainer does, a life goes on: it ends when the run i
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -34,12 +34,12 @@ from elastic.messages import (
     PeerStage,
     RoundIndex,
     RoundPlan,
-    RoundReport,
     Seconds,
     View,
 )
 from elastic.peer import Peer
 from elastic.propose import against_roster, live_peers
+from elastic.reports import RoundReport
 from elastic.round import run_round
 from elastic.schedule.decide import CatchUp, Found, Leave, Train, Wait, decide_next
 
@@ -72,7 +72,7 @@ class Watch(Protocol):
 
     def begin(self, plan: RoundPlan) -> None: ...
 
-    def record(self, report: RoundReport, incentive_state: JSON) -> None: ...
+    def record(self, report: RoundReport, memories: Mapping[str, JSON]) -> None: ...
 
 
 class Presence:
@@ -214,7 +214,7 @@ class Life:
             report = await run_round(peer, plan)
         finally:
             self._contributing = False
-        self._watch.record(report, peer.incentive.state())
+        self._watch.record(report, peer.memories())
         self._unsure = report.manifest is None
 
     async def _catch_up(self, peer: Peer, head: Manifest) -> None:

@@ -23,7 +23,7 @@ Seconds = NewType("Seconds", float)
 View = NewType("View", int)
 """Views of a round's agreement count from 0; see `agreement.simplex`."""
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised when peers of two versions can no longer understand each other's records."""
 GENESIS = RoundIndex(0)
 """The round of the manifest that starts a run."""
@@ -39,7 +39,6 @@ PeerIdField = Annotated[PeerId, Field(min_length=40, max_length=64, pattern=r"^[
 RunName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Signature = Annotated[str, Field(pattern=r"^([0-9a-f]{128})?$")]
 NonNegative = Annotated[int, Field(ge=0, le=2**53)]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
 Index = Annotated[RoundIndex, Field(ge=0, le=2**40)]
 Pace = Annotated[tuple[Annotated[float, Field(gt=0, le=86_400)], ...], Field(max_length=PACE_ROUNDS)]
 ViewField = Annotated[View, Field(ge=0, le=2**20)]
@@ -155,6 +154,8 @@ class ContributionHeader(Signed):
     round: Index
     peer: PeerIdField
     anchor: HexDigest
+    proof: HexDigest
+    """That the peer holds this anchor; see `verify.proof`."""
     payload: HexDigest
     size_bytes: NonNegative
     steps: NonNegative
@@ -174,6 +175,8 @@ class RejectReason(StrEnum):
     NOT_IN_ROSTER = "not in roster"
     STALE = "stale"
     WRONG_ANCHOR = "wrong anchor"
+    NO_PROOF = "no proof"
+    """It names the right anchor, and does not hold it."""
     OVERSIZED = "oversized"
     WRONG_DIGEST = "wrong digest"
     UNFETCHABLE = "unfetchable"
@@ -204,7 +207,9 @@ class Assessment(Message):
     peer: PeerIdField
     round: Index
     gain_assigned: float
+    """On tokens that it was to train on,"""
     gain_heldout: float
+    """and on tokens that nobody was to, if the text has any left, or only others."""
 
 
 class Evidence(Message):
@@ -213,6 +218,8 @@ class Evidence(Message):
     verdict: Verdict
     tokens: NonNegative = 0
     assessment: Assessment | None = None
+    score: float | None = None
+    """What all assessments of it so far amount to (`verify.ratings`), if it was ever assessed."""
 
 
 class Scoreboard(Message):
@@ -302,89 +309,6 @@ class Manifest(Signed):
     def applies(self, payload: Digest) -> bool:
         """Whether this payload is in it, under whatever name: a copy moves the anchor as far as its original."""
         return any(entry.payload == payload for entry in self.counted)
-
-
-class RoundReport(Message):
-    """What one round was for one peer: one line of `--report`, one line of the log."""
-
-    run: RunName
-    round: Index
-    peer: PeerIdField
-    name: str
-    contributed: bool
-    counted: bool
-    skipped: str | None = None
-    """Why our contribution did not count or no outer step was taken; None if all went well."""
-    loss: float | None = None
-    tokens: NonNegative = 0
-    steps: NonNegative = 0
-    bytes_out: NonNegative = 0
-    bytes_in: NonNegative = 0
-    payload_bytes: NonNegative = 0
-    digest: HexDigest
-    """Digest of the anchor after the round; equal on all peers."""
-    manifest: HexDigest | None = None
-    verdicts: dict[PeerIdField, str] = {}
-    """Peer → "accepted" or the reason it was refused."""
-    last: str | None = None
-    """Whose contribution arrived last, if anyone was waited for."""
-    seconds: dict[str, float]
-    """Seconds per phase of the round, and their `total`."""
-
-
-class PeerStatus(Message):
-    """A running peer as others on this machine see it: `elastic status`, the live view."""
-
-    peer: PeerIdField
-    name: str
-    run: RunName
-    stage: str
-    phase: str = ""
-    round: Index = RoundIndex(0)
-    step: NonNegative = 0
-    loss: float | None = None
-    tokens_per_second: float = 0.0
-    bytes_out: NonNegative = 0
-    bytes_in: NonNegative = 0
-    peers: NonNegative = 0
-    digest: HexDigest | None = None
-    rounds_counted: NonNegative = 0
-    rounds_contributed: NonNegative = 0
-    rounds_finished: NonNegative = 0
-    """Like those counted and contributed: since the peer actor started."""
-    restarts: NonNegative = 0
-    """How often one of the peer's processes was started again, since its driver started."""
-    restarted_after: str = ""
-    """What made the last of them necessary."""
-    error: str | None = None
-    updated: float
-    """Unix time at which it was written."""
-    pid: NonNegative
-
-
-class PendingMeta(Message):
-    """A contribution that no manifest has settled yet: which round, what it took, and the file with its payload."""
-
-    round: Index
-    inner: InnerReport
-    payload_file: FileName
-
-
-class StateMeta(Message):
-    """`state.json`: which files are the trainer's state. Replacing this one small file is the commit."""
-
-    round: Index
-    """The round whose anchor it is."""
-    anchor: HexDigest
-    anchor_file: FileName
-    residual_file: FileName | None = None
-    """None: the residual is zero."""
-    pending: PendingMeta | None = None
-
-    def files(self) -> frozenset[str]:
-        """Names of all files it refers to."""
-        names = {self.anchor_file, self.residual_file, self.pending.payload_file if self.pending else None}
-        return frozenset(name for name in names if name is not None)
 
 
 JSON = dict[str, Any]

@@ -1,15 +1,18 @@
 """What one peer is made of: its collaborators, built once in `elastic.actors`, met in `elastic.round`."""
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from elastic.config import Shared
 from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer, TrainerState
-from elastic.messages import Manifest, PeerId, RoundIndex, RoundPlan
+from elastic.messages import JSON, Evidence, Manifest, PeerId, RoundIndex, RoundPlan
+from elastic.reports import RoundEvidence
 from elastic.schedule.absences import Absences
 from elastic.schedule.plan import plan_round
 from elastic.state.chain import Chain
+from elastic.verify.ratings import Ratings
 from elastic.wire.signing import Identity
 
 
@@ -32,8 +35,13 @@ class Peer:
     state: TrainerState
     """What the trainer holds; renewed after every outer step."""
     on_phase: Callable[[str], None] = lambda phase: None
+    on_evidence: Callable[[RoundEvidence], None] = lambda evidence: None
     absences: Absences = field(default_factory=Absences)
     """Who did not come."""
+    ratings: Ratings = field(default_factory=Ratings)
+    """Who helps, as far as we assessed it ourselves."""
+    draw_seed: Callable[[], int] = lambda: secrets.randbits(64)
+    """Of the tokens on which contributions are assessed: nobody may guess them."""
 
     @property
     def id(self) -> PeerId:
@@ -53,6 +61,18 @@ class Peer:
     def plan(self, head: Manifest) -> RoundPlan:
         """The round after `head`, for us."""
         return plan_round(self.shared, head, self.state.anchor, self.id)
+
+    def learn(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> None:
+        """A round's evidence moves ratings, and with them what the incentive thinks."""
+        self.ratings.take_in(round_, evidence)
+        scores = self.ratings.scores(round_)
+        rated = [each.model_copy(update={"score": scores.get(each.verdict.peer)}) for each in evidence]
+        self.incentive.score(round_, rated)
+        self.on_evidence(RoundEvidence(run=self.shared.run, round=round_, evidence=tuple(rated)))
+
+    def memories(self) -> dict[str, JSON]:
+        """What must survive a restart, by name."""
+        return {"incentive": self.incentive.state(), "ratings": self.ratings.state()}
 
     def holds(self) -> RoundIndex:
         """The round whose anchor we hold."""

@@ -20,8 +20,9 @@ from elastic.agreement.manifests import check_final, check_manifest
 from elastic.config import Shared
 from elastic.errors import MalformedError, SignatureInvalidError, StateError
 from elastic.exchange.blobs.store import BLOB_FOLDER
-from elastic.messages import GENESIS, Counted, Digest, Manifest, RoundIndex, StateMeta
+from elastic.messages import GENESIS, Counted, Digest, Manifest, RoundIndex
 from elastic.registry import build
+from elastic.reports import StateMeta
 from elastic.state.chain import CHAIN_FILE
 from elastic.state.store import ANCHOR_PREFIX, STATE_FOLDER
 from elastic.train.outer import Turns, initial_anchor, outer_steps

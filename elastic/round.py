@@ -6,6 +6,7 @@ Skip, and neither is an exception: exceptions mean that our own side is broken.
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
@@ -13,26 +14,30 @@ from typing import cast
 from elastic import trace
 from elastic.agreement.simplex import proposer_of
 from elastic.apply import apply_manifest, missing_payloads
+from elastic.assess import Assessor, assessing
 from elastic.contracts import AveragingReducer, Times
 from elastic.deliberate import Deliberation
 from elastic.errors import AveragingError, DivergedError
 from elastic.exchange.gather import CONTRIBUTION, Gathered, Until, gather
 from elastic.messages import (
+    Assessment,
     ContributionHeader,
     Digest,
     Evidence,
     InnerReport,
     Manifest,
+    PeerId,
     RoundPlan,
-    RoundReport,
     Seconds,
     View,
 )
 from elastic.peer import Peer
+from elastic.reports import RoundReport
 from elastic.schedule.decide import Commit, Skip, decide_commit
 from elastic.schedule.phases import Phases
 from elastic.schedule.plan import TRAIN_PART
 from elastic.seen import Seen, checks_of, judge
+from elastic.verify.proof import prove
 from elastic.wire.tree import blob_digest
 
 PROPOSER_SECONDS = Seconds(2.0)
@@ -59,13 +64,14 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
     before = await peer.exchange.traffic()
     with trace.round_span(plan):
         offer = await contribute(peer, plan, phases)
-        seen = judge(peer, plan, await collect(peer, plan, phases))
-        manifest, seen = await agree(peer, plan, seen, phases)
+        async with assessing(peer, plan, phases) as assessor:
+            seen = judge(peer, plan, await collect(peer, plan, phases, assessor))
+            manifest, seen = await agree(peer, plan, seen, phases)
         decision = await conclude(peer, plan, manifest, seen, phases)
         seen = seen.corrected(decision)
     if manifest is not None and manifest.proposer == peer.id:
         trace.root_span(plan.run, plan.round, began, time.time_ns(), counted=len(manifest.counted))
-    remember(peer, plan, seen, decision)
+    remember(peer, plan, seen, decision, assessor.found)
     return await report(peer, plan, (offer, seen, decision), before, phases)
 
 
@@ -87,8 +93,8 @@ async def contribute(peer: Peer, plan: RoundPlan, phases: Phases) -> Offer:
     return Offer(inner, payload)
 
 
-async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> Gathered:
-    """Everyone's contributions, each through the cheap checks as it arrives."""
+async def collect(peer: Peer, plan: RoundPlan, phases: Phases, assessor: Assessor) -> Gathered:
+    """Everyone's contributions, each through the cheap checks as it arrives, and then to be assessed."""
     # Who is late itself, and decides, must not find everyone missing: what is left after the inner steps is its least.
     least = plan.gather_seconds * (1 - TRAIN_PART)
     deadline = Seconds(max(phases.start + plan.gather_seconds, peer.clock.now() + least))
@@ -101,7 +107,7 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases) -> Gathered:
             peer.exchange,
             peer.clock,
             plan,
-            checks=checks_of(peer, plan),
+            checks=checks_of(peer, plan, assessor.offer),
             until=Until(deadline, decided, phases.start),
         )
 
@@ -134,13 +140,18 @@ async def conclude(peer: Peer, plan: RoundPlan, manifest: Manifest | None, seen:
         return decision
 
 
-def remember(peer: Peer, plan: RoundPlan, seen: Seen, decision: Commit | Skip) -> None:
-    """What later rounds learn from this one: who did not come, and who did what."""
+def remember(
+    peer: Peer, plan: RoundPlan, seen: Seen, decision: Commit | Skip, assessments: Mapping[PeerId, Assessment]
+) -> None:
+    """What later rounds learn from this one: who did not come, who did what, and who helped."""
     if isinstance(decision, Commit):
         peer.absences.note(plan.round, plan.roster, [entry.peer for entry in decision.manifest.counted])
     tokens = {sender: arrival.header.tokens for sender, arrival in seen.arrivals.items()}
-    evidence = [Evidence(verdict=verdict, tokens=tokens.get(sender, 0)) for sender, verdict in seen.verdicts.items()]
-    peer.incentive.score(plan.round, evidence)
+    evidence = [
+        Evidence(verdict=verdict, tokens=tokens.get(sender, 0), assessment=assessments.get(sender))
+        for sender, verdict in sorted(seen.verdicts.items())
+    ]
+    peer.learn(plan.round, evidence)
 
 
 async def report(
@@ -197,7 +208,8 @@ async def _averaged(peer: Peer, plan: RoundPlan, payload: bytes, phases: Phases)
 
 def _header(peer: Peer, plan: RoundPlan, inner: InnerReport, payload: bytes) -> ContributionHeader:
     header = ContributionHeader(
-        run=plan.run, round=plan.round, peer=peer.id, anchor=plan.anchor, payload=blob_digest(payload),
+        run=plan.run, round=plan.round, peer=peer.id, anchor=plan.anchor,
+        proof=prove(peer.state.state_path, plan, peer.id), payload=blob_digest(payload),
         size_bytes=len(payload), steps=inner.steps, tokens=inner.tokens, loss=inner.mean_loss,
     )  # fmt: skip
     return peer.identity.sign(header)

@@ -1,7 +1,7 @@
 """What came in a round, and what we think of it: the cheap checks, and what only the whole round shows."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from elastic.contracts import Arrival
@@ -9,7 +9,8 @@ from elastic.exchange.gather import Checks, Gathered
 from elastic.messages import ContributionHeader, Digest, PeerId, RejectReason, RoundPlan, Verdict
 from elastic.peer import Peer
 from elastic.schedule.decide import Commit, Skip
-from elastic.verify.checks import check_header, check_payload, mark_copies, mark_diverged
+from elastic.verify.checks import check_header, check_payload, check_proof, mark_copies, mark_diverged
+from elastic.verify.proof import prove
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,22 @@ def judge(peer: Peer, plan: RoundPlan, gathered: Gathered) -> Seen:
     return Seen(arrivals, verdicts)
 
 
-def checks_of(peer: Peer, plan: RoundPlan) -> Checks:
-    """The cheap checks of this round."""
+def checks_of(
+    peer: Peer, plan: RoundPlan, on_accepted: Callable[[ContributionHeader, bytes], None] = lambda header, payload: None
+) -> Checks:
+    """The cheap checks of this round; `on_accepted` is told what passes them."""
+
+    def check_work(header: ContributionHeader, payload: bytes) -> Verdict:
+        verdict = check_proof(header, prove(peer.state.state_path, plan, header.peer))
+        if not verdict.accepted:
+            return verdict
+        return check_payload(header, payload, lambda data: peer.reducer.decode(data, peer.like))
 
     async def check(header: ContributionHeader, payload: bytes) -> Verdict:
-        verdict = await asyncio.to_thread(
-            check_payload, header, payload, lambda data: peer.reducer.decode(data, peer.like)
-        )
+        verdict = await asyncio.to_thread(check_work, header, payload)
         if verdict.accepted:
             await peer.exchange.provide(payload)  # its author may be slow, or die once it counts
+            on_accepted(header, payload)
         return verdict
 
     def check_first(sender: PeerId, header: ContributionHeader) -> Verdict:

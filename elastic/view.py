@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from elastic.messages import PeerStatus
+from elastic.reports import PeerStatus
 
 STALE_SECONDS = 15.0
 """A peer whose status is older than this is not running any more."""

@@ -15,7 +15,7 @@ import ray
 
 from elastic.actors.follow import Say
 from elastic.actors.handle import PeerHandle
-from elastic.messages import RoundReport
+from elastic.reports import RoundReport
 
 BOOTSTRAP = "bootstrap"
 PEER = "peer actor"

@@ -13,7 +13,8 @@ from elastic.actors.revival import GiveUp, Past, after_death
 from elastic.actors.swarm import Swarm
 from elastic.config import RunConfig
 from elastic.errors import BugError, ElasticError, MalformedError, PeerDiedError, RayUnavailableError
-from elastic.messages import PeerId, PeerStatus, RoundIndex, RoundReport
+from elastic.messages import PeerId, RoundIndex
+from elastic.reports import PeerStatus, RoundReport
 
 LEAVE_SECONDS = 50.0
 """A polite farewell takes a second or two; after this long the actors are killed."""

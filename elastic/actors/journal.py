@@ -1,33 +1,46 @@
-"""What a peer tells the people who run it: its status, its reports, and what its incentive must not forget."""
+"""What a peer tells the people who run it: its status, its reports, its evidence; and what it must not forget."""
 
 import logging
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from elastic.actors.revival import FIRST_LIFE, Past
 from elastic.config import RunConfig
-from elastic.contracts import Incentive
 from elastic.errors import ConfigError, ElasticError, MalformedError, StateError
-from elastic.messages import PeerId, PeerStatus, RoundPlan, RoundReport
+from elastic.messages import JSON, PeerId, RoundPlan
+from elastic.reports import PeerStatus, RoundEvidence, RoundReport
 
 logger = logging.getLogger(__name__)
 
 STATUS_FILE = "status.json"
 """Its name in a peer's state directory."""
+EVIDENCE_FILE = "evidence.jsonl"
+"""There too: a `RoundEvidence` per line, the oldest first;"""
+OLD_EVIDENCE_FILE = "evidence.old.jsonl"
+"""what came before it,"""
+EVIDENCE_BYTES = 64 * 2**20
+"""when that grew larger than this."""
 WRITE_SECONDS = 0.5
 """The status file is rewritten at most this often."""
 REMEMBERED = 1024
 """Reports kept in memory, the newest."""
 
 
+class Keeper(Protocol):
+    """What has a state to give back."""
+
+    def restore(self, state: JSON) -> None: ...
+
+
 class Journal:
-    """Keeps `status.json`, appends reports, saves the incentive's memory. Never stops training: it only writes."""
+    """Keeps `status.json`, appends reports and evidence, saves memories. Never stops training: it only writes."""
 
     def __init__(self, config: RunConfig, peer: PeerId, past: Past = FIRST_LIFE) -> None:
         self._dir, self._report = config.local.state_dir, config.local.report
@@ -59,7 +72,15 @@ class Journal:
         seconds = max(time.monotonic() - self._began, 1e-3)
         self.note(step=step, loss=loss, tokens_per_second=step * self._tokens / seconds)
 
-    def record(self, report: RoundReport, incentive_state: dict[str, Any]) -> None:
+    def learn(self, evidence: RoundEvidence) -> None:
+        """What a round showed of each peer: everything that `elastic score` explains scores with."""
+        path = self._dir / EVIDENCE_FILE
+        with suppress(OSError):  # there is none yet
+            if path.stat().st_size > EVIDENCE_BYTES:
+                path.replace(path.with_name(OLD_EVIDENCE_FILE))
+        self._append(path, evidence.canonical())
+
+    def record(self, report: RoundReport, memories: Mapping[str, JSON]) -> None:
         """A round is over."""
         self.reports.append(report)
         fields: dict[str, Any] = {
@@ -74,7 +95,8 @@ class Journal:
                 "tokens_per_second": report.tokens / max(report.seconds.get("inner", 0), 1e-3),
             }
         self.note(**fields)
-        self._save_incentive(incentive_state)
+        for name, state in memories.items():
+            self._remember(name, state)
         if self._report is not None:
             self._append(self._report, report.canonical())
         logger.info("round %d: %s", report.round, describe(report))
@@ -90,15 +112,14 @@ class Journal:
         self.note(stage="failed", error=str(error)[:500])
         logger.error("%s", error)
 
-    def restore_incentive(self, incentive: Incentive) -> Incentive:
-        """Give a fresh incentive what the last life saved; it begins anew if that is damaged or another incentive's."""
-        path = self._dir / "incentive.json"
+    def restore(self, name: str, keeper: Keeper) -> None:
+        """Give back what the last life saved under that name; it begins anew if that is damaged or another's."""
+        path = self._dir / f"{name}.json"
         if path.exists():
             try:
-                incentive.restore(orjson.loads(path.read_bytes()))
+                keeper.restore(orjson.loads(path.read_bytes()))
             except (OSError, ValueError, StateError) as error:
-                logger.warning("%s: the incentive begins anew: %s", path, error)
-        return incentive
+                logger.warning("%s: begins anew: %s", path, error)
 
     def _write(self) -> None:
         """At most every so often; a new stage at once, because after it nothing may be noted for long."""
@@ -106,11 +127,11 @@ class Journal:
             self._written, self._written_stage = time.monotonic(), self.status.stage
             self._save(STATUS_FILE, self.status.canonical())
 
-    def _save_incentive(self, state: dict[str, Any]) -> None:
+    def _remember(self, name: str, state: JSON) -> None:
         try:
-            self._save("incentive.json", orjson.dumps(state))
+            self._save(f"{name}.json", orjson.dumps(state))
         except orjson.JSONEncodeError as error:
-            logger.warning("the incentive's state is not JSON and is not saved: %s", error)
+            logger.warning("the state of %s is not JSON and is not saved: %s", name, error)
 
     def _save(self, name: str, data: bytes) -> None:
         temporary = self._dir / f"{name}.new"

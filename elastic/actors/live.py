@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.text import Text
 
 from elastic.actors.follow import Say
-from elastic.messages import PeerStatus, RoundReport
+from elastic.reports import PeerStatus, RoundReport
 from elastic.view import restarted, table
 
 BEHIND = 2

@@ -59,6 +59,9 @@ validators = ["{peer}"]  # (yours) who decides what counts: this machine.
 [shared.incentive]
 name = "uniform"                    # or "reputation", or "your_package.module:Class"
 
+[shared.scoring]                    # validators try each contribution on some tokens, to know who helps
+sequences = 8                       # of tokens, for each; 0: nobody is assessed
+
 [local]
 name = ""                           # a name for people
 state_dir = "{state_dir}"           # (yours) key, anchor, residual, manifests, log, traces

@@ -16,11 +16,13 @@ from elastic.actors.logs import log_to_file
 from elastic.actors.revival import Past
 from elastic.actors.swarm import RemoteExchange
 from elastic.config import RunConfig
+from elastic.contracts import Incentive
 from elastic.errors import BugError, ElasticError
 from elastic.life import ASKED, Life, Presence, announced
-from elastic.messages import PeerStage, PeerStatus, RoundReport
+from elastic.messages import PeerStage
 from elastic.peer import Peer
 from elastic.registry import build
+from elastic.reports import PeerStatus, RoundReport
 from elastic.schedule.clock import WallClock
 from elastic.state.store import claim
 from elastic.wire.signing import Identity
@@ -160,10 +162,14 @@ class PeerActor(TrainerDesk):
         self._journal.note(phase="starting Ray Train")
         await self._mailbox.ready()
         state = await self._life.patiently(self._trainer.state)
-        incentive = self._journal.restore_incentive(build("incentive", shared.incentive))
-        return assemble(
+        incentive: Incentive = build("incentive", shared.incentive)
+        peer = assemble(
             self._config, self._exchange, incentive, self._trainer, state, lambda phase: self._journal.note(phase=phase)
         )
+        peer.on_evidence = self._journal.learn
+        self._journal.restore("incentive", incentive)
+        self._journal.restore("ratings", peer.ratings)
+        return peer
 
     async def _connect(self) -> None:
         self._reachable_at(await self._exchange.start())

@@ -30,7 +30,8 @@ from elastic.actors.offline import corpus_digest
 from elastic.actors.peer import JOINING
 from elastic.config import RunConfig, load_config
 from elastic.errors import BootstrapError, ElasticError
-from elastic.messages import PeerId, PeerStatus, RoundIndex, RoundReport
+from elastic.messages import PeerId, RoundIndex
+from elastic.reports import PeerStatus, RoundReport
 from elastic.wire.signing import Identity
 
 LOG = "bootstrap.log"

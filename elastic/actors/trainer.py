@@ -19,7 +19,7 @@ from elastic.actors.worker import train_loop
 from elastic.config import RayConfig
 from elastic.contracts import TrainerState
 from elastic.errors import ElasticError, TrainerFailedError
-from elastic.messages import Digest, InnerReport, Manifest, RoundIndex, RoundPlan
+from elastic.messages import Assessment, ContributionHeader, Digest, InnerReport, Manifest, RoundIndex, RoundPlan
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,10 @@ class RayTrainer:
     async def load(self, state: bytes, round_: RoundIndex, settled: Manifest | None = None) -> Digest:
         digest: Digest = await self._mailbox.call("load", state, round_, settled)
         return digest
+
+    async def assess(self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
+        assessment: Assessment = await self._mailbox.call("assess", plan, header, payload, seed)
+        return assessment
 
     async def evaluate(self, max_sequences: int) -> float:
         loss: float = await self._mailbox.call("evaluate", max_sequences)

@@ -213,8 +213,8 @@ def _commitment(payload: bytes) -> bytes:
     """What is posted beside a payload: who, which round, which digests, and the signature."""
     me = Identity.generate()
     header = ContributionHeader(
-        run="benchmark", round=RoundIndex(1000), peer=me.peer, anchor=digest_of(b""), payload=blob_digest(payload),
-        size_bytes=len(payload), steps=30, tokens=10**6, loss=3.141592653589793,
+        run="benchmark", round=RoundIndex(1000), peer=me.peer, anchor=digest_of(b""), proof=digest_of(b""),
+        payload=blob_digest(payload), size_bytes=len(payload), steps=30, tokens=10**6, loss=3.141592653589793,
     )  # fmt: skip
     return me.sign(header).canonical()
 

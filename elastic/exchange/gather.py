@@ -160,5 +160,5 @@ class _Receiver:
         """Stands in for a commitment that could not be read."""
         return ContributionHeader(
             run=self.plan.run, round=self.plan.round, peer=sender, anchor=self.plan.anchor,
-            payload=self.plan.previous, size_bytes=0, steps=0, tokens=0, loss=0.0,
+            proof=self.plan.previous, payload=self.plan.previous, size_bytes=0, steps=0, tokens=0, loss=0.0,
         )  # fmt: skip

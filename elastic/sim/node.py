@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,10 @@ from elastic.contracts import Accepts, Drafts, Times
 from elastic.errors import NetworkError
 from elastic.exchange.blobs.store import BlobStore
 from elastic.life import Life, Presence
-from elastic.messages import JSON, Manifest, PeerId, RoundIndex, RoundPlan, RoundReport, Seconds
+from elastic.messages import JSON, Manifest, PeerId, RoundIndex, RoundPlan, Seconds
 from elastic.peer import Peer
 from elastic.registry import build
+from elastic.reports import RoundReport
 from elastic.sim.network import CARD_SECONDS, RECORD_SECONDS, SimExchange
 from elastic.sim.trainer import LedgerReducer, LedgerTrainer
 from elastic.state.chain import CHAIN_FILE, Chain
@@ -180,5 +181,5 @@ class SimNode:
     def begin(self, plan: RoundPlan) -> None:
         self.world.anchor(self.id, plan.round, plan.anchor)
 
-    def record(self, report: RoundReport, incentive_state: JSON) -> None:
+    def record(self, report: RoundReport, memories: Mapping[str, JSON]) -> None:
         """A round is over."""

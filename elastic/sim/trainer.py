@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from elastic.contracts import Pending, TrainerState
 from elastic.errors import MalformedError
-from elastic.messages import Digest, InnerReport, Manifest, RoundIndex, RoundPlan, Seconds
+from elastic.messages import (
+    Assessment,
+    ContributionHeader,
+    Digest,
+    InnerReport,
+    Manifest,
+    RoundIndex,
+    RoundPlan,
+    Seconds,
+)
 from elastic.state.store import read_if_there, write_durably
 from elastic.wire.tree import blob_digest
 
@@ -101,6 +110,10 @@ class LedgerTrainer:
         self.dropped += self.pending or []
         self.pending = None
         return self._take(round_)
+
+    async def assess(self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
+        units = len(json.loads(payload))
+        return Assessment(peer=header.peer, round=plan.round, gain_assigned=2.0 * units, gain_heldout=float(units))
 
     async def evaluate(self, max_sequences: int) -> float:
         return 0.0

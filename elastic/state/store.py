@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from elastic.errors import MalformedError, StateError
-from elastic.messages import StateMeta
+from elastic.reports import StateMeta
 
 logger = logging.getLogger(__name__)
 

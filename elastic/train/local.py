@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from elastic.contracts import TrainerState
-from elastic.messages import Digest, InnerReport, Manifest, RoundIndex, RoundPlan
+from elastic.messages import Assessment, ContributionHeader, Digest, InnerReport, Manifest, RoundIndex, RoundPlan
 from elastic.train.session import Session
 
 T = TypeVar("T")
@@ -34,6 +34,9 @@ class LocalTrainer:
 
     async def load(self, state: bytes, round_: RoundIndex, settled: Manifest | None = None) -> Digest:
         return await self.run(lambda: self._session.load(state, round_, settled))
+
+    async def assess(self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
+        return await self.run(lambda: self._session.assess(plan, header, payload, seed))
 
     async def evaluate(self, max_sequences: int) -> float:
         return await self.run(lambda: self._session.evaluate(max_sequences))

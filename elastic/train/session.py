@@ -21,14 +21,16 @@ from elastic.config import Shared
 from elastic.contracts import Pending, Reducer, StateStore, TrainerState
 from elastic.errors import DivergedError, MalformedError, StateError
 from elastic.messages import (
+    Assessment,
+    ContributionHeader,
     Digest,
     InnerReport,
     Manifest,
-    PendingMeta,
     RoundIndex,
     RoundPlan,
-    StateMeta,
 )
+from elastic.reports import PendingMeta, StateMeta
+from elastic.train.assess import assess
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps, warm_up
 from elastic.train.outer import Turns, initial_anchor, outer_steps
 from elastic.train.tokens import Batches, held_out_batches
@@ -197,6 +199,11 @@ class Session:
         self.pending = None
         return self._commit_anchor(round_)
 
+    def assess(self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
+        """What one contribution alone would do to the loss of the anchor; see `train.assess`."""
+        found: Assessment = assess(self, plan, header, payload, seed)
+        return found
+
     def evaluate(self, max_sequences: int) -> float:
         """Mean held-out loss of the anchor, in nats per token."""
         data, inner = self.shared.data, self.shared.inner
@@ -241,13 +248,13 @@ class Session:
 
     def _start_from_anchor(self) -> None:
         if self.worker.rank == 0:
-            self._params_from_anchor()
+            self.anchor_into_params()
         if self.worker.world_size > 1:
             for param in self.params.values():
                 dist.broadcast(param.data, src=0)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _params_from_anchor(self) -> None:
+    def anchor_into_params(self) -> None:
         for name, param in self.params.items():
             param.copy_(self.anchor[name])
 
@@ -255,7 +262,7 @@ class Session:
     def _anchor_in_model(self) -> Iterator[None]:
         """For a look at the anchor, at any time: params trained and not yet compressed come back afterwards."""
         trained = {name: param.detach().clone() for name, param in self.params.items()}
-        self._params_from_anchor()
+        self.anchor_into_params()
         try:
             yield
         finally:

@@ -1,7 +1,7 @@
 """The cheap checks: pure functions from what arrived to a Verdict, never an exception.
 
-Order in a round: `check_header` before any byte is downloaded, `check_payload` after, then over all arrivals
-together `mark_copies`, or `mark_diverged` where the reducer averages.
+Order in a round: `check_header` before any byte is downloaded, `check_proof` and `check_payload` after, then over all
+arrivals together `mark_copies`, or `mark_diverged` where the reducer averages.
 
 Source: Gauntlet, arXiv 2505.21684, "fast evaluation"; we differ in what proves a copy (see `mark_copies`).
 """
@@ -43,6 +43,12 @@ def check_header(
         or _check_claims(header, max_bytes=max_bytes, max_tokens=max_tokens)
     )
     return _verdict(sender, plan.round, found)
+
+
+def check_proof(header: ContributionHeader, expected: Digest) -> Verdict:
+    """Whether its author holds the anchor: `expected` is what `proof.prove` gives for it."""
+    finding = None if header.proof == expected else (RejectReason.NO_PROOF, "another proof than the anchor gives")
+    return _verdict(header.peer, header.round, finding)
 
 
 def check_payload(header: ContributionHeader, payload: bytes, decode: Callable[[bytes], object]) -> Verdict:

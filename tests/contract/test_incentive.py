@@ -56,6 +56,7 @@ def header(peer: PeerId, tokens: int, round_: int = 50) -> ContributionHeader:
         round=RoundIndex(round_),
         peer=peer,
         anchor=Digest("a" * 64),
+        proof=Digest("c" * 64),
         payload=Digest("b" * 64),
         size_bytes=1,
         steps=1,

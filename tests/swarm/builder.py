@@ -32,11 +32,11 @@ from elastic.messages import (
     PeerId,
     RoundIndex,
     RoundPlan,
-    RoundReport,
     Seconds,
 )
 from elastic.peer import Peer
 from elastic.registry import build
+from elastic.reports import RoundReport
 from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 from elastic.schedule.clock import ManualClock
 from elastic.sim.loop import InlineExecutor
@@ -254,7 +254,7 @@ class Node:
     def begin(self, plan: RoundPlan) -> None:
         self._round = plan.round
 
-    def record(self, report: RoundReport, incentive_state: Mapping[str, Any]) -> None:
+    def record(self, report: RoundReport, memories: Mapping[str, Any]) -> None:
         self.reports.append(report)
 
 

@@ -49,6 +49,7 @@ def unsigned(peer: PeerId, **changes: Any) -> ContributionHeader:
         "round": 5,
         "peer": peer,
         "anchor": ANCHOR,
+        "proof": ANCHOR,
         "payload": blob_digest(PAYLOAD),
         "size_bytes": len(PAYLOAD),
         "steps": 10,

@@ -7,7 +7,7 @@ import pytest
 from elastic.bench.churn import donors, goodput, kills, splits
 from elastic.bench.churn.link import Link, Port, address, destination
 from elastic.bench.churn.swarm import good
-from elastic.messages import RoundReport
+from elastic.reports import RoundReport
 
 RATE, DELAY = 1000.0, 0.5
 

@@ -13,7 +13,8 @@ import pytest
 from elastic import __version__
 from elastic.cli import main, spelled_out
 from elastic.config import load_config
-from elastic.messages import PeerId, PeerStatus
+from elastic.messages import PeerId
+from elastic.reports import PeerStatus
 from elastic.wire.signing import Identity
 
 ROOT = Path(__file__).parents[2]

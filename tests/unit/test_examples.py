@@ -48,7 +48,8 @@ def live(incentive: Incentive, rounds: list[dict[PeerId, RejectReason | None]]) 
 
 def header(peer: PeerId, tokens: int) -> ContributionHeader:
     return ContributionHeader(
-        run="demo", round=RoundIndex(50), peer=peer, anchor=Digest("a" * 64), payload=Digest("b" * 64), size_bytes=1,
+        run="demo", round=RoundIndex(50), peer=peer, anchor=Digest("a" * 64), proof=Digest("c" * 64),
+        payload=Digest("b" * 64), size_bytes=1,
         steps=1, tokens=tokens, loss=1.0,
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ class Scene:
 
     async def commit(self, one: Identity, payload: bytes) -> None:
         header = ContributionHeader(
-            run="demo", round=ROUND, peer=one.peer, anchor=ANCHOR, payload=blob_digest(payload),
+            run="demo", round=ROUND, peer=one.peer, anchor=ANCHOR, proof=ANCHOR, payload=blob_digest(payload),
             size_bytes=len(payload), steps=1, tokens=8, loss=1.0,
         )  # fmt: skip
         await self[one].post(CONTRIBUTION, ROUND, one.sign(header).canonical())

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ from elastic.actors.live import complete_rounds, over, round_line, slowest
 from elastic.actors.revival import Past
 from elastic.config import RunConfig, parse_config
 from elastic.errors import ConfigError, TrainerFailedError
-from elastic.messages import Digest, PeerId, PeerStatus, RoundIndex, RoundPlan, RoundReport
+from elastic.messages import Digest, PeerId, RoundIndex, RoundPlan
+from elastic.reports import PeerStatus, RoundReport
+from elastic.verify.ratings import Ratings, Standing
 from incentives.reputation import Reputation
 
 PEER, OTHER = PeerId("12D3KooW" + "A" * 44), PeerId("12D3KooW" + "B" * 44)
@@ -160,9 +163,12 @@ def test_a_restart_is_on_disk_at_once(tmp_path: Path) -> None:
 
 def test_an_incentive_remembers_across_lives(tmp_path: Path) -> None:
     state = {"peers": {PEER: {"reputation": 0.5, "rounds": 3, "last": 3}}}
-    Journal(config(tmp_path), PEER).record(report(), state)
-    restored = Journal(config(tmp_path), PEER).restore_incentive(Reputation(Reputation.Config()))
-    assert restored.state() == state
+    ratings = {PEER: asdict(Standing(mean=30.0, spread=2.0, work=0.5, assessed=3, last=3, played=3))}
+    Journal(config(tmp_path), PEER).record(report(), {"incentive": state, "ratings": ratings})
+    incentive, rated, journal = Reputation(Reputation.Config()), Ratings(), Journal(config(tmp_path), PEER)
+    journal.restore("incentive", incentive)
+    journal.restore("ratings", rated)
+    assert (incentive.state(), rated.state()) == (state, ratings)
 
 
 @pytest.mark.parametrize("saved", [b"", b'{"peers": ', b"\xff", b"{}", b'{"rounds": 1}', b"[]"])
@@ -172,14 +178,15 @@ def test_a_damaged_memory_or_another_incentives_is_a_warning_and_a_fresh_start(
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "incentive.json").write_bytes(saved)
     with caplog.at_level(logging.WARNING):
-        restored = Journal(config(tmp_path), PEER).restore_incentive(Reputation(Reputation.Config()))
-    assert restored.state() == {"peers": {}}
+        incentive = Reputation(Reputation.Config())
+        Journal(config(tmp_path), PEER).restore("incentive", incentive)
+    assert incentive.state() == {"peers": {}}
     assert "begins anew" in caplog.text
 
 
 def test_a_memory_that_is_no_json_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        Journal(config(tmp_path), PEER).record(report(), {"peers": {PEER}})
+        Journal(config(tmp_path), PEER).record(report(), {"incentive": {"peers": {PEER}}})
     assert "is not JSON" in caplog.text
 
 

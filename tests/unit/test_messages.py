@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from elastic import messages
+from elastic import messages, reports
 from elastic.agreement import votes
 from elastic.errors import MalformedError
 from elastic.messages import (
@@ -22,12 +22,12 @@ from elastic.messages import (
     PeerId,
     PeerStage,
     RoundIndex,
-    RoundReport,
     Scoreboard,
     Signed,
     Verdict,
     digest_of,
 )
+from elastic.reports import RoundReport
 
 PEER, OTHER = PeerId("12D3KooW" + "A" * 44), PeerId("12D3KooW" + "B" * 44)
 DIGEST = Digest("ab" * 32)
@@ -45,12 +45,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "InnerReport": INNER,
     "ContributionHeader": {
-        "run": "demo", "round": 7, "peer": PEER, "anchor": DIGEST, "payload": DIGEST, "size_bytes": 10, "steps": 3,
-        "tokens": 12, "loss": 5.5,
+        "run": "demo", "round": 7, "peer": PEER, "anchor": DIGEST, "proof": DIGEST, "payload": DIGEST,
+        "size_bytes": 10, "steps": 3, "tokens": 12, "loss": 5.5,
     },
     "Verdict": VERDICT,
     "Assessment": {"peer": PEER, "round": 7, "gain_assigned": 0.5, "gain_heldout": -0.5},
     "Evidence": {"verdict": VERDICT, "tokens": 12},
+    "RoundEvidence": {"run": "demo", "round": 7, "evidence": [{"verdict": VERDICT}]},
     "Scoreboard": {"round": 7, "scores": {PEER: 0.5}},
     "Counted": COUNTED,
     "Manifest": {
@@ -75,7 +76,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 """One valid message of each type, as JSON says it."""
 TYPES: dict[str, type[Message]] = {
     name: value
-    for name, value in {**vars(messages), **vars(votes)}.items()
+    for name, value in {**vars(messages), **vars(reports), **vars(votes)}.items()
     if inspect.isclass(value) and issubclass(value, Message) and value not in (Message, Signed)
 }
 every_type = pytest.mark.parametrize("name", sorted(TYPES))
@@ -279,8 +280,8 @@ def test_a_round_report_is_one_line_of_json_with_the_documented_keys() -> None:
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("PeerCard", "4e3c6682407e51d54820f4a42d6f9daea93f4df3a5ac3e6a5f598056b1b04313"),
-        ("ContributionHeader", "d3dab449208f9eec07b9d52ecb2ff7318ecf935d7b79c98bddf933401a9634cb"),
+        ("PeerCard", "a5c262027ee2dc40c04a823a668d7ce59b9317b827475a8d60ec2ab69c959f4a"),
+        ("ContributionHeader", "0f4326207085fe33c128df8fdde6e38cd3dbb6d683de68abe4ee02d425a89c6d"),
         ("Manifest", "dd6b37279e0288436d9bd01f2e82d8972ba82fa37b5bc3847a79b04af283207a"),
     ],
 )

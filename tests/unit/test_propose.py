@@ -46,7 +46,8 @@ def peer(*, averages: bool = False, max_peers: int = 48) -> Any:
 
 def arrival(sender: PeerId, payload: bytes | None = None) -> Arrival:
     header = ContributionHeader(
-        run="demo", round=ROUND, peer=sender, anchor=ANCHOR, payload=digest_of(payload or sender.encode()),
+        run="demo", round=ROUND, peer=sender, anchor=ANCHOR, proof=ANCHOR,
+        payload=digest_of(payload or sender.encode()),
         size_bytes=7, steps=1, tokens=64, loss=1.0,
     )  # fmt: skip
     return Arrival(header, b"payload", Verdict(peer=sender, round=ROUND), 0.0, 0.0)

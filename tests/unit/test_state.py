@@ -22,11 +22,10 @@ from elastic.messages import (
     InnerReport,
     Manifest,
     PeerId,
-    PendingMeta,
     RoundIndex,
-    StateMeta,
     digest_of,
 )
+from elastic.reports import PendingMeta, StateMeta
 from elastic.state import store as store_module
 from elastic.state.chain import Chain
 from elastic.state.store import StateStore, claim

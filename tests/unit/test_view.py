@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from elastic import view
-from elastic.messages import Digest, PeerId, PeerStatus
+from elastic.messages import Digest, PeerId
+from elastic.reports import PeerStatus
 from elastic.view import alive, doing, size, status_table
 
 NOW = 1_000_000.0

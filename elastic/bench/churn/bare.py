@@ -12,7 +12,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +28,10 @@ from elastic.exchange.blobs.store import BLOB_FOLDER
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.exchange.known import KNOWN_FILE
 from elastic.life import Life, Presence, announced
-from elastic.messages import JSON, InnerReport, PeerStage, RoundPlan, RoundReport, Seconds
+from elastic.messages import JSON, InnerReport, PeerStage, RoundPlan, Seconds
 from elastic.peer import Peer
 from elastic.registry import build
+from elastic.reports import RoundReport
 from elastic.schedule.clock import WallClock
 from elastic.train.local import LocalTrainer
 from elastic.train.session import Session, Worker
@@ -81,7 +82,7 @@ class Narrator:
     def begin(self, plan: RoundPlan) -> None:
         self._round = plan.round
 
-    def record(self, report: RoundReport, incentive_state: JSON) -> None:
+    def record(self, report: RoundReport, memories: Mapping[str, JSON]) -> None:
         self.say("report", report=report.model_dump(mode="json"))
 
 

@@ -22,7 +22,8 @@ from elastic.agreement.simplex import proposer_of
 from elastic.bench.churn.bare import PACE
 from elastic.bench.churn.wan import Wan
 from elastic.errors import ElasticError
-from elastic.messages import Digest, PeerId, RoundIndex, RoundReport, View
+from elastic.messages import Digest, PeerId, RoundIndex, View
+from elastic.reports import RoundReport
 from elastic.wire.signing import Identity
 
 RUN = "churn"

@@ -1,0 +1,110 @@
+"""Messages that never leave a peer: what it writes down for itself, and for the people who run it."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from elastic.messages import (
+    Evidence,
+    HexDigest,
+    Index,
+    InnerReport,
+    Message,
+    NonNegative,
+    PeerIdField,
+    RoundIndex,
+    RunName,
+)
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
+
+
+class RoundEvidence(Message):
+    """One round as an incentive sees it: a line of `evidence.jsonl`."""
+
+    run: RunName
+    round: Index
+    evidence: Annotated[tuple[Evidence, ...], Field(max_length=1024)]
+
+
+class RoundReport(Message):
+    """What one round was for one peer: one line of `--report`, one line of the log."""
+
+    run: RunName
+    round: Index
+    peer: PeerIdField
+    name: str
+    contributed: bool
+    counted: bool
+    skipped: str | None = None
+    """Why our contribution did not count or no outer step was taken; None if all went well."""
+    loss: float | None = None
+    tokens: NonNegative = 0
+    steps: NonNegative = 0
+    bytes_out: NonNegative = 0
+    bytes_in: NonNegative = 0
+    payload_bytes: NonNegative = 0
+    digest: HexDigest
+    """Digest of the anchor after the round; equal on all peers."""
+    manifest: HexDigest | None = None
+    verdicts: dict[PeerIdField, str] = {}  # noqa: RUF012 (pydantic copies it)
+    """Peer → "accepted" or the reason it was refused."""
+    last: str | None = None
+    """Whose contribution arrived last, if anyone was waited for."""
+    seconds: dict[str, float]
+    """Seconds per phase of the round, and their `total`."""
+
+
+class PeerStatus(Message):
+    """A running peer as others on this machine see it: `elastic status`, the live view."""
+
+    peer: PeerIdField
+    name: str
+    run: RunName
+    stage: str
+    phase: str = ""
+    round: Index = RoundIndex(0)
+    step: NonNegative = 0
+    loss: float | None = None
+    tokens_per_second: float = 0.0
+    bytes_out: NonNegative = 0
+    bytes_in: NonNegative = 0
+    peers: NonNegative = 0
+    digest: HexDigest | None = None
+    rounds_counted: NonNegative = 0
+    rounds_contributed: NonNegative = 0
+    rounds_finished: NonNegative = 0
+    """Like those counted and contributed: since the peer actor started."""
+    restarts: NonNegative = 0
+    """How often one of the peer's processes was started again, since its driver started."""
+    restarted_after: str = ""
+    """What made the last of them necessary."""
+    error: str | None = None
+    updated: float
+    """Unix time at which it was written."""
+    pid: NonNegative
+
+
+class PendingMeta(Message):
+    """A contribution that no manifest has settled yet: which round, what it took, and the file with its payload."""
+
+    round: Index
+    inner: InnerReport
+    payload_file: FileName
+
+
+class StateMeta(Message):
+    """`state.json`: which files are the trainer's state. Replacing this one small file is the commit."""
+
+    round: Index
+    """The round whose anchor it is."""
+    anchor: HexDigest
+    anchor_file: FileName
+    residual_file: FileName | None = None
+    """None: the residual is zero."""
+    pending: PendingMeta | None = None
+
+    def files(self) -> frozenset[str]:
+        """Names of all files it refers to."""
+        names = {self.anchor_file, self.residual_file, self.pending.payload_file if self.pending else None}
+        return frozenset(name for name in names if name is not None)

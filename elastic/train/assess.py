@@ -1,0 +1,98 @@
+"""What one contribution alone would do to the loss: on tokens it was to train on, and on others.
+
+    θ' = θ − η · D̂,   gain = (loss(θ) − loss(θ')) / loss(θ)
+
+η is a part of the outer learning rate: the whole step of a single peer is noisy. All contributions of a round are
+measured on the same tokens of others, so that luck with the tokens ranks nobody.
+
+Source: Gauntlet, arXiv 2505.21684, whose validators drew other tokens for each peer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from elastic.messages import Assessment, ContributionHeader, RoundPlan
+from elastic.train.tokens import cut
+
+if TYPE_CHECKING:
+    from elastic.train.session import Session
+
+Sequences = npt.NDArray[np.int64]
+
+WORST = -10.0
+"""A relative gain is not measured below this; a loss that is no number counts as this."""
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def assess(session: Session, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
+    """Try one contribution on the session's anchor.
+
+    The session's params are overwritten: the next inner steps start from the anchor anyway.
+
+    Args:
+        session: whose anchor is the plan's.
+        plan: of any peer of the round.
+        header: whose contribution it is, and on how many tokens; a peer of the plan's roster.
+        payload: accepted by the cheap checks.
+        seed: draws the tokens; nobody else may know it beforehand, and it should be one and the same in a round.
+    """
+    rng = np.random.default_rng(seed)
+    others = _draw(rng, _of_others(session, plan, header), session)
+    own = _draw(rng, _assigned(session, plan, header), session)
+    decoded = session.reducer.decode(payload, session.like)
+    session.anchor_into_params()
+    before = _loss(session, own), _loss(session, others)
+    step = session.shared.scoring.step * session.shared.outer.learning_rate
+    for some, room in session.turns:
+        for name, value in session.reducer.aggregate([(decoded, 1.0)], some, out=room).items():
+            session.params[name].copy_(session.anchor[name] - value * step)
+    after = _loss(session, own), _loss(session, others)
+    return Assessment(
+        peer=header.peer, round=plan.round,
+        gain_assigned=_gain(before[0], after[0]), gain_heldout=_gain(before[1], after[1]),
+    )  # fmt: skip
+
+
+def _assigned(session: Session, plan: RoundPlan, header: ContributionHeader) -> Sequences:
+    """Of the sequences that this peer was to train on, those that it says it did."""
+    theirs = session.assign(_plan_of(plan, plan.roster.index(header.peer)))
+    trained = max(1, header.tokens // session.shared.inner.sequence_length)
+    return theirs[:trained]
+
+
+def _of_others(session: Session, plan: RoundPlan, header: ContributionHeader) -> Sequences:
+    """Sequences that nobody trains on in this round; if the text has none left, those of all others."""
+    count = plan.inner_steps * session.shared.inner.batch_size
+    slots = range(len(plan.roster))
+    spare = [session.assign(_plan_of(plan, slot, 2 * plan.inner_steps))[count:] for slot in slots]
+    if sum(map(len, spare)) < session.shared.scoring.sequences:
+        mine = plan.roster.index(header.peer)
+        spare = [session.assign(_plan_of(plan, slot)) for slot in slots if slot != mine or len(plan.roster) == 1]
+    return np.concatenate(spare)
+
+
+def _plan_of(plan: RoundPlan, slot: int, inner_steps: int | None = None) -> RoundPlan:
+    return plan.model_copy(update={"slot": slot, "inner_steps": inner_steps or plan.inner_steps})
+
+
+def _draw(rng: np.random.Generator, some: Sequences, session: Session) -> Sequences:
+    count = min(session.shared.scoring.sequences, len(some))
+    return rng.choice(some, count, replace=False)
+
+
+def _loss(session: Session, sequences: Sequences) -> float:
+    inner, losses = session.shared.inner, 0.0
+    for start in range(0, len(sequences), inner.batch_size):
+        batch = cut(session.corpus.tokens, sequences[start : start + inner.batch_size], inner.sequence_length)
+        losses += session.model.loss(batch.to(session.worker.device)).item() * len(batch)
+    return losses / len(sequences)
+
+
+def _gain(before: float, after: float) -> float:
+    gain = (before - after) / before if before > 0 else 0.0
+    return max(WORST, gain) if np.isfinite(gain) else WORST
