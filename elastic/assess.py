@@ -21,10 +21,11 @@ logger = logging.getLogger(__name__)
 class Assessor:
     """One round's assessments of one peer; nothing is assessed by who does not decide."""
 
-    def __init__(self, peer: Peer, plan: RoundPlan) -> None:
+    def __init__(self, peer: Peer, plan: RoundPlan, ours: bytes | None) -> None:
         self.found: dict[PeerId, Assessment] = {}
         self._peer, self._plan, self._seed = peer, plan, peer.draw_seed()
         self.active = peer.shared.scoring.sequences > 0 and peer.agreement.validates(peer.id)
+        self._ours = ours
         self._waiting: dict[PeerId, tuple[ContributionHeader, bytes]] = {}
         self._more = asyncio.Event()
         self._decided = False
@@ -61,16 +62,20 @@ class Assessor:
         sender = self._peer.ratings.order(list(self._waiting))[0]
         header, payload = self._waiting.pop(sender)
         try:
-            self.found[sender] = await self._peer.trainer.assess(self._plan, header, payload, self._seed)
+            self.found[sender] = await self._peer.trainer.assess(self._plan, header, payload, self._seed, self._ours)
         except ElasticError as error:  # of our own trainer, and the round will hear of it where it needs it
             logger.warning("round %d: %s was not assessed: %s", self._plan.round, sender, error)
             self._waiting.clear()
 
 
 @asynccontextmanager
-async def assessing(peer: Peer, plan: RoundPlan, phases: Phases) -> AsyncIterator[Assessor]:
-    """Assess beside the block, and a little after it. Then the trainer is free again."""
-    assessor = Assessor(peer, plan)
+async def assessing(peer: Peer, plan: RoundPlan, ours: bytes | None, phases: Phases) -> AsyncIterator[Assessor]:
+    """Assess beside the block, and a little after it. Then the trainer is free again.
+
+    Args:
+        ours: our own payload, which says how loud honest ones are.
+    """
+    assessor = Assessor(peer, plan, ours)
     if not assessor.active:
         yield assessor
         return

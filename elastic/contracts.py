@@ -24,6 +24,7 @@ from elastic.messages import (
     RoundPlan,
     Scoreboard,
     Seconds,
+    Testimony,
     Verdict,
     View,
 )
@@ -99,8 +100,12 @@ class Trainer(Protocol):
         """
         ...
 
-    async def assess(self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
+    async def assess(
+        self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int, beside: bytes | None = None
+    ) -> Assessment:
         """What one contribution alone would do to the loss of the plan's anchor, on tokens that `seed` draws.
+
+        `beside` is another payload of the round: who is louder is clipped to it, as the outer step clips.
 
         Called between `compress` and the outer step only: it needs the place where the model's params are.
         """
@@ -339,6 +344,10 @@ class Incentive(Protocol):
 
     def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """Turn a round's evidence into scores. Pure but for the backend's own memory."""
+        ...
+
+    def hear(self, testimonies: Sequence[Testimony]) -> None:
+        """What validators of the run, ourselves included, said of everyone's scores; their signatures were checked."""
         ...
 
     async def settle(self, board: Scoreboard) -> None:

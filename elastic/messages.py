@@ -31,6 +31,8 @@ NO_DIGEST = Digest("0" * 64)
 """What the genesis manifest names as its predecessor."""
 PACE_ROUNDS = 8
 """Rounds that the deadlines look back on."""
+MAX_SCORES = 128
+"""So many fit into one record."""
 MAX_VALIDATORS = 16
 """So many signatures fit into one record beside a manifest."""
 
@@ -218,6 +220,10 @@ class Evidence(Message):
     verdict: Verdict
     tokens: NonNegative = 0
     assessment: Assessment | None = None
+    helped: bool | None = None
+    """Whether it lowered the loss as a contribution should (`verify.ratings`), if that can be told."""
+    works: bool | None = None
+    """Whether it trains on the tokens it is assigned, as its assessments show over the rounds; None: too few."""
     score: float | None = None
     """What all assessments of it so far amount to (`verify.ratings`), if it was ever assessed."""
 
@@ -227,6 +233,20 @@ class Scoreboard(Message):
 
     round: Index
     scores: dict[PeerIdField, float]
+
+
+class Testimony(Signed):
+    """A validator's scoreboard, for everyone to hear."""
+
+    run: RunName
+    round: Index
+    peer: PeerIdField
+    """Whose word it is."""
+    scores: Annotated[dict[PeerIdField, float], Field(max_length=MAX_SCORES)]
+
+    @property
+    def signer(self) -> PeerId:
+        return self.peer
 
 
 class Notes(Message):

@@ -7,7 +7,7 @@ from typing import Any
 
 from elastic.config import Shared
 from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer, TrainerState
-from elastic.messages import JSON, Evidence, Manifest, PeerId, RoundIndex, RoundPlan
+from elastic.messages import JSON, Evidence, Manifest, PeerId, RoundIndex, RoundPlan, Scoreboard
 from elastic.reports import RoundEvidence
 from elastic.schedule.absences import Absences
 from elastic.schedule.plan import plan_round
@@ -62,13 +62,11 @@ class Peer:
         """The round after `head`, for us."""
         return plan_round(self.shared, head, self.state.anchor, self.id)
 
-    def learn(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> None:
+    def learn(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """A round's evidence moves ratings, and with them what the incentive thinks."""
-        self.ratings.take_in(round_, evidence)
-        scores = self.ratings.scores(round_)
-        rated = [each.model_copy(update={"score": scores.get(each.verdict.peer)}) for each in evidence]
-        self.incentive.score(round_, rated)
+        rated = self.ratings.take_in(round_, evidence)
         self.on_evidence(RoundEvidence(run=self.shared.run, round=round_, evidence=tuple(rated)))
+        return self.incentive.score(round_, rated)
 
     def memories(self) -> dict[str, JSON]:
         """What must survive a restart, by name."""

@@ -28,6 +28,7 @@ from elastic.messages import (
     Manifest,
     PeerId,
     RoundPlan,
+    Scoreboard,
     Seconds,
     View,
 )
@@ -37,6 +38,7 @@ from elastic.schedule.decide import Commit, Skip, decide_commit
 from elastic.schedule.phases import Phases
 from elastic.schedule.plan import TRAIN_PART
 from elastic.seen import Seen, checks_of, judge
+from elastic.testify import testify
 from elastic.verify.proof import prove
 from elastic.wire.tree import blob_digest
 
@@ -64,14 +66,14 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
     before = await peer.exchange.traffic()
     with trace.round_span(plan):
         offer = await contribute(peer, plan, phases)
-        async with assessing(peer, plan, phases) as assessor:
+        async with assessing(peer, plan, offer.payload, phases) as assessor:
             seen = judge(peer, plan, await collect(peer, plan, phases, assessor))
             manifest, seen = await agree(peer, plan, seen, phases)
         decision = await conclude(peer, plan, manifest, seen, phases)
         seen = seen.corrected(decision)
     if manifest is not None and manifest.proposer == peer.id:
         trace.root_span(plan.run, plan.round, began, time.time_ns(), counted=len(manifest.counted))
-    remember(peer, plan, seen, decision, assessor.found)
+    await testify(peer, plan, remember(peer, plan, seen, decision, assessor.found))
     return await report(peer, plan, (offer, seen, decision), before, phases)
 
 
@@ -142,7 +144,7 @@ async def conclude(peer: Peer, plan: RoundPlan, manifest: Manifest | None, seen:
 
 def remember(
     peer: Peer, plan: RoundPlan, seen: Seen, decision: Commit | Skip, assessments: Mapping[PeerId, Assessment]
-) -> None:
+) -> Scoreboard:
     """What later rounds learn from this one: who did not come, who did what, and who helped."""
     if isinstance(decision, Commit):
         peer.absences.note(plan.round, plan.roster, [entry.peer for entry in decision.manifest.counted])
@@ -151,7 +153,7 @@ def remember(
         Evidence(verdict=verdict, tokens=tokens.get(sender, 0), assessment=assessments.get(sender))
         for sender, verdict in sorted(seen.verdicts.items())
     ]
-    peer.learn(plan.round, evidence)
+    return peer.learn(plan.round, evidence)
 
 
 async def report(

@@ -1,14 +1,14 @@
 """An incentive of your own: `name = "your_incentive:YourIncentive"` in a run file, and this folder on PYTHONPATH.
 
-This one trusts a list of people: members may contribute, in turns if there are too many, and nobody else. Shares
-follow tokens, doubled for those who have rarely been absent. See `elastic.contracts.Incentive` for the promises.
+Only members of a list may contribute, in turns if there are too many. Shares follow tokens, doubled for those who have
+rarely been absent. See `elastic.contracts.Incentive` for the promises.
 """
 
 from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard
+from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard, Testimony
 
 
 class YourIncentive:
@@ -24,25 +24,26 @@ class YourIncentive:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._rounds: dict[str, list[int]] = {}
-        """Peer → [rounds accepted, rounds seen]."""
+        self._rounds: dict[str, list[int]] = {}  # peer → [rounds accepted, rounds seen]
 
     def select(self, round_: RoundIndex, candidates: Sequence[PeerId], limit: int) -> Sequence[PeerId]:
-        members = self._config.members
-        allowed = sorted(peer for peer in set(candidates) if not members or peer in members)
+        members = self._config.members or candidates
+        allowed = sorted(peer for peer in set(candidates) if peer in members)
         first = round_ * limit % len(allowed) if allowed else 0
         return sorted((allowed[first:] + allowed[:first])[:limit])
 
     def shares(self, accepted: Sequence[ContributionHeader]) -> Mapping[PeerId, float]:
-        weights = {each.peer: max(each.tokens, 1) * (1 + (self._reliability(each.peer) > 0.9)) for each in accepted}
-        total = sum(weights.values())
-        return {peer: weights[peer] / total for peer in sorted(weights)}
+        parts = {each.peer: max(each.tokens, 1) * (1 + (self._reliability(each.peer) > 0.9)) for each in accepted}
+        return {peer: parts[peer] / sum(parts.values()) for peer in sorted(parts)}
 
     def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         for each in evidence:
             accepted, seen = self._rounds.get(each.verdict.peer, [0, 0])
             self._rounds[each.verdict.peer] = [accepted + each.verdict.accepted, seen + 1]
         return Scoreboard(round=round_, scores={PeerId(peer): self._reliability(peer) for peer in sorted(self._rounds)})
+
+    def hear(self, testimonies: Sequence[Testimony]) -> None:
+        """Others' opinions do not count here."""
 
     async def settle(self, board: Scoreboard) -> None:
         """Nothing to write anywhere; a backend with a chain would do it here."""
@@ -54,5 +55,5 @@ class YourIncentive:
         self._rounds = {peer: list(counts) for peer, counts in state["rounds"].items()}
 
     def _reliability(self, peer: str) -> float:
-        accepted, seen = self._rounds.get(peer, [0, 0])
-        return accepted / seen if seen else 0.0
+        accepted, seen = self._rounds.get(peer, [0, 1])
+        return accepted / seen

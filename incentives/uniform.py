@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard, digest_of
+from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard, Testimony, digest_of
 
 
 class Uniform:
@@ -40,6 +40,9 @@ class Uniform:
         """1 for those whose contribution was accepted, 0 for the others."""
         scores = {each.verdict.peer: float(each.verdict.accepted) for each in evidence}
         return Scoreboard(round=round_, scores=scores)
+
+    def hear(self, testimonies: Sequence[Testimony]) -> None:
+        """Others' opinions do not count here."""
 
     async def settle(self, board: Scoreboard) -> None:
         """Nothing to write anywhere."""

@@ -79,8 +79,10 @@ class RayTrainer:
         digest: Digest = await self._mailbox.call("load", state, round_, settled)
         return digest
 
-    async def assess(self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
-        assessment: Assessment = await self._mailbox.call("assess", plan, header, payload, seed)
+    async def assess(
+        self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int, beside: bytes | None = None
+    ) -> Assessment:
+        assessment: Assessment = await self._mailbox.call("assess", plan, header, payload, seed, beside)
         return assessment
 
     async def evaluate(self, max_sequences: int) -> float:

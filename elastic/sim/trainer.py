@@ -111,7 +111,9 @@ class LedgerTrainer:
         self.pending = None
         return self._take(round_)
 
-    async def assess(self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
+    async def assess(
+        self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int, beside: bytes | None = None
+    ) -> Assessment:
         units = len(json.loads(payload))
         return Assessment(peer=header.peer, round=plan.round, gain_assigned=2.0 * units, gain_heldout=float(units))
 

@@ -82,6 +82,7 @@ class World:
         rounds, enough = rng.choice([2, 3, 4, 6]), rng.randint(1, rng.randint(1, len(honest)))
         self.shared = Shared.model_validate({
             "run": "sim", "rounds": rounds,
+            "scoring": {"sequences": 0},
             "round": {"train_seconds": 4.0, "gather_seconds": 4.0, "min_peers": enough},
             "agreement": {"validators": tuple(key.peer for key in validators)},
         })  # fmt: skip

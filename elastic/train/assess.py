@@ -29,7 +29,9 @@ WORST = -10.0
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def assess(session: Session, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
+def assess(
+    session: Session, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int, beside: bytes | None
+) -> Assessment:
     """Try one contribution on the session's anchor.
 
     The session's params are overwritten: the next inner steps start from the anchor anyway.
@@ -39,17 +41,20 @@ def assess(session: Session, plan: RoundPlan, header: ContributionHeader, payloa
         plan: of any peer of the round.
         header: whose contribution it is, and on how many tokens; a peer of the plan's roster.
         payload: accepted by the cheap checks.
+        beside: another payload, to which a louder one is clipped: the gain of being loud is not for sale.
         seed: draws the tokens; nobody else may know it beforehand, and it should be one and the same in a round.
     """
     rng = np.random.default_rng(seed)
     others = _draw(rng, _of_others(session, plan, header), session)
     own = _draw(rng, _assigned(session, plan, header), session)
-    decoded = session.reducer.decode(payload, session.like)
+    parts = [(session.reducer.decode(payload, session.like), 1.0)]
+    if beside is not None:
+        parts.append((session.reducer.decode(beside, session.like), 0.0))
     session.anchor_into_params()
     before = _loss(session, own), _loss(session, others)
     step = session.shared.scoring.step * session.shared.outer.learning_rate
     for some, room in session.turns:
-        for name, value in session.reducer.aggregate([(decoded, 1.0)], some, out=room).items():
+        for name, value in session.reducer.aggregate(parts, some, out=room).items():
             session.params[name].copy_(session.anchor[name] - value * step)
     after = _loss(session, own), _loss(session, others)
     return Assessment(

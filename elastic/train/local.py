@@ -35,8 +35,10 @@ class LocalTrainer:
     async def load(self, state: bytes, round_: RoundIndex, settled: Manifest | None = None) -> Digest:
         return await self.run(lambda: self._session.load(state, round_, settled))
 
-    async def assess(self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
-        return await self.run(lambda: self._session.assess(plan, header, payload, seed))
+    async def assess(
+        self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int, beside: bytes | None = None
+    ) -> Assessment:
+        return await self.run(lambda: self._session.assess(plan, header, payload, seed, beside))
 
     async def evaluate(self, max_sequences: int) -> float:
         return await self.run(lambda: self._session.evaluate(max_sequences))

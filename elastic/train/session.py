@@ -199,9 +199,11 @@ class Session:
         self.pending = None
         return self._commit_anchor(round_)
 
-    def assess(self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int) -> Assessment:
+    def assess(
+        self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int, beside: bytes | None = None
+    ) -> Assessment:
         """What one contribution alone would do to the loss of the anchor; see `train.assess`."""
-        found: Assessment = assess(self, plan, header, payload, seed)
+        found: Assessment = assess(self, plan, header, payload, seed, beside)
         return found
 
     def evaluate(self, max_sequences: int) -> float:

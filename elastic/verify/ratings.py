@@ -8,14 +8,15 @@ Source: Gauntlet, arXiv 2505.21684; we differ in that a rating is kept over rest
 rounds in which most arrived, and that what may be another's fault never plays.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
+from statistics import median_low
 
 from openskill.models import PlackettLuce, PlackettLuceRating
 
 from elastic.errors import StateError
-from elastic.messages import JSON, Evidence, PeerId, RejectReason, RoundIndex
+from elastic.messages import JSON, Assessment, Evidence, PeerId, RejectReason, RoundIndex
 
 BETA, TAU = 7.0, 0.1
 """OpenSkill: how far luck reaches in one match, and how much a skill may change from one to the next."""
@@ -25,6 +26,8 @@ WORK_PACE = 0.05
 """Weight of the last assessment in the mean of proofs of work."""
 WORK_FLOOR, WORK_TRIAL = 0.10, 10
 """A mean below this floor counts as none, from this number of assessments on."""
+LEAST_GAIN = 0.25
+"""Who helps less than this part of what is usual in its round does not help: it idles, or worse."""
 FADE = 0.99
 """Left of a score after each round without an assessment."""
 MEMORY_ROUNDS = 10_000
@@ -66,15 +69,35 @@ class Standing:
         """The skill that it has almost certainly."""
         return self.mean - 3 * self.spread
 
+    @property
+    def works(self) -> bool | None:
+        """Whether it trains on the tokens it is assigned; None: too few assessments to tell."""
+        return self.work >= WORK_FLOOR if self.assessed >= WORK_TRIAL else None
+
     def score(self, round_: int) -> float:
         """What the assessments up to that round amount to: at least 0, without an upper bound."""
-        work = max(0.0, self.work)
-        if self.assessed >= WORK_TRIAL and work < WORK_FLOOR:
+        if self.works is False:
             return 0.0
-        return max(0.0, self.ordinal) * work * float(FADE ** max(0, round_ - self.last))
+        return max(0.0, self.ordinal) * max(0.0, self.work) * float(FADE ** max(0, round_ - self.last))
 
 
 NEWCOMER = Standing()
+
+
+def who_helped(assessments: Sequence[Assessment]) -> dict[PeerId, bool]:
+    """Peer → whether its contribution did what a contribution should; left out where that cannot be told.
+
+    Towards the end of a run nobody helps much, and single gains drown in noise: so each is held against the others.
+    """
+    usual = median_low([each.gain_heldout for each in assessments]) if assessments else 0.0
+    found = {}
+    for each in assessments:
+        harmful = each.gain_heldout < 0 and each.gain_assigned < 0
+        if usual > 0:
+            found[each.peer] = each.gain_heldout >= LEAST_GAIN * usual
+        elif harmful or each.gain_heldout > 0:
+            found[each.peer] = not harmful
+    return found
 
 
 class Ratings:
@@ -87,26 +110,26 @@ class Ratings:
     def __getitem__(self, peer: PeerId) -> Standing:
         return self._standings.get(peer, NEWCOMER)
 
-    def take_in(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Mapping[PeerId, Standing]:
+    def take_in(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> list[Evidence]:
         """Learn from one round; a round that a peer has played already changes nothing for it.
 
         Returns:
-            The standings that changed, as they are now.
+            The evidence, with what is thought of it now.
         """
-        before = dict(self._standings)
         fresh = [each for each in evidence if self[each.verdict.peer].played < round_]
         for each in sorted(fresh, key=lambda each: each.verdict.peer):
             self._prove_work(round_, each)
         self._play(round_, fresh)
-        changed = {peer: now for peer, now in sorted(self._standings.items()) if before.get(peer) != now}
         self._standings = {
             peer: known for peer, known in self._standings.items() if known.played > round_ - MEMORY_ROUNDS
         }
-        return changed
+        helped = who_helped([each.assessment for each in evidence if each.assessment is not None])
+        return [self._rated(round_, each, helped.get(each.verdict.peer)) for each in evidence]
 
-    def scores(self, round_: RoundIndex) -> dict[PeerId, float]:
-        """Peer → score after that round, of everyone who was ever assessed."""
-        return {peer: known.score(round_) for peer, known in sorted(self._standings.items())}
+    def _rated(self, round_: RoundIndex, each: Evidence, helped: bool | None) -> Evidence:
+        known = self[each.verdict.peer]
+        score = known.score(round_) if known.assessed else None
+        return each.model_copy(update={"helped": helped, "works": known.works, "score": score})
 
     def order(self, peers: Sequence[PeerId]) -> list[PeerId]:
         """Whom to assess first: who was not for longest, then of whom least is known."""

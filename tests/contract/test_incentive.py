@@ -2,6 +2,7 @@
 
 import json
 import random
+from math import ceil
 from typing import Any
 
 import pytest
@@ -118,7 +119,7 @@ def test_a_selection_is_part_of_the_candidates_and_fills_the_places(
     incentive = made(choice)
     live(incentive, past)
     chosen = incentive.select(RoundIndex(50), candidates, limit)
-    assert len(chosen) == min(limit, len(candidates))
+    assert min(limit, ceil(len(candidates) / 2)) <= len(chosen) <= min(limit, len(candidates))
     assert list(chosen) == sorted(set(chosen))
     assert set(chosen) <= set(candidates)
 
@@ -232,7 +233,8 @@ def test_reputation_weighs_shares_without_silencing_newcomers() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -3, 7])
 def test_numbers_out_of_range_are_not_taken_over(value: float) -> None:
     incentive = reputation()
-    incentive.restore({"peers": {PEERS[0]: {"reputation": value, "rounds": 3, "last": 3}}})
+    record = {"reputation": value, "rounds": 3, "last": 3, "strikes": value, "shut": 0, "until": 0}
+    incentive.restore({"peers": {PEERS[0]: record}, "heard": []})
     (score,) = incentive.score(RoundIndex(4), []).scores.values()
     assert 0 <= score <= 1
     assert sum(incentive.shares([header(PEERS[0], 1), header(PEERS[1], 1)]).values()) == pytest.approx(1)

@@ -53,6 +53,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Evidence": {"verdict": VERDICT, "tokens": 12},
     "RoundEvidence": {"run": "demo", "round": 7, "evidence": [{"verdict": VERDICT}]},
     "Scoreboard": {"round": 7, "scores": {PEER: 0.5}},
+    "Testimony": {"run": "demo", "round": 7, "peer": PEER, "scores": {PEER: 0.5}},
     "Counted": COUNTED,
     "Manifest": {
         "run": "demo", "round": 7, "previous": DIGEST, "anchor": DIGEST, "counted": [COUNTED], "roster": [PEER],

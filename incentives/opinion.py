@@ -1,0 +1,144 @@
+"""What one peer thinks of the others: slow to earn, fast to lose, fading when unused."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from elastic.messages import JSON, Evidence, PeerId, RejectReason, RoundIndex
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+NOT_CHARGED = frozenset({RejectReason.NOT_IN_ROSTER})
+"""It was not asked to contribute."""
+ABSENT = frozenset({RejectReason.MISSING, RejectReason.UNFETCHABLE, RejectReason.STALE})
+"""It may be the network's fault: charged mildly, and only in rounds in which most others arrived."""
+UNPROVEN = frozenset({RejectReason.COPY, RejectReason.DIVERGED})
+"""The one refused may be the victim: charged mildly. Who does it every time still earns nothing."""
+UNPROVEN_STRIKE = 0.35
+"""Strikes for what may be another's fault: only who is found so time after time is shut out for it."""
+STRIKES_KEPT = 0.8
+"""Part of the strikes that is left after each round with evidence."""
+SHUT_OUT = -1.0
+"""The opinion of a peer that should not contribute; others lie in [0, 1]."""
+
+
+class OpinionConfig(BaseModel):
+    """How opinions move."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    earn: Fraction = 0.05
+    """A contribution that helps closes this part of the distance to 1: half way after 14 rounds."""
+    lose: Fraction = 0.5
+    """A fault that only the contribution's author can have made costs this part of the reputation."""
+    miss: Fraction = 0.1
+    """An absence, or a fault that may be another's, costs this part."""
+    decay: Fraction = 0.01
+    """A round without evidence costs this part."""
+    strikes: Annotated[float, Field(gt=0)] = 1.5
+    """With so many faults of late, each fading by a fifth per round, a peer is shut out: two in a row do it."""
+    shut_rounds: Annotated[int, Field(ge=1)] = 50
+    """For so many rounds; if it was shut out before, for twice as many as the last time."""
+    trial_rounds: Annotated[int, Field(ge=1)] = 20
+    """A peer is a newcomer until there is evidence of so many rounds."""
+    memory_rounds: Annotated[int, Field(ge=1)] = 1000
+    """A peer not seen for so many rounds is forgotten; bounds the memory that strangers can fill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is remembered of one peer."""
+
+    reputation: float = 0.0
+    """In [0, 1], as of `last`."""
+    rounds: int = 0
+    """Rounds with evidence so far."""
+    last: int = -1
+    """The last of them."""
+    strikes: float = 0.0
+    """Faults of late."""
+    shut: int = 0
+    """Rounds for which it was shut out the last time."""
+    until: int = 0
+    """The round in which it may contribute again."""
+
+
+class Opinions:
+    """Everybody, as seen by one peer."""
+
+    def __init__(self, config: OpinionConfig) -> None:
+        self._config = config
+        self._records: dict[PeerId, Record] = {}
+
+    def take_in(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> None:
+        """Learn from a round; evidence of a round that was taken in already changes nothing."""
+        most_arrived = 2 * sum(each.verdict.accepted for each in evidence) > len(evidence)
+        for each in sorted(evidence, key=lambda each: (each.verdict.peer, each.verdict.accepted)):
+            record = self[each.verdict.peer]
+            if each.verdict.rejected not in NOT_CHARGED and record.last < round_:
+                self._records[each.verdict.peer] = self._judged(round_, each, most_arrived)
+        oldest = round_ - self._config.memory_rounds
+        self._records = {peer: record for peer, record in self._records.items() if record.last > oldest}
+
+    def __getitem__(self, peer: PeerId) -> Record:
+        return self._records.get(peer, NOBODY)
+
+    def of(self, round_: RoundIndex, peer: PeerId) -> float:
+        """Reputation in a round, faded by the rounds without evidence before it; or SHUT_OUT."""
+        record = self[peer]
+        if round_ < record.until:
+            return SHUT_OUT
+        unused = max(0, round_ - record.last - 1)
+        return float(record.reputation * (1 - self._config.decay) ** unused)
+
+    def all(self, round_: RoundIndex) -> dict[PeerId, float]:
+        """Peer → opinion in that round, of everyone remembered."""
+        return {peer: self.of(round_, peer) for peer in sorted(self._records)}
+
+    def on_trial(self, peer: PeerId) -> bool:
+        """Whether it is too new to be known."""
+        return self[peer].rounds < self._config.trial_rounds
+
+    def state(self) -> JSON:
+        return {peer: asdict(record) for peer, record in sorted(self._records.items())}
+
+    def restore(self, state: JSON) -> None:
+        """Take back what `state` returned; a reputation that is not a finite number counts as none.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError, OverflowError: something else.
+        """
+        self._records = {PeerId(peer): _record(fields) for peer, fields in state.items()}
+
+    def _judged(self, round_: RoundIndex, each: Evidence, most_arrived: bool) -> Record:
+        """The record after this evidence."""
+        rejected, config = each.verdict.rejected, self._config
+        reputation, strike = max(0.0, self.of(round_, each.verdict.peer)), 0.0
+        if rejected in UNPROVEN:
+            reputation, strike = reputation * (1 - config.miss), UNPROVEN_STRIKE
+        elif rejected in ABSENT:
+            reputation *= 1 - config.miss * most_arrived
+        elif rejected is not None or each.helped is False or each.works is False:
+            reputation, strike = reputation * (1 - config.lose), 1.0
+        else:
+            reputation += config.earn * (1 - reputation)
+        record = self[each.verdict.peer]
+        strikes = STRIKES_KEPT * record.strikes + strike
+        after = replace(record, reputation=reputation, rounds=record.rounds + 1, last=round_, strikes=strikes)
+        if strikes < config.strikes:
+            return after
+        shut = max(config.shut_rounds, 2 * record.shut)
+        return replace(after, strikes=0.0, shut=shut, until=round_ + 1 + shut)
+
+
+NOBODY = Record()
+
+
+def _record(fields: JSON) -> Record:
+    reputation, strikes = (float(fields[name]) for name in ("reputation", "strikes"))
+    known = min(max(reputation, 0.0), 1.0) if isfinite(reputation) else 0.0
+    whole = {name: int(fields[name]) for name in ("rounds", "last", "shut", "until")}
+    return Record(reputation=known, strikes=max(strikes, 0.0) if isfinite(strikes) else 0.0, **whole)
