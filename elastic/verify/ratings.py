@@ -172,9 +172,10 @@ class Ratings:
         players = sorted(set(gains) | last)
         if len(players) < 2 or not gains:
             return
-        worst = min(gains.values())
-        ranks = [-gains[peer] if peer in gains else 1 - worst for peer in players]
-        after = self._model.rate([[self._rating(peer)] for peer in players], ranks=ranks)
+        behind = [
+            sum(other > gains[peer] for other in gains.values()) if peer in gains else len(gains) for peer in players
+        ]
+        after = self._model.rate([[self._rating(peer)] for peer in players], ranks=behind)
         for peer, (rating,) in zip(players, after, strict=True):
             self._standings[peer] = replace(self[peer], mean=rating.mu, spread=rating.sigma, played=round_)
 
