@@ -172,7 +172,7 @@ class Ratings:
         players = sorted(set(gains) | last)
         if len(players) < 2 or not gains:
             return
-        behind = [
+        behind: list[float] = [
             sum(other > gains[peer] for other in gains.values()) if peer in gains else len(gains) for peer in players
         ]
         after = self._model.rate([[self._rating(peer)] for peer in players], ranks=behind)
