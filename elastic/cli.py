@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from elastic import __version__
+from elastic.audit.commands import incentives, score
 from elastic.bench.commands import bench
 from elastic.check import check_plugins, check_values, notes
 from elastic.config import PluginChoice, RunConfig, load_config
@@ -73,6 +74,8 @@ def _fail(message: str) -> NoReturn:
 
 
 app.add_typer(bench, name="bench")
+app.add_typer(incentives, name="incentives")
+app.command()(score)
 
 
 def _version(value: bool) -> None:

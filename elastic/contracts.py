@@ -24,7 +24,7 @@ from elastic.messages import (
     RoundPlan,
     Scoreboard,
     Seconds,
-    Testimony,
+    SignedScoreboard,
     Verdict,
     View,
 )
@@ -346,7 +346,7 @@ class Incentive(Protocol):
         """Turn a round's evidence into scores. Pure but for the backend's own memory."""
         ...
 
-    def hear(self, testimonies: Sequence[Testimony]) -> None:
+    def hear(self, testimonies: Sequence[SignedScoreboard]) -> None:
         """What validators of the run, ourselves included, said of everyone's scores; their signatures were checked."""
         ...
 

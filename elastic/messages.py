@@ -235,7 +235,7 @@ class Scoreboard(Message):
     scores: dict[PeerIdField, float]
 
 
-class Testimony(Signed):
+class SignedScoreboard(Signed):
     """A validator's scoreboard, for everyone to hear."""
 
     run: RunName

@@ -65,7 +65,7 @@ class Peer:
     def learn(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """A round's evidence moves ratings, and with them what the incentive thinks."""
         rated = self.ratings.take_in(round_, evidence)
-        self.on_evidence(RoundEvidence(run=self.shared.run, round=round_, evidence=tuple(rated)))
+        self.on_evidence(RoundEvidence(run=self.shared.run, round=round_, peer=self.id, evidence=tuple(rated)))
         return self.incentive.score(round_, rated)
 
     def memories(self) -> dict[str, JSON]:

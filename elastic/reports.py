@@ -16,14 +16,23 @@ from elastic.messages import (
     RunName,
 )
 
+STATUS_FILE = "status.json"
+"""A peer's `PeerStatus`, in its state directory;"""
+EVIDENCE_FILE = "evidence.jsonl"
+"""there too: a `RoundEvidence` per line, the oldest first;"""
+OLD_EVIDENCE_FILE = "evidence.old.jsonl"
+"""and what came before it, when that had grown too large."""
+
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
 
 
 class RoundEvidence(Message):
-    """One round as an incentive sees it: a line of `evidence.jsonl`."""
+    """One round as one peer's incentive sees it: a line of `evidence.jsonl`."""
 
     run: RunName
     round: Index
+    peer: PeerIdField
+    """Whose account it is."""
     evidence: Annotated[tuple[Evidence, ...], Field(max_length=1024)]
 
 

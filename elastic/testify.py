@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 
 from elastic.errors import MalformedError, NetworkError, SignatureInvalidError
-from elastic.messages import MAX_SCORES, PeerId, RoundIndex, RoundPlan, Scoreboard, Testimony
+from elastic.messages import MAX_SCORES, PeerId, RoundIndex, RoundPlan, Scoreboard, SignedScoreboard
 from elastic.peer import Peer
 from elastic.wire.signing import verify
 
@@ -31,14 +31,14 @@ async def testify(peer: Peer, plan: RoundPlan, board: Scoreboard) -> None:
     peer.incentive.hear(heard(peer, RoundIndex(plan.round - 1), said))
 
 
-def heard(peer: Peer, round_: RoundIndex, said: Mapping[PeerId, bytes]) -> list[Testimony]:
+def heard(peer: Peer, round_: RoundIndex, said: Mapping[PeerId, bytes]) -> list[SignedScoreboard]:
     """Genuine testimonies of validators on that round, in PeerId order; the rest is nobody's."""
     found = []
     for sender in sorted(said):
         if not peer.agreement.validates(sender):
             continue
         try:
-            testimony = Testimony.from_bytes(said[sender])
+            testimony = SignedScoreboard.from_bytes(said[sender])
             verify(testimony)
         except (MalformedError, SignatureInvalidError) as error:
             logger.info("round %d: the scores of %s: %s", round_, sender, error)
@@ -48,7 +48,7 @@ def heard(peer: Peer, round_: RoundIndex, said: Mapping[PeerId, bytes]) -> list[
     return found
 
 
-def _ours(peer: Peer, board: Scoreboard) -> Testimony:
+def _ours(peer: Peer, board: Scoreboard) -> SignedScoreboard:
     best = sorted(board.scores, key=lambda each: (-abs(board.scores[each]), each))[:MAX_SCORES]
     scores = {each: round(board.scores[each], 6) for each in sorted(best)}
-    return peer.identity.sign(Testimony(run=peer.shared.run, round=board.round, peer=peer.id, scores=scores))
+    return peer.identity.sign(SignedScoreboard(run=peer.shared.run, round=board.round, peer=peer.id, scores=scores))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard, Testimony
+from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard, SignedScoreboard
 
 
 class YourIncentive:
@@ -42,7 +42,7 @@ class YourIncentive:
             self._rounds[each.verdict.peer] = [accepted + each.verdict.accepted, seen + 1]
         return Scoreboard(round=round_, scores={PeerId(peer): self._reliability(peer) for peer in sorted(self._rounds)})
 
-    def hear(self, testimonies: Sequence[Testimony]) -> None:
+    def hear(self, testimonies: Sequence[SignedScoreboard]) -> None:
         """Others' opinions do not count here."""
 
     async def settle(self, board: Scoreboard) -> None:

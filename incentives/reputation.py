@@ -22,7 +22,7 @@ from elastic.messages import (
     PeerId,
     RoundIndex,
     Scoreboard,
-    Testimony,
+    SignedScoreboard,
 )
 from incentives.opinion import SHUT_OUT, Fraction, OpinionConfig, Opinions
 from incentives.uniform import capped_tokens, draw, normalised
@@ -47,7 +47,7 @@ class Reputation:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._opinions = Opinions(config)
-        self._heard: dict[PeerId, Testimony] = {}
+        self._heard: dict[PeerId, SignedScoreboard] = {}
         """Validator → what it said last."""
 
     def select(self, round_: RoundIndex, candidates: Sequence[PeerId], limit: int) -> Sequence[PeerId]:
@@ -78,7 +78,7 @@ class Reputation:
         self._opinions.take_in(round_, evidence)
         return Scoreboard(round=round_, scores=self._opinions.all(round_))
 
-    def hear(self, testimonies: Sequence[Testimony]) -> None:
+    def hear(self, testimonies: Sequence[SignedScoreboard]) -> None:
         for each in testimonies:
             known = self._heard.get(each.peer)
             if known is None or known.round < each.round:
@@ -100,7 +100,7 @@ class Reputation:
         try:
             self._opinions.restore(state["peers"])
             self._heard = {}
-            self.hear([Testimony.model_validate(each) for each in state["heard"]])
+            self.hear([SignedScoreboard.model_validate(each) for each in state["heard"]])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StateError(f"not a state of the reputation incentive: {error!r}") from error
 

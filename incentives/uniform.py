@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard, Testimony, digest_of
+from elastic.messages import (
+    JSON,
+    ContributionHeader,
+    Evidence,
+    PeerId,
+    RoundIndex,
+    Scoreboard,
+    SignedScoreboard,
+    digest_of,
+)
 
 
 class Uniform:
@@ -41,7 +50,7 @@ class Uniform:
         scores = {each.verdict.peer: float(each.verdict.accepted) for each in evidence}
         return Scoreboard(round=round_, scores=scores)
 
-    def hear(self, testimonies: Sequence[Testimony]) -> None:
+    def hear(self, testimonies: Sequence[SignedScoreboard]) -> None:
         """Others' opinions do not count here."""
 
     async def settle(self, board: Scoreboard) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from elastic.actors.journal import STATUS_FILE
 from elastic.actors.peer import JOINING, PeerActor
 from elastic.actors.revival import GiveUp, Past, after_death
 from elastic.actors.swarm import Swarm
 from elastic.config import RunConfig
 from elastic.errors import BugError, ElasticError, MalformedError, PeerDiedError, RayUnavailableError
 from elastic.messages import PeerId, RoundIndex
-from elastic.reports import PeerStatus, RoundReport
+from elastic.reports import STATUS_FILE, PeerStatus, RoundReport
 
 LEAVE_SECONDS = 50.0
 """A polite farewell takes a second or two; after this long the actors are killed."""

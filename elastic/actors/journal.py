@@ -15,18 +15,12 @@ from elastic.actors.revival import FIRST_LIFE, Past
 from elastic.config import RunConfig
 from elastic.errors import ConfigError, ElasticError, MalformedError, StateError
 from elastic.messages import JSON, PeerId, RoundPlan
-from elastic.reports import PeerStatus, RoundEvidence, RoundReport
+from elastic.reports import EVIDENCE_FILE, OLD_EVIDENCE_FILE, STATUS_FILE, PeerStatus, RoundEvidence, RoundReport
 
 logger = logging.getLogger(__name__)
 
-STATUS_FILE = "status.json"
-"""Its name in a peer's state directory."""
-EVIDENCE_FILE = "evidence.jsonl"
-"""There too: a `RoundEvidence` per line, the oldest first;"""
-OLD_EVIDENCE_FILE = "evidence.old.jsonl"
-"""what came before it,"""
 EVIDENCE_BYTES = 64 * 2**20
-"""when that grew larger than this."""
+"""A file of evidence that grew larger than this is put aside; one such is kept."""
 WRITE_SECONDS = 0.5
 """The status file is rewritten at most this often."""
 REMEMBERED = 1024
