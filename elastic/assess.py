@@ -24,7 +24,9 @@ class Assessor:
     def __init__(self, peer: Peer, plan: RoundPlan, ours: bytes | None) -> None:
         self.found: dict[PeerId, Assessment] = {}
         self._peer, self._plan, self._seed = peer, plan, peer.draw_seed()
-        self.active = peer.shared.scoring.sequences > 0 and peer.agreement.validates(peer.id)
+        # Averaging peers all send the same: nothing in it is anybody's own.
+        decides, alike = peer.agreement.validates(peer.id), peer.reducer.averages
+        self.active = peer.shared.scoring.sequences > 0 and decides and not alike
         self._ours = ours
         self._waiting: dict[PeerId, tuple[ContributionHeader, bytes]] = {}
         self._more = asyncio.Event()

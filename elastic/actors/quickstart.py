@@ -50,7 +50,7 @@ class Settings:
     rounds: int = 18
     inner_steps: int = 10
     reducer: str = "sparseloco"
-    incentive: str = "uniform"
+    incentive: str = "reputation"
     workers: tuple[int, ...] = (1, 1, 1)
     folder: Path = Path()
     """An empty folder for this run."""
