@@ -12,7 +12,7 @@ from typing import Any
 from elastic.config import RunConfig
 from elastic.errors import ConfigError, SignatureInvalidError
 from elastic.messages import PeerId
-from elastic.registry import resolve
+from elastic.registry import local_settings, resolve
 from elastic.wire.signing import public_key_of
 
 ENTRY_PROTOCOLS = ("ip4", "dns4", "dns")
@@ -68,6 +68,8 @@ def check_plugins(config: RunConfig) -> None:
             f'local.exchange.name = "{config.local.exchange.name}" works inside one process only; write "hivemind"'
         )
     resolve("incentive", shared.incentive)
+    if config.local.incentive:
+        local_settings(shared.incentive, config.local.incentive)
     resolve("reducer", shared.reducer)
     _, model = resolve("model", shared.model)
     _check_model(config, getattr(model, "shape", model))

@@ -252,6 +252,8 @@ class Local(Section):
     """Path of the text, if `shared.data.corpus` is not one that ships with the project."""
     exchange: PluginChoice = PluginChoice(name="hivemind")
     """How records and bytes travel between peers."""
+    incentive: dict[str, Any] = {}
+    """What the run's incentive needs to know of this machine, such as a wallet; most need nothing."""
     ray: RayConfig = RayConfig()
     """The Ray cluster."""
     network: NetworkConfig = NetworkConfig()

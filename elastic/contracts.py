@@ -351,7 +351,7 @@ class Incentive(Protocol):
         ...
 
     async def settle(self, board: Scoreboard) -> None:
-        """The only I/O: gossip or chain. Never waited for by training."""
+        """The only I/O: what leaves the swarm, as weights on a chain. Returns at once."""
         ...
 
     def state(self) -> JSON:
@@ -359,3 +359,40 @@ class Incentive(Protocol):
         ...
 
     def restore(self, state: JSON) -> None: ...
+
+
+class Settler(Protocol):
+    """What an incentive has to do outside of the swarm, on a chain for instance; it runs in an actor of its own.
+
+    An incentive that needs one also has a nested pydantic class `Local`, the settings of this machine
+    (`[local.incentive]`, without which there is no settler), and a class method that makes one:
+    `settler(config, local, state_dir, *, run, identity)`.
+    """
+
+    async def settle(self, board: Scoreboard) -> None:
+        """Take a board in place of the last one; returns at once."""
+        ...
+
+    async def news(self) -> JSON:
+        """What the incentive should know; returns at once."""
+        ...
+
+    async def close(self) -> None:
+        """Stop, also in the middle of something; what is on its way stays written down."""
+        ...
+
+
+class SettledIncentive(Incentive, Protocol):
+    """An incentive with a settler."""
+
+    def attach(self, settler: Any) -> None:
+        """From now on boards go there."""
+        ...
+
+    def learn(self, news: JSON) -> None:
+        """Take in what the settler tells.
+
+        Raises:
+            StateError: it is none of its news.
+        """
+        ...

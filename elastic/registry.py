@@ -89,6 +89,25 @@ def resolve(slot: str, choice: PluginChoice) -> tuple[type[Any], BaseModel]:
         raise ConfigError(f"{slot} {choice.name}: {explain(error, cls.Config)}") from error
 
 
+def local_settings(choice: PluginChoice, settings: dict[str, Any]) -> BaseModel | None:
+    """This machine's settings of the run's incentive, by its nested class `Local`; None: it has none.
+
+    Raises:
+        ConfigError: `Local` refuses them, or the incentive takes none.
+    """
+    cls, _ = resolve("incentive", choice)
+    local = getattr(cls, "Local", None)
+    if local is None:
+        if settings:
+            raise ConfigError(f'local.incentive: the incentive "{choice.name}" has no settings of this machine')
+        return None
+    try:
+        found: BaseModel = local.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(f"local.incentive: {explain(error, local)}") from error
+    return found
+
+
 def build(slot: str, choice: PluginChoice) -> Any:
     """An instance of the class chosen for a slot, made from its settings alone."""
     cls, settings = resolve(slot, choice)

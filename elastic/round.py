@@ -73,7 +73,9 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
         seen = seen.corrected(decision)
     if manifest is not None and manifest.proposer == peer.id:
         trace.root_span(plan.run, plan.round, began, time.time_ns(), counted=len(manifest.counted))
-    await testify(peer, plan, remember(peer, plan, seen, decision, assessor.found))
+    board = remember(peer, plan, seen, decision, assessor.found)
+    await testify(peer, plan, board)
+    await peer.incentive.settle(board)
     return await report(peer, plan, (offer, seen, decision), before, phases)
 
 

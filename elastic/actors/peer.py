@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import ray
 
@@ -14,9 +14,10 @@ from elastic.actors.job import Job
 from elastic.actors.journal import Journal
 from elastic.actors.logs import log_to_file
 from elastic.actors.revival import Past
+from elastic.actors.settling import RemoteSettler
 from elastic.actors.swarm import RemoteExchange
 from elastic.config import RunConfig
-from elastic.contracts import Incentive
+from elastic.contracts import Incentive, SettledIncentive
 from elastic.errors import BugError, ElasticError
 from elastic.life import ASKED, Life, Presence, announced
 from elastic.messages import PeerStage
@@ -59,6 +60,7 @@ class PeerActor(TrainerDesk):
         self._done = asyncio.Event()
         self._trainer: RayTrainer | None = None
         self._trainer_death = WORKER_DEATH
+        self._settler: RemoteSettler | None = None
         self._living: asyncio.Task[str] | None = None
 
     # --- from outside --------------------------------------------------------------------------------------------
@@ -166,6 +168,10 @@ class PeerActor(TrainerDesk):
         peer = assemble(
             self._config, self._exchange, incentive, self._trainer, state, lambda phase: self._journal.note(phase=phase)
         )
+        if local.incentive:
+            self._settler = RemoteSettler(self._config, self._job.namespace, cast(SettledIncentive, incentive))
+            await self._settler.start()
+            cast(SettledIncentive, incentive).attach(self._settler)
         peer.on_evidence = self._journal.learn
         self._journal.restore("incentive", incentive)
         self._journal.restore("ratings", peer.ratings)
@@ -208,6 +214,8 @@ class PeerActor(TrainerDesk):
         if self._trainer is not None:
             await self._trainer.close()
             await asyncio.to_thread(self._trainer.join, 5.0)
+        if self._settler is not None:
+            await self._settler.close()
         await self._exchange.close()
 
 
