@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -22,13 +23,21 @@ HEAVY = (
     "ray",
     "hivemind",
     "bittensor",
+    "bittensor_core",
+    "websockets",
     "obstore",
     "opentelemetry.sdk",
     "incentives",
     "model_zoo",
 )
-OPTIONAL = ("bittensor", "obstore")
+OPTIONAL = ("bittensor", "bittensor_core", "websockets", "obstore")
 """Extras that the test machine need not have."""
+WALLED_IN = {
+    "bittensor": ("incentives/subnet/chain.py",),
+    "bittensor_core": ("incentives/devnet/",),
+    "websockets": ("incentives/devnet/",),
+}
+"""Library → the only sources that import it, by how their paths begin."""
 PUBLIC: set[str] = set()
 """What `import elastic` offers beside its modules and its version."""
 
@@ -59,6 +68,15 @@ def test_a_slim_import_loads_nothing_heavy(imported: str) -> None:
     loaded = python(f"import sys, {imported}; print(*sys.modules)").split()
     heavy = [name for name in HEAVY if name in loaded and not imported.startswith(name)]
     assert heavy == []
+
+
+@pytest.mark.parametrize("library", WALLED_IN)
+def test_a_library_is_imported_only_where_it_is_walled_in(library: str) -> None:
+    importing = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)
+    for package in ("elastic", "incentives", "model_zoo"):
+        for path in (ROOT / package).rglob("*.py"):
+            if not path.relative_to(ROOT).as_posix().startswith(WALLED_IN[library]):
+                assert not importing.search(path.read_text(encoding="utf-8")), path
 
 
 def test_importing_starts_nothing() -> None:
