@@ -29,6 +29,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "incentive": {
         "uniform": "incentives.uniform:Uniform",
         "reputation": "incentives.reputation:Reputation",
+        "subnet": "incentives.subnet.backend:Subnet",
     },
 }
 

@@ -24,6 +24,7 @@ from elastic.messages import (
 )
 from elastic.registry import build
 from incentives.reputation import Reputation
+from incentives.subnet.backend import Subnet
 from incentives.uniform import Uniform
 
 PEERS = [PeerId("12D3KooW" + letter * 44) for letter in "ABCDEFGHJK"]
@@ -34,6 +35,8 @@ CHOICES: list[dict[str, Any]] = [
     {"name": "reputation"},
     {"name": "reputation", "trial_rounds": 1, "newcomers": 0.0, "decay": 1.0},
     {"name": "reputation", "lose": 1.0, "earn": 1.0, "floor": 1.0},
+    {"name": "subnet", "netuid": 3},
+    {"name": "subnet", "netuid": 3, "burn": 0.1, "burn_uid": 0},
 ]
 
 peers = st.sampled_from(PEERS)
@@ -43,7 +46,12 @@ every_incentive = pytest.mark.parametrize("choice", CHOICES, ids=lambda each: "-
 
 
 def made(choice: dict[str, Any]) -> Incentive:
+    """A fresh one; a subnet that burns has heard that everyone is bound, another one has heard of no chain yet."""
     incentive: Incentive = build("incentive", PluginChoice.model_validate(choice))
+    if isinstance(incentive, Subnet) and "burn" in choice:
+        bound = {"stake": 0, "validator_permit": False}
+        roster = {peer: {"hotkey": f"5{uid}", "uid": uid, **bound} for uid, peer in enumerate(PEERS)}
+        incentive.hear({"block": 7, "roster": roster})
     return incentive
 
 

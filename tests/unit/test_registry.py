@@ -15,7 +15,7 @@ from elastic.reduce.sparseloco import SparseLoCo
 from elastic.registry import build, load, resolve
 from incentives.uniform import Uniform
 
-NEEDED = {"bucket": {"url": "file:///bucket"}}
+NEEDED: dict[str, dict[str, Any]] = {"bucket": {"url": "file:///bucket"}, "subnet": {"netuid": 3}}
 """Settings without a default."""
 
 
@@ -67,7 +67,7 @@ def test_a_misspelt_name_is_told_the_nearest(slot: str, name: str, near: str) ->
 
 
 def test_a_name_unlike_all_others_is_told_what_is_known() -> None:
-    assert "known: uniform, reputation." in refused("incentive", "zzz")
+    assert "known: uniform, reputation, subnet." in refused("incentive", "zzz")
 
 
 def test_a_misspelt_setting_is_told_the_nearest_key() -> None:
