@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -38,6 +39,7 @@ class Node:
         self.port = 0
         """The port; kept when the node is stopped and started again."""
         self._loop = asyncio.new_event_loop()
+        self._changed = asyncio.Condition()
         self._server: Server | None = None
         self._timer: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="devnet", daemon=True)
@@ -90,6 +92,19 @@ class Node:
 
         return self._do(answer())
 
+    def wait_for(self, condition: Callable[[Chain], bool]) -> None:
+        """Return when this holds of the chain, which is looked at after each request and block.
+
+        Raises:
+            TimeoutError: it did not within half a minute.
+        """
+
+        async def wait() -> None:
+            async with self._changed:
+                await self._changed.wait_for(lambda: condition(self._chain))
+
+        self._do(wait())
+
     def close(self) -> None:
         """Stop for good."""
         if self._thread.is_alive():
@@ -135,6 +150,11 @@ class Node:
 
     async def _produce(self) -> None:
         await self._rpc.announce(self._chain.produce())
+        await self._tell_of_change()
+
+    async def _tell_of_change(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     async def _reorg(self, depth: int, forget: bool) -> None:
         fork: list[Block] = self._chain.reorg(depth, forget=forget)
@@ -151,16 +171,12 @@ class Node:
                 raise ConnectionError from error
 
         async with asyncio.TaskGroup() as answers:
-            try:
+            with suppress(ConnectionClosed):
                 async for frame in connection:
                     answers.create_task(self._answer(frame, send))
-            except ConnectionClosed:
-                pass
-            finally:
-                self._rpc.hang_up(send)
+            self._rpc.hang_up(send)
 
     async def _answer(self, frame: str | bytes, send: Callable[[str], Coroutine[Any, Any, None]]) -> None:
-        try:
+        with suppress(ConnectionError, ValueError, KeyError, TypeError):  # it has gone, or sends rubbish
             await self._rpc.receive(frame, send)
-        except (ConnectionError, ValueError, KeyError, TypeError):
-            return
+        await self._tell_of_change()

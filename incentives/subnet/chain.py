@@ -246,9 +246,15 @@ class Link:
     async def _connect(self) -> None:
         self._substrate = bt.RpcSubstrate(self._endpoint, fallback_endpoints=[], archive_endpoints=[])
         self._client = bt.Client(self._endpoint, substrate=self._substrate)
-        await self._client.connect()
-        self._genesis = await self._substrate.block_hash(0)
-        await self._check_fit()
+        try:
+            await self._client.connect()
+            self._genesis = str(await self._substrate.block_hash(0))
+            if HASH.fullmatch(self._genesis) is None:
+                raise ChainAnswerError(f"{self._endpoint}: {self._genesis[:80]!r} is not the hash of a first block")
+            await self._check_fit()
+        except BaseException:
+            self._drop()
+            raise
 
     async def _check_fit(self) -> None:
         spec = await self._client.spec_version()

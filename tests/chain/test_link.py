@@ -106,8 +106,19 @@ async def test_an_endpoint_that_turns_us_away_says_for_how_long(world: World) ->
 
 async def test_a_runtime_that_the_sdk_does_not_fit_is_named(make_world: MakeWorld) -> None:
     world = make_world(without=frozenset({"SubnetEpochConsensus"}), spec_version=460)
-    with pytest.raises(RuntimeMismatchError, match=rf"SDK bittensor {bt.__version__} does not fit runtime 460"):
-        await world.link().snapshot()
+    link = world.link()
+    for _ in range(2):
+        with pytest.raises(RuntimeMismatchError, match=rf"SDK bittensor {bt.__version__} does not fit runtime 460"):
+            await link.snapshot()
+
+
+async def test_a_first_block_without_a_hash_is_no_chain(world: World) -> None:
+    link = world.link()
+    world.node.faults.override["chain_getBlockHash"] = lambda _: "0x12"
+    with pytest.raises(ChainAnswerError, match="'0x12' is not the hash of a first block"):
+        await link.snapshot()
+    del world.node.faults.override["chain_getBlockHash"]
+    assert (await link.snapshot()).block == 1
 
 
 async def test_a_subnet_that_is_not_there_is_named(world: World) -> None:
