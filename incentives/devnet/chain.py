@@ -152,7 +152,8 @@ class Chain:
             self._count_epoch(netuid, number)
         stamp = self.codec.compose("Timestamp", "set", {"now": self._now_ms()})
         included, events = [compact(len(stamp) + 1) + b"\4" + stamp], list[dict[str, Any]]()
-        for extrinsic in [] if self.withheld else self._ready(number):
+        self.pool = [each for each in self.pool if self._in_era(each, number)]
+        for extrinsic in [] if self.withheld else self._ready():
             events += self._apply(extrinsic, len(included), number)
             included.append(extrinsic.data)
         self.state.put("Events", value=events, pallet="System")
@@ -172,12 +173,12 @@ class Chain:
         self.pool = [] if forget else [*lost, *self.pool]
         return fork + [self.produce() for _ in range(depth)]
 
-    def _ready(self, number: int) -> list[Extrinsic]:
-        """Take out of the pool what can be in this block, and what never can be any more."""
+    def _ready(self) -> list[Extrinsic]:
+        """Take out of the pool what can be in the next block, and what was overtaken."""
         ready, waiting, nonces = list[Extrinsic](), list[Extrinsic](), dict[str, int]()
         for extrinsic in sorted(self.pool, key=lambda each: each.nonce):
             due = nonces.setdefault(extrinsic.signer, self.state.nonce(extrinsic.signer))
-            if extrinsic.nonce < due or not self._in_era(extrinsic, number):
+            if extrinsic.nonce < due:
                 continue
             if extrinsic.nonce == due:
                 nonces[extrinsic.signer] += 1

@@ -89,7 +89,7 @@ class Publisher:
             rules: of the run.
             clock: Unix seconds.
         """
-        self._link, self._journal, self._rules, self._clock = link, journal, rules, clock
+        self.link, self.journal, self.clock, self._rules = link, journal, clock, rules
         self._hotkey = link.hotkey.address
         self._said = ""
 
@@ -100,10 +100,10 @@ class Publisher:
             ChainUnreachableError, ChainAnswerError: it stays open.
             StateError: the receipt cannot be written; it stays open.
         """
-        intention = self._journal.open
+        intention = self.journal.open
         if intention is None:
             return None
-        fate = await self._link.fate(intention)
+        fate = await self.link.fate(intention)
         if fate.outcome is None:
             return None
         receipt = Receipt(
@@ -112,9 +112,9 @@ class Publisher:
             block=fate.block,
             settled=fate.read_at,
             detail=(fate.detail or self._said)[:500],
-            time=self._clock(),
+            time=self.clock(),
         )
-        self._journal.close(receipt)
+        self.journal.close(receipt)
         logger.info("%s %s: %s %s", intention.kind, intention.hash[:18], receipt.outcome, receipt.detail)
         return receipt
 
@@ -141,27 +141,27 @@ class Publisher:
                 "it needs more stake, or is no validator of this subnet"
             )
         if snapshot.commit_reveal:
-            check_clock(snapshot, self._clock())
+            check_clock(snapshot, self.clock())
         rules = self._rules
         wanted = vector(scores, snapshot.uids, own=self._hotkey, burn=rules.burn, burn_uid=rules.burn_uid)
         if not wanted.weights:
             raise ChainRefusedError(
                 f"nobody with a positive score is registered at block {snapshot.block}, and there is no burn_uid"
             )
-        signed = await self._link.weights(wanted.weights, rules.version_key)
+        signed = await self.link.weights(wanted.weights, rules.version_key)
         return await self._send(signed, {"dropped": wanted.dropped, "round": round_})
 
     async def commit(self, snapshot: Snapshot, data: bytes) -> Intention | None:
         """Send a commitment of these bytes if nothing is on its way; see `publish`."""
         if self._busy(snapshot):
             return None
-        return await self._send(await self._link.commitment(data), {})
+        return await self._send(await self.link.commitment(data), {})
 
     def _busy(self, snapshot: Snapshot) -> bool:
         """Whether something is on its way, or the chain refused the last thing a short while ago."""
-        last = self._journal.last
+        last = self.journal.last
         cooling = last is not None and last.outcome is Outcome.FAILED and snapshot.block - last.settled < RETRY_BLOCKS
-        return self._journal.open is not None or cooling
+        return self.journal.open is not None or cooling
 
     def _neuron(self, snapshot: Snapshot) -> Neuron:
         me = snapshot.neuron(self._hotkey)
@@ -174,9 +174,9 @@ class Publisher:
 
     async def _send(self, signed: Signed, about: dict[str, object]) -> Intention:
         intention = signed.intention.model_copy(update=about)
-        self._journal.begin(intention)
+        self.journal.begin(intention)
         try:
-            self._said = await self._link.send(signed)
+            self._said = await self.link.send(signed)
         except (ChainUnreachableError, ChainAnswerError, ChainRefusedError) as error:
             self._said = str(error)
         if self._said:

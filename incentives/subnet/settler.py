@@ -8,7 +8,6 @@ the news as an alarm, and the next tick tries again.
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +30,11 @@ logger = logging.getLogger(__name__)
 JOIN_SECONDS = 10.0
 LOOK_BLOCKS = 5
 """The whole subnet is read this often; in between only what is on its way is looked for."""
+FATES = {
+    Outcome.FAILED: "was refused in its block",
+    Outcome.LOST: "never got into a block",
+    Outcome.UNPROVEN: "is in blocks that cannot be read any more",
+}
 GRAVE = (ConfigError, ClockSkewError, StateError, ChainAnswerError)
 """Trouble that does not pass by itself."""
 
@@ -41,31 +45,28 @@ class Cycle:
     def __init__(
         self,
         config: Subnet.Config,
-        link: Link,
-        journal: Journal,
+        publisher: Publisher,
         *,
         run: str,
         identity: Identity | None = None,
-        clock: Callable[[], float] = time.time,
+        publishes: bool = True,
     ) -> None:
         """
         Args:
             config: the run's settings.
-            link: to the chain, for our hotkey.
-            journal: of this hotkey and subnet alone.
+            publisher: for our hotkey.
             run: name of the run.
             identity: of our peer, to be bound to the hotkey; None: it is left as it is.
-            clock: Unix seconds.
+            publishes: whether weights are expected of us, so that silence is an alarm.
         """
-        rules = Rules(config.burn, config.burn_uid, config.version_key)
-        self._config, self._link, self._hotkey, self._journal = config, link, link.hotkey, journal
-        self._run, self._identity, self._clock = run, identity, clock
-        self._publisher = Publisher(link, journal, rules, clock=clock)
+        self._config, self._publisher, self._run, self._identity = config, publisher, run, identity
+        self._link, self._journal, self._clock = publisher.link, publisher.journal, publisher.clock
+        self._hotkey, self._publishes = publisher.link.hotkey, publishes
         self._snapshot: Snapshot | None = None
         self._read_at = 0.0
         self._board: Scoreboard | None = None
         self._trouble: tuple[Notice, ...] = ()
-        self.news = News(hotkey=self._hotkey.address, open=journal.open, receipt=journal.last)
+        self.news = News(hotkey=self._hotkey.address, open=self._journal.open, receipt=self._journal.last)
 
     async def tick(self, board: Scoreboard | None) -> News:
         """Do what can be done now; never raises because of the chain."""
@@ -76,7 +77,7 @@ class Cycle:
             self._trouble = ()
         except ElasticError as error:
             self._trouble = (Notice(level="error" if isinstance(error, GRAVE) else "warning", text=str(error)[:500]),)
-        alarms = (*self._overdue(), *self._failed(), *self._trouble)
+        alarms = (*self._overdue(), *self._unwelcome(), *self._trouble)
         for alarm in alarms:
             if alarm not in self.news.alarms:
                 logger.warning("%s", alarm.text)
@@ -142,18 +143,19 @@ class Cycle:
         """Whether our weights are late; while the chain cannot be read, by the blocks that it must have made since."""
         snapshot = self._snapshot
         me = snapshot.neuron(self._hotkey.address) if snapshot else None
-        if snapshot is None or me is None or not me.validator_permit:
+        if snapshot is None or me is None or not (me.validator_permit and self._publishes):
             return ()
         unseen = int((self._clock() - self._read_at) / snapshot.block_seconds)
         alarm = overdue(snapshot.head + max(unseen, 0), me.last_update, snapshot.tempo)
         return (Notice(level=alarm.level, text=alarm.text),) if alarm else ()
 
-    def _failed(self) -> tuple[Notice, ...]:
+    def _unwelcome(self) -> tuple[Notice, ...]:
+        """What the chain did not take, until something lands."""
         last = self._journal.last
-        if last is None or last.outcome is not Outcome.FAILED:
+        if last is None or last.outcome is Outcome.LANDED:
             return ()
-        text = f"the chain refused our {last.intention.kind} in block {last.block}: {last.detail}"
-        return (Notice(level="error", text=text[:500]),)
+        text = f"our {last.intention.kind} of nonce {last.intention.nonce} {FATES[last.outcome]}: {last.detail}"
+        return (Notice(level="error" if last.outcome is Outcome.FAILED else "warning", text=text[:500]),)
 
 
 class Settler:
@@ -193,7 +195,8 @@ class Settler:
             self._lock.release()
             raise
         self._link = Link(local.endpoint, config.netuid, hotkey)
-        self._cycle = Cycle(config, self._link, journal, run=run, identity=identity)
+        publisher = Publisher(self._link, journal, Rules(config.burn, config.burn_uid, config.version_key))
+        self._cycle = Cycle(config, publisher, run=run, identity=identity, publishes=local.publish)
         self._poll_seconds, self._tell = local.poll_seconds, tell
         self._board: Scoreboard | None = None
         self._publishes, self._failure, self._closing = local.publish, "", False

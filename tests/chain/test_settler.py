@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from incentives.subnet.chain import ERA_BLOCKS, Hotkey, Link
 from incentives.subnet.errors import KeyFileError, LockedError
 from incentives.subnet.journal import Journal
 from incentives.subnet.news import News
+from incentives.subnet.publisher import Publisher, Rules
 from incentives.subnet.receipts import Outcome
 from incentives.subnet.settler import LOOK_BLOCKS, Cycle, Settler
 from tests.chain.conftest import COLDKEY, HOTKEYS, NETUID, ONE, TEMPO, VALIDATOR, World
@@ -57,9 +59,19 @@ def commit(world: World, hotkey: Hotkey, identity: Identity, *, expires: int = 9
     world.node.produce()
 
 
-def cycle(world: World, where: Path, identity: Identity | None = None, **settings: Any) -> Cycle:
+def cycle(
+    world: World,
+    where: Path,
+    identity: Identity | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
+    publishes: bool = True,
+    **settings: Any,
+) -> Cycle:
     config = CONFIG.model_copy(update=settings)
-    return Cycle(config, world.link(), Journal(where), run=RUN, identity=identity)
+    rules = Rules(config.burn, config.burn_uid, config.version_key)
+    publisher = Publisher(world.link(), Journal(where), rules, clock=clock)
+    return Cycle(config, publisher, run=RUN, identity=identity, publishes=publishes)
 
 
 def peers(news: News) -> dict[PeerId, int]:
@@ -140,10 +152,12 @@ async def test_silence_is_an_alarm_also_while_the_chain_cannot_be_read(world: Wo
     now = [1e9]
     world.node.ask(lambda chain: setattr(chain, "clock", lambda: now[0]))
     commit(world, HOTKEYS["One"], FIRST)
-    one = Cycle(CONFIG, world.link(), Journal(tmp_path), run=RUN, clock=lambda: now[0])
+    one = cycle(world, tmp_path / "one", clock=lambda: now[0])
+    quiet = cycle(world, tmp_path / "two", clock=lambda: now[0], publishes=False)
     assert (await one.tick(None)).alarms == ()
     world.node.produce(TEMPO)
     assert [each.level for each in (await one.tick(None)).alarms] == ["warning"]
+    assert (await quiet.tick(None)).alarms == ()
     world.node.stop()
     now[0] += 12.0 * (TEMPO + 1)
     assert [each.level for each in (await one.tick(None)).alarms] == ["error", "warning"]
@@ -158,6 +172,20 @@ async def test_what_the_chain_refused_stays_an_alarm(world: World, tmp_path: Pat
     news = await one.tick(board(first=1.0))
     assert news.alarms[-1].level == "error"
     assert "NotEnoughStakeToSetWeights" in news.alarms[-1].text
+
+
+async def test_what_got_lost_is_an_alarm_until_something_lands(world: World, tmp_path: Path) -> None:
+    commit(world, HOTKEYS["One"], FIRST)
+    world.node.ask(lambda chain: setattr(chain, "withheld", True))
+    one = cycle(world, tmp_path)
+    await one.tick(board(first=1.0))
+    world.node.produce(ERA_BLOCKS)
+    world.node.ask(lambda chain: setattr(chain, "withheld", False))
+    news = await one.tick(board(first=1.0))
+    assert "never got into a block" in news.alarms[0].text
+    world.node.produce()
+    assert (await one.tick(None)).alarms == ()
+    assert world.weights() == {1: 65535}
 
 
 async def test_between_looks_it_asks_little(world: World, tmp_path: Path) -> None:
