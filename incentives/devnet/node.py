@@ -38,6 +38,8 @@ class Node:
         self._chain, self._rpc, self._block_seconds = chain, Rpc(chain), block_seconds
         self.port = 0
         """The port; kept when the node is stopped and started again."""
+        self.clients = 0
+        """Connections that are open."""
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Condition()
         self._server: Server | None = None
@@ -93,7 +95,7 @@ class Node:
         return self._do(answer())
 
     def wait_for(self, condition: Callable[[Chain], bool]) -> None:
-        """Return when this holds of the chain, which is looked at after each request and block.
+        """Return when this holds of the chain, which is looked at after each request, block and good-bye.
 
         Raises:
             TimeoutError: it did not within half a minute.
@@ -170,11 +172,14 @@ class Node:
             except ConnectionClosed as error:
                 raise ConnectionError from error
 
+        self.clients += 1
         async with asyncio.TaskGroup() as answers:
             with suppress(ConnectionClosed):
                 async for frame in connection:
                     answers.create_task(self._answer(frame, send))
             self._rpc.hang_up(send)
+        self.clients -= 1
+        await self._tell_of_change()
 
     async def _answer(self, frame: str | bytes, send: Callable[[str], Coroutine[Any, Any, None]]) -> None:
         with suppress(ConnectionError, ValueError, KeyError, TypeError):  # it has gone, or sends rubbish

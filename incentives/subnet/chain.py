@@ -96,6 +96,16 @@ def verify(message: bytes, signature: bytes, hotkey: str, scheme: int) -> bool:
         return False
 
 
+class _Substrate(bt.RpcSubstrate):  # type: ignore[misc]
+    """Holds its connection from the start: the SDK loses it, open, if the opening is cut short."""
+
+    connection: Any = None
+
+    def _interface(self, endpoint: str, fallbacks: list[str]) -> Any:
+        self.connection = super()._interface(endpoint, fallbacks)
+        return self.connection
+
+
 class Link:
     """One connection to one endpoint, for one subnet and hotkey. It is opened when needed, and again after trouble."""
 
@@ -193,15 +203,15 @@ class Link:
 
     def _drop(self) -> None:
         """Leave this connection, without waiting for a good-bye that may take ten seconds."""
-        client, self._client, self._substrate = self._client, None, None
-        if client is not None:
-            task = asyncio.create_task(self._hang_up(client))
+        substrate, self._client, self._substrate = self._substrate, None, None
+        if substrate is not None and substrate.connection is not None:
+            task = asyncio.create_task(self._hang_up(substrate.connection))
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
 
-    async def _hang_up(self, client: Any) -> None:
+    async def _hang_up(self, connection: Any) -> None:
         try:
-            await client.close()
+            await connection.close()
         except (OSError, RuntimeError, bt.BittensorError) as error:
             logger.debug("hanging up on %s: %r", self._endpoint, error)
 
@@ -244,7 +254,7 @@ class Link:
         return ChainAnswerError(f"{self._endpoint}: {message}")
 
     async def _connect(self) -> None:
-        self._substrate = bt.RpcSubstrate(self._endpoint, fallback_endpoints=[], archive_endpoints=[])
+        self._substrate = _Substrate(self._endpoint, fallback_endpoints=[], archive_endpoints=[])
         self._client = bt.Client(self._endpoint, substrate=self._substrate)
         try:
             await self._client.connect()

@@ -1,5 +1,6 @@
 """Reading the chain: what comes back, and what is said when it cannot be read, lies, or does not fit."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -82,6 +83,16 @@ async def test_a_silent_node_is_waited_for_until_the_deadline_only(world: World)
         await link.snapshot()
     world.node.faults.silent = False
     assert (await world.link().snapshot()).block == 1
+
+
+async def test_a_connection_whose_opening_took_too_long_is_closed(world: World) -> None:
+    link = world.link(deadline=0.1)
+    world.node.faults.silent = True
+    for _ in range(3):
+        with pytest.raises(ChainUnreachableError):
+            await link.snapshot()
+    await link.close()
+    await asyncio.to_thread(world.node.wait_for, lambda _: world.node.clients == 0)
 
 
 async def test_a_slow_node_is_unreachable_or_slow_but_never_wrong(world: World) -> None:
