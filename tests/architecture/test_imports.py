@@ -61,7 +61,7 @@ def test_the_import_contracts_are_kept() -> None:
         "elastic.contracts, elastic.config, elastic.messages, elastic.errors, elastic.registry, elastic.trace",
         "elastic.cli, elastic.check, elastic.view",
         "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox",
-        "incentives.uniform, incentives.reputation",
+        "incentives.uniform, incentives.reputation, incentives.subnet.backend",
     ],
 )
 def test_a_slim_import_loads_nothing_heavy(imported: str) -> None:

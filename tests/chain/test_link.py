@@ -7,12 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("bittensor")
-
 import bittensor as bt
 import bittensor_core as core
+import pytest
 
 from incentives.devnet.rules import RefusedError
 from incentives.subnet.chain import Hotkey, verify
@@ -24,7 +21,7 @@ from incentives.subnet.errors import (
     NoSubnetError,
     RuntimeMismatchError,
 )
-from tests.chain.conftest import NETUID, ONE, PAIRS, RATE_LIMIT, STRANGER, TEMPO, TWO, VALIDATOR, World
+from tests.chain.world import NETUID, ONE, PAIRS, RATE_LIMIT, STRANGER, TEMPO, TWO, VALIDATOR, World
 
 MakeWorld = Callable[..., World]
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("bittensor")
-
 from elastic.errors import ClockSkewError
 from incentives.devnet.codec import blake2
 from incentives.devnet.rpc import from_hex, to_hex
@@ -18,7 +16,7 @@ from incentives.subnet.errors import ChainAnswerError, ChainRefusedError, ChainU
 from incentives.subnet.journal import Journal
 from incentives.subnet.publisher import Publisher, Rules
 from incentives.subnet.receipts import Intention, Outcome, Receipt
-from tests.chain.conftest import NETUID, ONE, PAIRS, STRANGER, TEMPO, TWO, VALIDATOR, World
+from tests.chain.world import NETUID, ONE, PAIRS, STRANGER, TEMPO, TWO, VALIDATOR, World
 
 MakeWorld = Callable[..., World]
 SCORES = {ONE: 2.0, TWO: 1.0}

@@ -8,13 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import bittensor as bt
 import pytest
 
-pytest.importorskip("bittensor")
-
-import bittensor as bt
-
-from tests.chain.conftest import NETUID, PAIRS, World
+from tests.chain.world import NETUID, PAIRS, World
 
 MakeWorld = Callable[..., World]
 INTENT = bt.SetWeights(netuid=NETUID, weights={1: 1.0})

@@ -13,11 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("bittensor")
-
 import bittensor as bt
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from elastic.messages import JSON, PeerId, RoundIndex, Scoreboard
@@ -31,7 +28,7 @@ from incentives.subnet.news import News
 from incentives.subnet.publisher import Publisher, Rules
 from incentives.subnet.receipts import Outcome
 from incentives.subnet.settler import LOOK_BLOCKS, Cycle, Settler
-from tests.chain.conftest import COLDKEY, HOTKEYS, NETUID, ONE, TEMPO, VALIDATOR, World
+from tests.chain.world import COLDKEY, HOTKEYS, NETUID, ONE, TEMPO, VALIDATOR, World
 
 RUN = "demo"
 US, FIRST, SECOND = (Identity(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in (1, 2, 3))
