@@ -33,6 +33,8 @@ KNOWN: dict[str, dict[str, str]] = {
     },
 }
 
+DEVNET = "incentives.devnet"
+"""A chain on this machine for demonstrations, as `python -m`."""
 CORPUS = "model_zoo.corpus:load_tokens"
 """How a worker gets the run's tokens."""
 READ_CORPUS = "model_zoo.corpus:read_corpus"

@@ -98,11 +98,12 @@ class Reputation:
             StateError: something else.
         """
         try:
+            heard = [SignedScoreboard.model_validate(each) for each in state["heard"]]
             self._opinions.restore(state["peers"])
-            self._heard = {}
-            self.hear([SignedScoreboard.model_validate(each) for each in state["heard"]])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StateError(f"not a state of the reputation incentive: {error!r}") from error
+        self._heard = {}
+        self.hear(heard)
 
     def _standing(self, round_: RoundIndex, peers: Sequence[PeerId]) -> dict[PeerId, float]:
         """Peer → what the validators think of it; what we think, if none has said anything of late."""

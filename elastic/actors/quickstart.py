@@ -20,6 +20,7 @@ from rich.console import Console
 
 from elastic.actors import summary
 from elastic.actors.chaos import Chaos, Kill
+from elastic.actors.devnet import SUBNET, Devnet
 from elastic.actors.follow import Say
 from elastic.actors.footprint import tree_bytes
 from elastic.actors.handle import PeerHandle
@@ -76,6 +77,8 @@ class Result:
     """Seconds since the command began at which these were done: `ray`, `network`, `trainers`, `start`, `end`."""
     peak_bytes: int = 0
     """Largest memory seen of all processes together."""
+    devnet: Devnet | None = None
+    """The chain of this run, if it has one."""
     held_out: tuple[float, float] | None = None
     """Loss on held-out text: unigram model, ours (nats per token)."""
     sample: str = ""
@@ -96,7 +99,10 @@ def run_quickstart(settings: Settings, say: Say) -> int:
             stack.callback(free, handles)
             result.times["ray"] = time.monotonic() - begin
             interruption.check()
-            result.configs = run_files(folder, settings, entry.address(), min_peers=settings.peers)
+            if settings.incentive == SUBNET:
+                result.devnet = devnet = stack.enter_context(closing(Devnet(folder, names(settings))))
+                say(f"devnet     a local devnet at {devnet.url}, which is no real chain")
+            result.configs = run_files(folder, settings, entry.address(), settings.peers, result.devnet)
             handles += [start_peer(config, stay=True) for config in result.configs]
             chaos = Chaos(settings.chaos, settings.seed, settings.rounds, say) if settings.chaos else None
             for now in _watch(handles, settings, result, begin, say):
@@ -224,16 +230,23 @@ def _is_ray_worker(process: psutil.Process) -> bool:
     return False
 
 
-def run_files(folder: Path, settings: Settings, entry: str, min_peers: int) -> list[RunConfig]:
+def names(settings: Settings) -> list[str]:
+    """What the peers are called."""
+    return [f"peer-{number + 1}" for number in range(settings.peers)]
+
+
+def run_files(
+    folder: Path, settings: Settings, entry: str, min_peers: int, devnet: Devnet | None = None
+) -> list[RunConfig]:
     """A run file and a key per peer; three or more peers decide together, so that any one of them may die."""
-    names = [f"peer-{number + 1}" for number in range(settings.peers)]
-    keys = [Identity.load_or_create(folder / name / "peer.key") for name in names]
+    keys = [Identity.load_or_create(folder / name / "peer.key") for name in names(settings)]
     deciding = keys[:MAX_DECIDING] if len(keys) >= 3 else keys[:1]
-    shared = _shared(settings, [key.peer for key in deciding], min_peers)
+    shared = _shared(settings, [key.peer for key in deciding], min_peers) + (devnet.shared() if devnet else "")
     configs = []
-    for name, workers in zip(names, settings.workers, strict=True):
+    for name, workers in zip(names(settings), settings.workers, strict=True):
         path = folder / name / "run.toml"
-        path.write_text(shared + _local(name, workers, entry, settings), encoding="utf-8")
+        local = _local(name, workers, entry, settings) + (devnet.local(name) if devnet else "")
+        path.write_text(shared + local, encoding="utf-8")
         configs.append(load_config(path))
     return configs
 

@@ -91,7 +91,7 @@ def measure_join(folder: Path, peers: int, say: Say) -> float:
         entry = stack.enter_context(entry_point(folder))
         stack.enter_context(local_cluster(num_cpus=peers + 2))
         stack.callback(free, handles)
-        configs = run_files(folder, settings, entry.address(), min_peers=peers)
+        configs = run_files(folder, settings, entry.address(), peers)
         handles += [start_peer(config) for config in configs[:-1]]
         say(f"waiting for {peers} peers to train")
         while min(_rounds(handle) for handle in handles) < SETTLED_ROUNDS:

@@ -1,42 +1,25 @@
 """The incentive of a run that is a Bittensor subnet. It knows no chain: a settler tells it who is bound.
 
-Stake buys nothing here: who is bound to a registered hotkey may contribute, and shares go by tokens.
+Inside the swarm it is `reputation` among those who are bound to a registered hotkey; stake buys nothing there. What it
+adds is what leaves the swarm: weights on the chain.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Protocol, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from elastic.contracts import Settler
 from elastic.errors import MalformedError, StateError
-from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard
+from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard, SignedScoreboard
+from elastic.wire.signing import Identity
+from incentives.reputation import Reputation
 from incentives.subnet.news import News
-from incentives.uniform import capped_tokens, draw, normalised
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Uid = Annotated[int, Field(ge=0, le=65535)]
-
-
-class Settles(Protocol):
-    """Takes boards to the chain; `settler.Settler`, or a handle to the actor that it runs in."""
-
-    async def settle(self, board: Scoreboard) -> None:
-        """Returns at once."""
-        ...
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What is remembered of one peer."""
-
-    score: float
-    """As of `last`."""
-    last: int
-    """The last round with evidence."""
 
 
 class Subnet:
@@ -57,12 +40,8 @@ class Subnet:
         """Sent with the weights; raise it together with the subnet's WeightsVersionKey."""
         binding_blocks: Annotated[int, Field(ge=100, le=2**32)] = 216_000
         """A binding of a peer to a hotkey lasts at most so many blocks (30 days); it is renewed half way."""
-        memory: Annotated[float, Field(ge=0, lt=1)] = 0.9
-        """A round's work counts this much less in the score with each round that passes."""
-        forget_rounds: Annotated[int, Field(ge=1)] = 1000
-        """A peer not seen for so many rounds is forgotten; bounds the memory that strangers can fill."""
-        cap: Annotated[float, Field(ge=1)] = 4.0
-        """Nobody counts for more than this many times the median tokens: tokens are only claimed."""
+        reputation: Reputation.Config = Reputation.Config()
+        """Who is shut out, and whose work counts how much in the model; settings as of the incentive "reputation"."""
 
         @model_validator(mode="after")
         def _burns_somewhere(self) -> Self:
@@ -90,20 +69,33 @@ class Subnet:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._standings: dict[PeerId, Standing] = {}
+        self._reputation = Reputation(config.reputation)
+        self._ratings: dict[PeerId, float] = {}
+        """Peer → what its assessments amount to."""
         self._news = News()
-        self._settler: Settles | None = None
+        self._settler: Settler | None = None
+
+    @classmethod
+    def settler(cls, config: Config, local: Local, state_dir: Path, *, run: str, identity: Identity) -> Settler:
+        """What takes scores to the chain from this machine.
+
+        Raises:
+            KeyFileError, LockedError, StateError: see `settler.Settler`.
+        """
+        from incentives.subnet.settler import Settler as OfSubnet  # the SDK, which nobody else needs
+
+        return OfSubnet(config, local, state_dir, run=run, identity=identity)
 
     @property
     def news(self) -> News:
         """What was heard last."""
         return self._news
 
-    def attach(self, settler: Settles) -> None:
+    def attach(self, settler: Any) -> None:
         """From now on boards go there."""
         self._settler = settler
 
-    def hear(self, news: JSON) -> None:
+    def learn(self, news: JSON) -> None:
         """Take in what a settler tells; news from before the first look at the chain change nothing.
 
         Raises:
@@ -117,63 +109,62 @@ class Subnet:
             self._news = heard
 
     def select(self, round_: RoundIndex, candidates: Sequence[PeerId], limit: int) -> Sequence[PeerId]:
-        """Peers that are bound; if there are too many, a draw that differs every round. In PeerId order.
+        """Of the peers that are bound those that reputation would choose.
 
         As long as nobody is known to be bound, because the chain was not read yet or the subnet is new, everyone may
         contribute: no chain stalls training. If the chain falls silent, those bound before stay.
         """
         bound = self._news.roster or candidates
-        drawn = sorted({peer for peer in candidates if peer in bound}, key=lambda peer: draw(round_, peer))
-        return sorted(drawn[:limit])
+        return self._reputation.select(round_, [peer for peer in candidates if peer in bound], limit)
 
     def shares(self, accepted: Sequence[ContributionHeader]) -> Mapping[PeerId, float]:
-        return normalised(capped_tokens(accepted, self._config.cap))
+        return self._reputation.shares(accepted)
 
     def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
-        """Accepted work of the last rounds, by tokens, the median peer's round being 1; a round is taken in once."""
-        accepted = {each.verdict.peer: max(each.tokens, 1) for each in evidence if each.verdict.accepted}
-        usual = median(accepted.values()) if accepted else 1
-        for peer in sorted({each.verdict.peer for each in evidence}):
-            standing = self._standings.get(peer, Standing(0.0, -1))
-            if standing.last < round_:
-                work = min(accepted.get(peer, 0) / usual, self._config.cap)
-                score = self._at(round_, peer) + (1 - self._config.memory) * work
-                self._standings[peer] = Standing(score, round_)
-        oldest = round_ - self._config.forget_rounds
-        self._standings = {peer: each for peer, each in self._standings.items() if each.last > oldest}
-        return Scoreboard(round=round_, scores={peer: self._now(round_, peer) for peer in sorted(self._standings)})
+        """Take in a round's evidence. The scores are opinions, as reputation's are; weights follow ratings too."""
+        board = self._reputation.score(round_, evidence)
+        for each in evidence:
+            if each.score is not None:
+                self._ratings[each.verdict.peer] = each.score
+        self._ratings = {peer: rating for peer, rating in self._ratings.items() if peer in board.scores}
+        return board
+
+    def hear(self, boards: Sequence[SignedScoreboard]) -> None:
+        self._reputation.hear(boards)
 
     async def settle(self, board: Scoreboard) -> None:
-        """Hand the board to the settler, if this machine has one; it becomes weights when they are due."""
+        """Hand the weights to the settler, if this machine has one; it sends them when they are due."""
         if self._settler is not None:
-            await self._settler.settle(board)
+            await self._settler.settle(self.weights(board))
+
+    def weights(self, board: Scoreboard) -> Scoreboard:
+        """What each peer should earn: opinion times rating, or the opinion alone where nobody was ever assessed."""
+        rated = any(self._ratings.values())
+        earned = {
+            peer: max(0.0, opinion) * (self._ratings.get(peer, 0.0) if rated else 1.0)
+            for peer, opinion in board.scores.items()
+        }
+        return Scoreboard(round=board.round, scores=earned)
 
     def state(self) -> JSON:
-        standings = {peer: asdict(each) for peer, each in sorted(self._standings.items())}
-        return {"standings": standings, "news": self._news.to_json()}
+        ratings = dict(sorted(self._ratings.items()))
+        return {"reputation": self._reputation.state(), "ratings": ratings, "news": self._news.to_json()}
 
     def restore(self, state: JSON) -> None:
-        """Take back what `state` returned; a score that is not a finite number counts as none.
+        """Take back what `state` returned.
 
         Raises:
             StateError: something else.
         """
         try:
-            standings = {PeerId(str(peer)): _standing(fields) for peer, fields in state["standings"].items()}
+            ratings = {PeerId(peer): _rating(rating) for peer, rating in state["ratings"].items()}
             news = News.from_json(state["news"])
+            self._reputation.restore(state["reputation"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MalformedError) as error:
             raise StateError(f"not a state of the subnet incentive: {error!r}") from error
-        self._standings, self._news = standings, news
-
-    def _at(self, round_: RoundIndex, peer: PeerId) -> float:
-        """A score as it enters a round, faded by that round and those without evidence before it."""
-        standing = self._standings.get(peer)
-        return standing.score * self._config.memory ** max(0, round_ - standing.last) if standing else 0.0
-
-    def _now(self, round_: RoundIndex, peer: PeerId) -> float:
-        return self._at(round_, peer) if self._standings[peer].last < round_ else self._standings[peer].score
+        self._ratings, self._news = ratings, news
 
 
-def _standing(fields: JSON) -> Standing:
-    score = float(fields["score"])
-    return Standing(score=max(score, 0.0) if isfinite(score) else 0.0, last=int(fields["last"]))
+def _rating(saved: Any) -> float:
+    number = float(saved)
+    return max(number, 0.0) if isfinite(number) else 0.0

@@ -251,7 +251,7 @@ async def test_a_board_becomes_weights(world: World, outside: Outside) -> None:
     assert set(news.roster) == {FIRST.peer, US.peer}
     assert world.weights(4) == {1: 65535}
     incentive = Subnet(CONFIG)
-    incentive.hear(await outside.settler.news())
+    incentive.learn(await outside.settler.news())
     assert incentive.select(RoundIndex(1), [US.peer, SECOND.peer, FIRST.peer], 5) == sorted([US.peer, FIRST.peer])
 
 

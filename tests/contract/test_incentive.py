@@ -51,7 +51,7 @@ def made(choice: dict[str, Any]) -> Incentive:
     if isinstance(incentive, Subnet) and "burn" in choice:
         bound = {"stake": 0, "validator_permit": False}
         roster = {peer: {"hotkey": f"5{uid}", "uid": uid, **bound} for uid, peer in enumerate(PEERS)}
-        incentive.hear({"block": 7, "roster": roster})
+        incentive.learn({"block": 7, "roster": roster})
     return incentive
 
 
