@@ -107,7 +107,9 @@ def quickstart(  # noqa: PLR0913 - one argument per flag
     ] = None,
     inner_steps: Annotated[int, typer.Option(min=1, help="inner steps per round and peer")] = 10,
     reducer: Annotated[str, typer.Option(help="sparseloco | average | package.module:Class")] = "sparseloco",
-    incentive: Annotated[str, typer.Option(help="reputation | uniform | package.module:Class")] = "reputation",
+    incentive: Annotated[
+        str, typer.Option(help="reputation | uniform | subnet (on a local devnet) | package.module:Class")
+    ] = "reputation",
     workers: Annotated[str, typer.Option(help='Ray Train workers per peer: "1", or one number each: "2,1,1"')] = "1",
     folder: Annotated[Path, typer.Option("--dir", help="where runs are kept")] = Path("runs"),
     report: Annotated[Path | None, typer.Option(help="write one JSON object per peer and round here")] = None,

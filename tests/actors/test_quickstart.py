@@ -116,3 +116,30 @@ def test_a_swarm_whose_processes_are_killed_ends_with_equal_anchors_and_leaves_n
     assert audit.ends() == 0, audit.output()
     # and nothing runs on
     until(lambda: not _left(tmp_path, before), f"an end of {_left(tmp_path, before)}")
+
+
+def test_a_quickstart_on_a_local_devnet_sets_weights_and_explains_scores(tmp_path: Path) -> None:
+    # given a subnet as incentive
+    before = {line.split()[0] for line in processes(RAY)}
+    program = Program(
+        ["quickstart", "--peers", "2", "--rounds", "10", "--inner-steps", "5", "--incentive", "subnet", "--plain"],
+        tmp_path,
+    )  # fmt: skip
+    try:
+        code = program.ends()
+    finally:
+        program.kill()
+    output = program.output()
+    # then weights landed on the chain, which says that it is none that counts
+    assert code == 0, output
+    assert "a local devnet at ws://127.0.0.1:" in output and "which is no real chain" in output
+    assert "set by peer-1: peer-2 1.000" in output and "set by peer-2: none" not in output
+    # and its scores can be explained, and compared with others
+    (folder,) = tmp_path.glob("runs/*")
+    for command, told in (
+        (["score", "peer-2", str(folder)], "on others' tokens"),
+        (["incentives", "compare", str(folder)], "uniform"),
+    ):
+        explained = Program(command, tmp_path)
+        assert explained.ends() == 0 and told in explained.output(), explained.output()
+    until(lambda: not _left(tmp_path, before), f"an end of {_left(tmp_path, before)}")
