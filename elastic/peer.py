@@ -40,6 +40,8 @@ class Peer:
     """Who did not come."""
     ratings: Ratings = field(default_factory=Ratings)
     """Who helps, as far as we assessed it ourselves."""
+    board: Scoreboard | None = None
+    """What the incentive thought after the last round."""
     draw_seed: Callable[[], int] = lambda: secrets.randbits(64)
     """Of the tokens on which contributions are assessed: nobody may guess them."""
 
@@ -66,7 +68,8 @@ class Peer:
         """A round's evidence moves ratings, and with them what the incentive thinks."""
         rated = self.ratings.take_in(round_, evidence)
         self.on_evidence(RoundEvidence(run=self.shared.run, round=round_, peer=self.id, evidence=tuple(rated)))
-        return self.incentive.score(round_, rated)
+        self.board = self.incentive.score(round_, rated)
+        return self.board
 
     def memories(self) -> dict[str, JSON]:
         """What must survive a restart, by name."""

@@ -38,7 +38,7 @@ from elastic.schedule.decide import Commit, Skip, decide_commit
 from elastic.schedule.phases import Phases
 from elastic.schedule.plan import TRAIN_PART
 from elastic.seen import Seen, checks_of, judge
-from elastic.testify import testify
+from elastic.testify import testifying
 from elastic.verify.proof import prove
 from elastic.wire.tree import blob_digest
 
@@ -65,17 +65,16 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
     phases, began = Phases(peer.clock, peer.on_phase), time.time_ns()
     before = await peer.exchange.traffic()
     with trace.round_span(plan):
-        offer = await contribute(peer, plan, phases)
-        async with assessing(peer, plan, offer.payload, phases) as assessor:
-            seen = judge(peer, plan, await collect(peer, plan, phases, assessor))
-            manifest, seen = await agree(peer, plan, seen, phases)
-        decision = await conclude(peer, plan, manifest, seen, phases)
+        async with testifying(peer, plan):
+            offer = await contribute(peer, plan, phases)
+            async with assessing(peer, plan, offer.payload, phases) as assessor:
+                seen = judge(peer, plan, await collect(peer, plan, phases, assessor))
+                manifest, seen = await agree(peer, plan, seen, phases)
+            decision = await conclude(peer, plan, manifest, seen, phases)
         seen = seen.corrected(decision)
     if manifest is not None and manifest.proposer == peer.id:
         trace.root_span(plan.run, plan.round, began, time.time_ns(), counted=len(manifest.counted))
-    board = remember(peer, plan, seen, decision, assessor.found)
-    await testify(peer, plan, board)
-    await peer.incentive.settle(board)
+    await peer.incentive.settle(remember(peer, plan, seen, decision, assessor.found))
     return await report(peer, plan, (offer, seen, decision), before, phases)
 
 

@@ -18,7 +18,7 @@ ABSENT = frozenset({RejectReason.MISSING, RejectReason.UNFETCHABLE, RejectReason
 UNPROVEN = frozenset({RejectReason.COPY, RejectReason.DIVERGED})
 """The one refused may be the victim: charged mildly. Who does it every time still earns nothing."""
 UNPROVEN_STRIKE = 0.35
-"""Strikes for what may be another's fault: only who is found so time after time is shut out for it."""
+"""Strikes for what may be another's fault, or bad luck: only who is found so time after time is shut out for it."""
 STRIKES_KEPT = 0.8
 """Part of the strikes that is left after each round with evidence."""
 SHUT_OUT = -1.0
@@ -121,8 +121,10 @@ class Opinions:
             reputation, strike = reputation * (1 - config.miss), UNPROVEN_STRIKE
         elif rejected in ABSENT:
             reputation *= 1 - config.miss * most_arrived
-        elif rejected is not None or each.helped is False or each.works is False:
+        elif rejected is not None or each.helped is False:
             reputation, strike = reputation * (1 - config.lose), 1.0
+        elif each.works is False:
+            reputation, strike = reputation * (1 - config.miss), UNPROVEN_STRIKE
         else:
             reputation += config.earn * (1 - reputation)
         record = self[each.verdict.peer]

@@ -24,8 +24,9 @@ MEAN, SPREAD = 25.0, 25.0 / 3.0
 """OpenSkill's own: what is thought of a newcomer. Three spreads below that mean lies 0."""
 WORK_PACE = 0.05
 """Weight of the last assessment in the mean of proofs of work."""
-WORK_FLOOR, WORK_TRIAL = 0.10, 10
-"""A mean below this floor counts as none, from this number of assessments on."""
+WORK_FLOOR, WORK_TRIAL = 0.10, 20
+"""A mean below this floor counts as none, from this number of assessments on. After Gauntlet's 10, honest peers that help
+most on their own tokens in three rounds of four would often be found below it."""
 LEAST_GAIN = 0.25
 """Who helps less than this part of what is usual in its round does not help: it idles, or worse."""
 FADE = 0.99
@@ -72,7 +73,8 @@ class Standing:
     @property
     def works(self) -> bool | None:
         """Whether it trains on the tokens it is assigned; None: too few assessments to tell."""
-        return self.work >= WORK_FLOOR if self.assessed >= WORK_TRIAL else None
+        known = 1 - (1 - WORK_PACE) ** self.assessed  # the mean began at 0
+        return self.work >= WORK_FLOOR * known if self.assessed >= WORK_TRIAL else None
 
     def score(self, round_: int) -> float:
         """What the assessments up to that round amount to: at least 0, without an upper bound."""

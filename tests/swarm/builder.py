@@ -6,6 +6,7 @@ Time is virtual, so that deadlines cost nothing; computing takes none of it unle
 
 import asyncio
 import hashlib
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -242,6 +243,7 @@ class Node:
             reducer=build("reducer", shared.reducer), like=session.like, exchange=exchange, agreement=agreement,
             incentive=build("incentive", shared.incentive), chain=chain, state=await trainer.state(),
             on_phase=lambda phase: self.reach(f"{phase} {self._round}"),
+            draw_seed=partial(random.Random(self.name).getrandbits, 64),
         )  # fmt: skip
         self.on_start(peer)
         return peer

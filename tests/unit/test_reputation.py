@@ -38,13 +38,21 @@ def said(by: PeerId, round_: int, **scores: float) -> SignedScoreboard:
     )
 
 
-@pytest.mark.parametrize("fault", [HARM, {"works": False}, {"rejected": RejectReason.MALFORMED}])
+@pytest.mark.parametrize("fault", [HARM, {"rejected": RejectReason.MALFORMED}])
 def test_damage_twice_in_a_row_shuts_out(fault: dict[str, Any]) -> None:
     found = live(opinions(), 30, ANN)
     live(found, 1, ANN, first=31, **fault)
     assert found.of(RoundIndex(32), ANN) > 0
     live(found, 1, ANN, first=32, **fault)
     assert found.of(RoundIndex(33), ANN) == SHUT_OUT
+
+
+def test_who_never_proves_its_work_is_shut_out_and_a_streak_of_bad_luck_is_not_enough() -> None:
+    found = live(opinions(), 30, ANN)
+    live(found, 6, ANN, first=31, works=False)
+    assert found.of(RoundIndex(37), ANN) > 0
+    live(found, 6, ANN, first=37, works=False)
+    assert found.of(RoundIndex(43), ANN) == SHUT_OUT
 
 
 def test_bad_luck_now_and_then_does_not() -> None:
