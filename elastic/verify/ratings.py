@@ -25,8 +25,8 @@ MEAN, SPREAD = 25.0, 25.0 / 3.0
 WORK_PACE = 0.05
 """Weight of the last assessment in the mean of proofs of work."""
 WORK_FLOOR, WORK_TRIAL = 0.10, 20
-"""A mean below this floor counts as none, from this number of assessments on. After Gauntlet's 10, honest peers that help
-most on their own tokens in three rounds of four would often be found below it."""
+"""A mean below this floor counts as none, from this number of assessments on. After Gauntlet's 10, honest peers that
+help most on their own tokens in three rounds of four would often be found below it."""
 LEAST_GAIN = 0.25
 """Who helps less than this part of what is usual in its round does not help: it idles, or worse."""
 FADE = 0.99
