@@ -169,7 +169,7 @@ class PeerActor(TrainerDesk):
             self._config, self._exchange, incentive, self._trainer, state, lambda phase: self._journal.note(phase=phase)
         )
         if local.incentive:
-            self._settler = RemoteSettler(self._config, self._job.namespace, cast(SettledIncentive, incentive))
+            self._settler = RemoteSettler(self._config, cast(SettledIncentive, incentive))
             await self._settler.start()
             cast(SettledIncentive, incentive).attach(self._settler)
         peer.on_evidence = self._journal.learn

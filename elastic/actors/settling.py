@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +12,7 @@ from ray.exceptions import RayError
 from elastic.actors.logs import log_to_file
 from elastic.config import RunConfig
 from elastic.contracts import SettledIncentive, Settler
-from elastic.errors import ElasticError, StateError
+from elastic.errors import ConfigError, ElasticError, StateError
 from elastic.messages import JSON, Scoreboard
 from elastic.registry import local_settings, resolve
 from elastic.wire.signing import Identity
@@ -19,6 +20,8 @@ from elastic.wire.signing import Identity
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 15.0
+TAKEOVER_SECONDS = 20.0
+"""For the settler of the last life to be dead, which holds the keys until then."""
 
 
 class SettlerActor:
@@ -35,13 +38,25 @@ class SettlerActor:
         Raises:
             ElasticError: what a person must mend, such as a key that cannot be read.
         """
-        if self._settler is None:
-            shared, local = self._config.shared, self._config.local
-            cls, settings = resolve("incentive", shared.incentive)
-            self._settler = cls.settler(
-                settings, local_settings(shared.incentive, local.incentive), local.state_dir,
-                run=shared.run, identity=Identity.load(self._config.key_path),
-            )  # fmt: skip
+        give_up = time.monotonic() + TAKEOVER_SECONDS
+        while self._settler is None:
+            try:
+                self._settler = self._made()
+            except ConfigError:
+                raise
+            except ElasticError:
+                if time.monotonic() >= give_up:
+                    raise
+                await asyncio.sleep(1.0)
+
+    def _made(self) -> Settler:
+        shared, local = self._config.shared, self._config.local
+        cls, settings = resolve("incentive", shared.incentive)
+        made: Settler = cls.settler(
+            settings, local_settings(shared.incentive, local.incentive), local.state_dir,
+            run=shared.run, identity=Identity.load(self._config.key_path),
+        )  # fmt: skip
+        return made
 
     async def exchange(self, board: Scoreboard | None) -> JSON:
         """Leave a board, take the news; also after this actor was started again."""
@@ -60,13 +75,9 @@ class SettlerActor:
 class RemoteSettler:
     """The settler as the incentive in the peer actor sees it: boards go in, news come when they come."""
 
-    def __init__(self, config: RunConfig, namespace: str, incentive: SettledIncentive) -> None:
+    def __init__(self, config: RunConfig, incentive: SettledIncentive) -> None:
         self._incentive = incentive
-        self._actor: Any = (
-            ray.remote(SettlerActor)
-            .options(name="settler", namespace=namespace, num_cpus=0, max_restarts=-1)
-            .remote(config)
-        )
+        self._actor: Any = ray.remote(SettlerActor).options(num_cpus=0, max_restarts=-1).remote(config)
         self._asked: asyncio.Task[JSON] | None = None
 
     async def start(self) -> None:
