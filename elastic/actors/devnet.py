@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
@@ -52,16 +52,17 @@ wallet = "{name}"
 poll_seconds = 0.5
 """
 
-    def report(self) -> Iterator[str]:
+    def report(self) -> list[str]:
         """What landed on it, for people: each validator's weights, as parts of 1."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write("weights\n")
         self._process.stdin.flush()
         told = orjson.loads(self._process.stdout.readline())
-        yield f"weights    on the local devnet (no real chain), at its block {told['block']}:"
+        lines = [f"weights    on the local devnet (no real chain), at its block {told['block']}:"]
         for who, weights in told["weights"].items():
             parts = ", ".join(f"{name} {part:.3f}" for name, part in weights.items())
-            yield f"           set by {who}: {parts or 'none'}"
+            lines.append(f"           set by {who}: {parts or 'none'}")
+        return lines
 
     def close(self) -> None:
         """End it."""

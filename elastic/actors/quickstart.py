@@ -77,8 +77,8 @@ class Result:
     """Seconds since the command began at which these were done: `ray`, `network`, `trainers`, `start`, `end`."""
     peak_bytes: int = 0
     """Largest memory seen of all processes together."""
-    devnet: Devnet | None = None
-    """The chain of this run, if it has one."""
+    on_chain: list[str] = field(default_factory=list)
+    """What landed on the chain of this run, if it has one, in words."""
     held_out: tuple[float, float] | None = None
     """Loss on held-out text: unigram model, ours (nats per token)."""
     sample: str = ""
@@ -99,10 +99,11 @@ def run_quickstart(settings: Settings, say: Say) -> int:
             stack.callback(free, handles)
             result.times["ray"] = time.monotonic() - begin
             interruption.check()
+            devnet = None
             if settings.incentive == SUBNET:
-                result.devnet = devnet = stack.enter_context(closing(Devnet(folder, names(settings))))
+                devnet = stack.enter_context(closing(Devnet(folder, names(settings))))
                 say(f"devnet     a local devnet at {devnet.url}, which is no real chain")
-            result.configs = run_files(folder, settings, entry.address(), settings.peers, result.devnet)
+            result.configs = run_files(folder, settings, entry.address(), settings.peers, devnet)
             handles += [start_peer(config, stay=True) for config in result.configs]
             chaos = Chaos(settings.chaos, settings.seed, settings.rounds, say) if settings.chaos else None
             for now in _watch(handles, settings, result, begin, say):
@@ -111,6 +112,8 @@ def run_quickstart(settings: Settings, say: Say) -> int:
                     chaos.look(handles, entry.pid, result.reports, now)
                     result.kills = chaos.kills
             summary.measure(handles, result)
+            if devnet is not None:
+                result.on_chain = devnet.report()
             result.times["end"] = time.monotonic() - begin
     except Interrupted as signal_name:
         say(f"{signal_name}: stopped; nothing is left running. The run is in {folder}")

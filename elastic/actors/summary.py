@@ -68,9 +68,8 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
     say(f"anchors    {same if identical(result) else 'DIFFERENT between peers'}: {result.statuses[0].digest}")
     if result.kills:
         _show_chaos(result, console, say)
-    if result.devnet is not None:
-        for line in result.devnet.report():
-            say(line)
+    for line in result.on_chain:
+        say(line)
     console.print(_traffic(result, settings))
     say(f'sample     "{_one_line(result.sample)}"')
     peer = result.folder / "peer-1"
