@@ -6,7 +6,7 @@ What somebody thinks after round r is told while round r + 1 is under way, and c
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 
 from elastic.errors import MalformedError, NetworkError, SignatureInvalidError
 from elastic.messages import MAX_SCORES, PeerId, RoundIndex, RoundPlan, Scoreboard, Seconds, SignedScoreboard
@@ -34,9 +34,7 @@ async def testifying(peer: Peer, plan: RoundPlan) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        talking.cancel()
-        with suppress(asyncio.CancelledError):
-            await talking
+        talking.cancel()  # not waited for: it would swallow our own end
 
 
 async def _talk(peer: Peer, round_: RoundIndex) -> None:
