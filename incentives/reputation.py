@@ -9,7 +9,7 @@ share a part of the places that does not grow with their number.
 
 from collections.abc import Mapping, Sequence
 from math import ceil
-from statistics import median_low
+from statistics import median_high, median_low
 from typing import Annotated
 
 from pydantic import Field
@@ -110,8 +110,9 @@ class Reputation:
         voices = [each.scores for each in self._heard.values() if each.round > round_ - FRESH_ROUNDS]
         if not voices:
             return {peer: self._opinions.of(round_, peer) for peer in peers}
-        return {peer: _bounded(median_low([each.get(peer, 0.0) for each in voices])) for peer in peers}
+        return {peer: _agreed([each.get(peer, 0.0) for each in voices]) for peer in peers}
 
 
-def _bounded(score: float) -> float:
-    return SHUT_OUT if score < 0 else min(score, 1.0)
+def _agreed(scores: Sequence[float]) -> float:
+    """What validators agree on: the lower median; more than half of them shut out, never one and a liar of four."""
+    return SHUT_OUT if median_high(scores) < 0 else min(max(median_low(scores), 0.0), 1.0)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elastic import messages
 from elastic.config import PluginChoice
 from elastic.contracts import Incentive
 from elastic.errors import StateError
@@ -236,6 +237,25 @@ def test_reputation_weighs_shares_without_silencing_newcomers() -> None:
     live(incentive, [{PEERS[0]: None}] * 49)
     shares = incentive.shares([header(PEERS[0], 100), header(PEERS[1], 100)])
     assert 0.1 < shares[PEERS[1]] < shares[PEERS[0]]
+
+
+def heard(incentive: Reputation, *scores: float) -> Reputation:
+    """So many validators said that of the first peer."""
+    for validator, score in zip(PEERS[1:], scores, strict=False):
+        said = messages.Testimony(run="demo", round=RoundIndex(49), peer=validator, scores={PEERS[0]: score})
+        incentive.hear([said])
+    return incentive
+
+
+@pytest.mark.parametrize(
+    ("scores", "inside"),
+    [((-1, -1, 0.5, 0.5), True), ((-1, -1, -1, 1), False), ((-1, 0.5, 0.5), True), ((-1, -1, 0.5), False)],
+    ids=str,
+)
+def test_only_more_than_half_of_the_validators_shut_out(scores: tuple[float, ...], inside: bool) -> None:
+    # given, of four, a liar and one that luck misled
+    chosen = heard(reputation(), *scores).select(RoundIndex(50), PEERS, 48)
+    assert (PEERS[0] in chosen) is inside
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -3, 7])
