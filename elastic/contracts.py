@@ -160,6 +160,15 @@ class Reducer(Protocol):
         """
         ...
 
+    def glance(self, payload: Payload, name: str) -> tuple[Any, float]:
+        """What a payload says of one tensor, as far as it takes to compare it with others.
+
+        Returns:
+            Which elements it speaks of, numpy int64, increasing, in any order of the elements that is the same for all
+            payloads of the run (empty: of all of them); and the squared norm of what it says.
+        """
+        ...
+
     def max_bytes(self, like: Tensors) -> int:
         """No honest payload is larger; a download above it is refused before it starts."""
         ...

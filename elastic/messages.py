@@ -186,6 +186,8 @@ class RejectReason(StrEnum):
     COPY = "copy"
     DIVERGED = "diverged"
     """With the `average` reducer: this peer's averaged result differs from the others'."""
+    LOUD = "loud"
+    """Many times the norm that is usual in its round."""
     EQUIVOCAL = "equivocal"
     """It committed to two payloads in one round."""
 

@@ -30,6 +30,10 @@ LEAST_KNOWN = 0.5
 SHARE_FACTOR = 1.5
 """No share is more than so many times larger or smaller than with us: scores are each validator's own view."""
 
+EACH_ITS_OWN = frozenset({RejectReason.COPY, RejectReason.LOUD})
+"""What validators may see differently: which of two payloads was first, the network told them; how like or how loud
+they are, the part of them that each looked at. The outer step clips who is loud."""
+
 
 def own_manifest(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard]) -> Manifest:
     """What we would have the round be: everything that we accept, and whoever is there for the next one."""
@@ -66,8 +70,7 @@ def _against_counted(peer: Peer, seen: Seen, manifest: Manifest) -> str | None:
             return f"it counts {entry.peer}, whose contribution is not to be had"
         if (arrival.header.payload, arrival.header.size_bytes) != (entry.payload, entry.size_bytes):
             return f"it counts another payload of {entry.peer} than was committed to"
-        # Which of two equal payloads was first the network may have told them otherwise.
-        if not verdict.accepted and verdict.rejected is not RejectReason.COPY:
+        if not verdict.accepted and verdict.rejected not in EACH_ITS_OWN:
             return f"it counts {entry.peer}: {verdict.rejected}"
     payloads = [entry.payload for entry in manifest.counted]
     if len(set(payloads)) < len(payloads) and not peer.reducer.averages:

@@ -1,16 +1,35 @@
 """What came in a round, and what we think of it: the cheap checks, and what only the whole round shows."""
 
 import asyncio
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from elastic.contracts import Arrival
 from elastic.exchange.gather import Checks, Gathered
-from elastic.messages import ContributionHeader, Digest, PeerId, RejectReason, RoundPlan, Verdict
+from elastic.messages import ContributionHeader, Digest, PeerId, RejectReason, RoundIndex, RoundPlan, Verdict
 from elastic.peer import Peer
 from elastic.schedule.decide import Commit, Skip
-from elastic.verify.checks import check_header, check_payload, check_proof, mark_copies, mark_diverged
+from elastic.verify.checks import (
+    Sample,
+    check_fresh,
+    check_header,
+    check_payload,
+    check_proof,
+    mark_copies,
+    mark_diverged,
+    mark_loud,
+    mark_near_copies,
+)
 from elastic.verify.proof import prove
+
+REPLAY_ROUNDS = 128
+"""No payload of so many rounds before counts again."""
+SAMPLED_PLACES = 1024
+"""So many entries of each contribution are compared with everyone else's, a little more than a whole tensor's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +65,48 @@ def judge(peer: Peer, plan: RoundPlan, gathered: Gathered) -> Seen:
     if peer.reducer.averages:
         verdicts = mark_diverged(verdicts, headers)
     else:
-        verdicts = mark_copies(verdicts, headers, {sender: arrival.committed for sender, arrival in arrivals.items()})
+        committed = {sender: arrival.committed for sender, arrival in arrivals.items()}
+        verdicts = mark_copies(verdicts, headers, committed)
+        # Who does not decide need not look so closely: what it would find changes nothing.
+        samples = _samples(peer, arrivals, verdicts) if peer.agreement.validates(peer.id) else {}
+        verdicts = mark_near_copies(mark_loud(verdicts, samples), headers, samples, committed)
     for absent in set(plan.roster) - set(arrivals):
         reason = RejectReason.UNFETCHABLE if absent in gathered.unfetched else RejectReason.MISSING
         verdicts[absent] = Verdict(peer=absent, round=plan.round, rejected=reason)
     return Seen(arrivals, verdicts)
+
+
+def _samples(
+    peer: Peer, arrivals: Mapping[PeerId, Arrival], verdicts: Mapping[PeerId, Verdict]
+) -> dict[PeerId, Sample]:
+    """Accepted sender → what it says of tensors that nobody else knows we look at."""
+    payloads = {
+        sender: peer.reducer.decode(arrival.payload, peer.like)
+        for sender, arrival in arrivals.items()
+        if verdicts[sender].accepted and arrival.payload is not None
+    }
+    names, most = sorted(peer.like), 0
+    random.Random(peer.draw_seed()).shuffle(names)
+    glances: dict[PeerId, list[tuple[npt.NDArray[np.int64], float]]] = {sender: [] for sender in payloads}
+    for number, name in enumerate(names):
+        if most >= SAMPLED_PLACES:
+            break
+        for sender, payload in payloads.items():
+            places, energy = peer.reducer.glance(payload, name)
+            glances[sender].append((places + (number << 40), energy))  # places of two tensors are never the same
+        most = max((sum(len(places) for places, _ in each) for each in glances.values()), default=SAMPLED_PLACES)
+    return {
+        sender: Sample(np.concatenate([places for places, _ in each]), sum(energy for _, energy in each))
+        for sender, each in glances.items()
+        if each
+    }
+
+
+def _counted_before(peer: Peer, plan: RoundPlan) -> dict[Digest, RoundIndex]:
+    """Payload → the last round that counted it, of the rounds that are looked back on."""
+    rounds = range(max(1, plan.round - REPLAY_ROUNDS), plan.round)
+    known = [manifest for each in rounds if (manifest := peer.chain.get(RoundIndex(each))) is not None]
+    return {entry.payload: manifest.round for manifest in known for entry in manifest.counted}
 
 
 def checks_of(
@@ -71,9 +127,12 @@ def checks_of(
             on_accepted(header, payload)
         return verdict
 
+    counted = _counted_before(peer, plan)
+
     def check_first(sender: PeerId, header: ContributionHeader) -> Verdict:
-        return check_header(
+        verdict = check_header(
             header, sender=sender, plan=plan, max_bytes=peer.max_payload_bytes, max_tokens=peer.max_tokens
         )
+        return check_fresh(header, counted) if verdict.accepted else verdict
 
     return Checks(check_first, check)

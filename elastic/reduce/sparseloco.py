@@ -246,6 +246,17 @@ class SparseLoCo:
         """What a payload sends of one tensor, unpacked: to look at, or to compare."""
         return unpack(payload.parts[name].data, layout(tuple(shape), self.sparsity))[0]
 
+    def glance(self, payload: SparsePayload, name: str) -> tuple[Array, float]:
+        """Where a payload says something of one tensor, int64, counted chunk after chunk; and its squared norm."""
+        shape = payload.parts[name].shape
+        entries = self.entries(payload, name, shape)
+        places, start = [np.empty(0, np.int64)], 0
+        for block, indices_CK in zip(layout(tuple(shape), self.sparsity).blocks, entries.indices, strict=True):
+            starts_C = start + block.size * np.arange(block.num_chunks, dtype=np.int64)
+            places.append((starts_C[:, None] + indices_CK).reshape(-1))
+            start += block.size * block.num_chunks
+        return np.concatenate(places), topk.energy(entries)
+
     def encode(self, payload: SparsePayload) -> bytes:
         return codec.encode(payload)
 

@@ -149,6 +149,20 @@ def test_diverged_work_is_never_sent(reducer, bad):
 
 
 @every_reducer
+def test_a_glance_at_a_tensor_shows_where_it_speaks_and_how_loud(reducer):
+    # given
+    payload = reducer.decode(reducer.encode(reducer.compress(delta(1), zeros())[0]), LIKE)
+    dense = reducer.decompress(payload, LIKE)
+    for name, value in dense.items():
+        # when
+        places, energy = reducer.glance(payload, name)
+        # then
+        assert energy == pytest.approx(value.double().square().sum().item(), rel=1e-6)
+        assert len(places) in (0, torch.count_nonzero(value).item())
+        assert (np.diff(places) > 0).all()
+
+
+@every_reducer
 def test_garbage_is_malformed(reducer):
     # given
     data = reducer.encode(reducer.compress(delta(1), zeros())[0])

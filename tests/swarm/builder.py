@@ -163,8 +163,6 @@ class Node:
     """(round, payload digest) of every commitment it made, in all its lives."""
     settled: list[tuple[RoundIndex, bool]] = field(default_factory=list)
     """(round, counted) of every outer step."""
-    payloads: dict[int, bytes] = field(default_factory=dict)
-    """For its lies: what it had at hand in a round."""
     fetched: list[Digest] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
     task: asyncio.Task[str] | None = None

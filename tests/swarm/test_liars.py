@@ -127,6 +127,7 @@ LIES: dict[str, tuple[Lie, RejectReason]] = {
     "somebody's header": (of_another, RejectReason.BAD_SIGNATURE),
     "a stranger's header": (stranger, RejectReason.BAD_SIGNATURE),
     "copied payload": (copied, RejectReason.COPY),
+    "as loud as can be": (with_exponent(254), RejectReason.LOUD),
     "garbage commitment": (garbage_record, RejectReason.MALFORMED),
     "tokens nobody has": (endless_tokens, RejectReason.MALFORMED),
 }
@@ -153,7 +154,7 @@ async def test_a_lie_gets_its_verdict_and_the_round_goes_on(tmp_path: Path, name
         assert len(swarm.anchors()) == 1
 
 
-async def test_a_loud_payload_counts_and_moves_nothing_further_than_the_others(tmp_path: Path) -> None:
+async def test_between_two_a_loud_payload_counts_and_moves_nothing_further_than_the_other(tmp_path: Path) -> None:
     # given one whose levels are as large as can be written, alone with one honest peer
     async with Swarm(tmp_path, "ann", "loud", rounds=2) as swarm:
         swarm["loud"].lie, swarm["loud"].pace = with_exponent(254), 1.0

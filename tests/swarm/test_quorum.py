@@ -241,19 +241,25 @@ async def test_a_lying_proposer_loses_its_turn(tmp_path: Path, name: str, caplog
         same_chains(swarm)
 
 
+def opposite(node: Node) -> bytes:
+    """Another payload than the node's own of this round, which nothing is wrong with."""
+    reducer, like = node.peer.reducer, node.peer.like
+    made = reducer.decompress(reducer.decode(node.session.pending.payload, like), like)
+    return bytes(reducer.encode(reducer.compress({name: -value for name, value in made.items()}, {})[0]))
+
+
 def two_faced(swarm: Swarm, name: str, fools: Sequence[str], *, silent: bool = False) -> None:
     """From round 2 on this peer shows these validators another commitment than everyone, or none at all."""
     liar = swarm[name]
 
     async def lie(header: ContributionHeader, node: Node) -> bytes:
         if header.round > 1:
-            other = await node.peer.exchange.provide(node.payloads[1])
-            lied = header.model_copy(update={"payload": other, "size_bytes": len(node.payloads[1])})
+            other = opposite(node)
+            changes = {"payload": await node.peer.exchange.provide(other), "size_bytes": len(other)}
+            lied = header.model_copy(update=changes)
             shown = None if silent else identity(name).sign(lied).canonical()
             readers = [swarm[fool].id for fool in fools]
             swarm.network.show(liar.id, CONTRIBUTION, header.round, shown, *readers)
-        else:
-            node.payloads[1] = node.session.pending.payload
         return header.canonical()
 
     liar.lie = lie

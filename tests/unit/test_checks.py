@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,17 @@ from elastic.messages import (
     Verdict,
     digest_of,
 )
-from elastic.verify.checks import check_header, check_payload, mark_copies, mark_diverged
+from elastic.verify.checks import (
+    LOUD,
+    Sample,
+    check_fresh,
+    check_header,
+    check_payload,
+    mark_copies,
+    mark_diverged,
+    mark_loud,
+    mark_near_copies,
+)
 from elastic.wire.signing import Identity
 from elastic.wire.tree import blob_digest
 
@@ -228,3 +239,55 @@ def test_digests_are_compared_whole() -> None:
     near = Digest(headers[ANN.peer].payload[:-1] + ("0" if headers[ANN.peer].payload[-1] != "0" else "1"))
     headers[BOB.peer] = headers[BOB.peer].model_copy(update={"payload": near})
     assert not refused(mark_copies(verdicts, headers))
+
+
+def test_what_an_earlier_round_counted_is_refused_before_its_download() -> None:
+    again = {header().payload: RoundIndex(3)}
+    assert check_fresh(header(), {}).accepted
+    assert check_fresh(header(), again).rejected == RejectReason.COPY
+    assert check_fresh(header(payload=OTHER), again).accepted
+
+
+def samples(**places: Any) -> dict[PeerId, Sample]:
+    who = {"ann": ANN, "bob": BOB, "eve": EVE}
+    return {who[name].peer: Sample(np.asarray(sorted(each)), 1.0) for name, each in places.items()}
+
+
+def test_who_speaks_of_the_same_places_later_is_a_copy() -> None:
+    # given eve's payload, with one place in ten of bob's moved, and ann's, who shares half of them
+    verdicts, headers = arrivals(ann=b"1", bob=b"2", eve=b"3")
+    kept = samples(bob=range(1000), eve=range(100, 1100), ann=range(500, 1500))
+    seen = {ANN.peer: 1.0, BOB.peer: 2.0, EVE.peer: 3.0}
+    # when / then
+    assert refused(mark_near_copies(verdicts, headers, kept, seen)) == {EVE.peer: RejectReason.COPY}
+    later = {**seen, BOB.peer: 4.0}
+    assert refused(mark_near_copies(verdicts, headers, kept, later)) == {BOB.peer: RejectReason.COPY}
+
+
+def test_of_many_names_for_one_work_one_counts() -> None:
+    verdicts, headers = arrivals(ann=b"1", bob=b"2", eve=b"3")
+    same = samples(ann=range(1000), bob=range(20, 1020), eve=range(40, 1040))
+    assert len(refused(mark_near_copies(verdicts, headers, same, {}))) == 2
+    # and who was refused already is nobody's original
+    refusal = Verdict(peer=ANN.peer, round=RoundIndex(5), rejected=RejectReason.NO_PROOF)
+    marked = mark_near_copies({**verdicts, ANN.peer: refusal}, headers, same, {ANN.peer: 0.0})
+    assert sorted(refused(marked).values()) == [RejectReason.COPY, RejectReason.NO_PROOF]
+
+
+def test_few_places_prove_no_copy() -> None:
+    verdicts, headers = arrivals(ann=b"1", bob=b"2")
+    for few in (range(0), range(50)):
+        assert mark_near_copies(verdicts, headers, samples(ann=few, bob=few), {}) == verdicts
+
+
+def loudness(*norms: float) -> dict[PeerId, Sample]:
+    return {each.peer: Sample(np.arange(3), norm**2) for each, norm in zip((ANN, BOB, EVE), norms, strict=False)}
+
+
+def test_who_shouts_is_refused_and_cannot_make_others_seem_loud() -> None:
+    verdicts, _ = arrivals(ann=b"1", bob=b"2", eve=b"3")
+    assert refused(mark_loud(verdicts, loudness(1.0, 1.5, 1.1 * LOUD * 1.5))) == {EVE.peer: RejectReason.LOUD}
+    assert mark_loud(verdicts, loudness(1.0, 1.5, 0.9 * LOUD * 1.5)) == verdicts
+    # nobody is loud beside whispers, silence, or one other
+    for norms in ((1e-6, 1.0, 1.0), (0.0, 0.0, 1.0), (1e-6, 1.0)):
+        assert mark_loud(verdicts, loudness(*norms)) == verdicts

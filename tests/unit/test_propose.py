@@ -20,7 +20,7 @@ from elastic.messages import (
     Verdict,
     digest_of,
 )
-from elastic.propose import objection, own_manifest
+from elastic.propose import EACH_ITS_OWN, objection, own_manifest
 from elastic.schedule.absences import Absences
 from elastic.seen import Seen
 from incentives.uniform import Uniform
@@ -87,7 +87,7 @@ def test_a_few_may_be_missing() -> None:
     assert against(theirs(counted=entries(*PEERS[:3]))) == "it counts 3, we accept 6"
 
 
-@pytest.mark.parametrize("reason", set(RejectReason) - {RejectReason.COPY}, ids=str)
+@pytest.mark.parametrize("reason", set(RejectReason) - EACH_ITS_OWN, ids=str)
 def test_what_we_reject_does_not_count(reason: RejectReason) -> None:
     objected = against(theirs(), seen({OTHER: reason}))
     assert objected == f"it counts {OTHER}: {reason}"
