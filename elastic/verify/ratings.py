@@ -16,7 +16,7 @@ from statistics import median_low
 from openskill.models import PlackettLuce, PlackettLuceRating
 
 from elastic.errors import StateError
-from elastic.messages import JSON, Assessment, Evidence, PeerId, RejectReason, RoundIndex
+from elastic.messages import JSON, Evidence, PeerId, RejectReason, RoundIndex
 
 BETA, TAU = 7.0, 0.1
 """OpenSkill: how far luck reaches in one match, and how much a skill may change from one to the next."""
@@ -25,10 +25,20 @@ MEAN, SPREAD = 25.0, 25.0 / 3.0
 WORK_PACE = 0.05
 """Weight of the last assessment in the mean of proofs of work."""
 WORK_FLOOR, WORK_TRIAL = 0.10, 20
-"""A mean below this floor counts as none, from this number of assessments on. After Gauntlet's 10, honest peers that
-help most on their own tokens in three rounds of four would often be found below it."""
+"""A mean below this floor counts as none, from this number of assessments on: after 10, luck alone brings one in
+fourteen honest peers below it where four in five of their proofs are good (`elastic bench attack`)."""
 LEAST_GAIN = 0.25
-"""Who helps less than this part of what is usual in its round does not help: it idles, or worse."""
+"""Who helps less than this part of what is usual does not help: it idles, or worse."""
+CLEAR = 4.0
+"""So many standard deviations of its round below what is usual one contribution shows it; else only the mean does."""
+HELP_PACE, HELP_TRIAL = 0.2, 4
+"""Weight of the last assessment in the mean of how much of the usual a peer helps, and how many tell anything."""
+HELP_BOUND = 2.0
+"""No single round says more than this, for or against."""
+LEAST_ASKED = 0.25
+"""Who trained on few tokens is asked for less, but for no less than this part."""
+FEW = 3
+"""Fewer assessments in a round do not show what is usual in it."""
 FADE = 0.99
 """Left of a score after each round without an assessment."""
 MEMORY_ROUNDS = 10_000
@@ -41,6 +51,7 @@ AT_FAULT = frozenset(
         RejectReason.WRONG_ANCHOR,
         RejectReason.WRONG_DIGEST,
         RejectReason.BAD_SIGNATURE,
+        RejectReason.LOUD,
         RejectReason.EQUIVOCAL,
     }
 )
@@ -58,6 +69,10 @@ class Standing:
     """Of its skill; see OpenSkill."""
     work: float = 0.0
     """Mean proof of work, in [-1, 1]."""
+    help: float = 0.0
+    """Weighted sum of how much of the usual it helps, and"""
+    weight: float = 0.0
+    """of the weights, in [0, 1]."""
     assessed: int = 0
     """Assessments so far."""
     last: int = 0
@@ -76,6 +91,12 @@ class Standing:
         known = 1 - (1 - WORK_PACE) ** self.assessed  # the mean began at 0
         return self.work >= WORK_FLOOR * known if self.assessed >= WORK_TRIAL else None
 
+    @property
+    def helps(self) -> bool | None:
+        """Whether it helps as a contributor should, over the rounds; None: too few assessments to tell."""
+        enough = self.weight >= 1 - (1 - HELP_PACE) ** HELP_TRIAL - 1e-9
+        return self.help >= LEAST_GAIN * self.weight if enough else None
+
     def score(self, round_: int) -> float:
         """What the assessments up to that round amount to: at least 0, without an upper bound."""
         if self.works is False:
@@ -86,19 +107,33 @@ class Standing:
 NEWCOMER = Standing()
 
 
-def who_helped(assessments: Sequence[Assessment]) -> dict[PeerId, bool]:
-    """Peer → whether its contribution did what a contribution should; left out where that cannot be told.
+@dataclass(frozen=True, slots=True)
+class Help:
+    """What one round shows of one contribution."""
 
-    Towards the end of a run nobody helps much, and single gains drown in noise: so each is held against the others.
+    part: float
+    """Of what is usual for its tokens, within ± HELP_BOUND."""
+    clear: bool
+    """Whether this round alone shows that it did not help."""
+
+
+def helps(evidence: Sequence[Evidence]) -> dict[PeerId, Help]:
+    """Assessed peer → how much of the usual it helped; empty if the round shows no usual gain.
+
+    Towards the end of a run nobody helps much, and single gains drown in noise: each is held against the others, and
+    against how far those lie apart. What is asked grows with the tokens that a peer says it trained on.
     """
-    usual = median_low([each.gain_heldout for each in assessments]) if assessments else 0.0
+    gains = {each.verdict.peer: each.assessment.gain_heldout for each in evidence if each.assessment is not None}
+    if len(gains) < FEW or (usual := median_low(gains.values())) <= 0:
+        return {}
+    spread = 1.4826 * median_low(abs(gain - usual) for gain in gains.values())  # of a normal distribution: its sd
+    tokens = {each.verdict.peer: each.tokens for each in evidence if each.verdict.peer in gains}
+    most = median_low(tokens.values())
     found = {}
-    for each in assessments:
-        harmful = each.gain_heldout < 0 and each.gain_assigned < 0
-        if usual > 0:
-            found[each.peer] = each.gain_heldout >= LEAST_GAIN * usual
-        elif harmful or each.gain_heldout > 0:
-            found[each.peer] = not harmful
+    for peer, gain in gains.items():
+        asked = usual * max(LEAST_ASKED, min(1.0, tokens[peer] / most if most else 1.0))
+        clear = gain < LEAST_GAIN * asked and gain < asked - CLEAR * spread
+        found[peer] = Help(max(-HELP_BOUND, min(HELP_BOUND, gain / asked)), clear)
     return found
 
 
@@ -119,17 +154,19 @@ class Ratings:
             The evidence, with what is thought of it now.
         """
         fresh = [each for each in evidence if self[each.verdict.peer].played < round_]
+        shown = helps(evidence)
         for each in sorted(fresh, key=lambda each: each.verdict.peer):
             self._prove_work(round_, each)
+            self._weigh(each.verdict.peer, shown.get(each.verdict.peer))
         self._play(round_, fresh)
         self._standings = {
             peer: known for peer, known in self._standings.items() if known.played > round_ - MEMORY_ROUNDS
         }
-        helped = who_helped([each.assessment for each in evidence if each.assessment is not None])
-        return [self._rated(round_, each, helped.get(each.verdict.peer)) for each in evidence]
+        return [self._rated(round_, each, shown.get(each.verdict.peer)) for each in evidence]
 
-    def _rated(self, round_: RoundIndex, each: Evidence, helped: bool | None) -> Evidence:
+    def _rated(self, round_: RoundIndex, each: Evidence, shown: Help | None) -> Evidence:
         known = self[each.verdict.peer]
+        helped = None if shown is None else known.helps is not False and not shown.clear
         score = known.score(round_) if known.assessed else None
         return each.model_copy(update={"helped": helped, "works": known.works, "score": score})
 
@@ -162,6 +199,14 @@ class Ratings:
             known, work=work, assessed=known.assessed + 1, last=round_, played=round_
         )
 
+    def _weigh(self, peer: PeerId, shown: Help | None) -> None:
+        if shown is None:
+            return
+        known = self[peer]
+        total = (1 - HELP_PACE) * known.help + HELP_PACE * shown.part
+        weight = (1 - HELP_PACE) * known.weight + HELP_PACE
+        self._standings[peer] = replace(known, help=total, weight=weight)
+
     def _play(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> None:
         """One match: the assessed by their gain, and behind them who sent nothing that could be."""
         gains = {each.verdict.peer: each.assessment.gain_heldout for each in evidence if each.assessment is not None}
@@ -186,7 +231,8 @@ class Ratings:
 
 
 def _standing(fields: JSON) -> Standing:
-    mean, spread, work = (float(fields[name]) for name in ("mean", "spread", "work"))
-    if not (isfinite(mean) and isfinite(spread) and spread > 0 and abs(work) <= 1):
+    mean, spread, work, help_, weight = (float(fields[name]) for name in ("mean", "spread", "work", "help", "weight"))
+    skilled = isfinite(mean) and isfinite(spread) and spread > 0
+    if not (skilled and abs(work) <= 1 and abs(help_) <= HELP_BOUND and 0 <= weight <= 1):
         raise ValueError(f"out of range: {fields}")
-    return Standing(mean, spread, work, *(int(fields[name]) for name in ("assessed", "last", "played")))
+    return Standing(mean, spread, work, help_, weight, *(int(fields[name]) for name in ("assessed", "last", "played")))
