@@ -237,6 +237,37 @@ def churn(
     raise SystemExit(1 if any(row["minority_rounds"] for row in tables.get(Part.SPLITS, ())) else 0)
 
 
+@bench.command("attack")
+def attack(  # noqa: PLR0913 - options of a command
+    quick: Annotated[
+        bool, typer.Option("--quick", help="five telling kinds, one seed, fewer rounds: some minutes")
+    ] = False,
+    kinds: Annotated[str, typer.Option(help='only these, as in --kinds "sign flip, copy"; all if not given')] = "",
+    peers: Annotated[int, typer.Option(min=5, max=48, help="peers of each swarm")] = 16,
+    bad: Annotated[float, typer.Option(min=0, max=0.5, help="part of them that is bad")] = 0.25,
+    rounds: Annotated[int, typer.Option(min=0, help="of each swarm; 0: 24, or 16 with --quick")] = 0,
+    seeds: Annotated[int, typer.Option(min=0, help="swarms of each kind; 0: 3, or 1 with --quick")] = 0,
+    processes: Annotated[int, typer.Option(min=0, help="at a time; 0: one per core")] = 0,
+    json: Annotated[Path | None, typer.Option("--json", help="keep finished cells here, and skip those it has")] = None,
+) -> None:
+    """Bad peers in a real swarm: who finds them, what they cost.
+
+    Every kind of the zoo, with no defence (uniform shares, nobody assesses) and under each incentive, in swarms of real
+    peers in one process: a real model on real text, SparseLoCo, four validators, and among the honest a slow peer, one
+    that is cut off now and then, and one behind a slow line. "absent": without the bad ones, which damage is measured
+    against. "honest": honest ones in their place, so what chance alone makes of the loss. Ctrl-C ends it with the table
+    so far.
+    """
+    _can_be_written(json)
+    from elastic.bench.attack.suite import cells, chosen, run
+    from elastic.bench.attack.swarm import Setting
+    from elastic.bench.attack.table import table
+
+    wanted = chosen([each.strip() for each in kinds.split(",") if each.strip()], quick)
+    setting = Setting(peers, bad, rounds or (16 if quick else 24))
+    say(table(run(cells(wanted, setting, seeds or (1 if quick else 3)), processes, json, say)))
+
+
 def _count(argument: str) -> int:
     if not argument.isdecimal() or not 1 <= int(argument) <= 1024:
         raise ConfigError(f"--peers {argument}: expected numbers from 1 to 1024, as in --peers 8 16 70")

@@ -1,0 +1,37 @@
+"""Small swarms with bad peers, from the first round to the figures."""
+
+from dataclasses import replace
+
+import pytest
+
+from elastic.bench.attack.measure import Cell, Outcome, measure
+from elastic.bench.attack.swarm import Setting
+
+SETTING = Setting(peers=8, bad=0.25)
+
+
+def cell(kind: str, defence: str = "reputation", rounds: int = 6) -> Outcome:
+    return replace(measure(Cell(kind, defence, 0, replace(SETTING, rounds=rounds))), validator_cost=0.0)
+
+
+@pytest.mark.parametrize("kind", ["sign flip", "scale x100", "late copy", "nan"])
+def test_gross_attacks_are_found_and_nobody_honest_is_shut_out(kind: str) -> None:
+    found = cell(kind)
+    assert (found.detected, found.bad) == (2, 2)
+    assert (found.slashed, found.honest) == (0, 6)
+
+
+def test_of_sybils_one_counts() -> None:
+    assert cell("sybils", rounds=3).detected == 1
+
+
+def test_honest_peers_in_the_places_of_bad_ones_are_not_found() -> None:
+    found = cell("honest")
+    assert (found.detected, found.slashed) == (0, 0)
+
+
+def test_without_a_defence_harm_is_done_and_the_same_seed_does_the_same() -> None:
+    alone, harmed = cell("absent", "none", 3), cell("sign flip", "none", 3)
+    assert harmed.held_out > 1.02 * alone.held_out
+    assert harmed.detected == 0
+    assert cell("sign flip", "none", 3) == harmed
