@@ -384,11 +384,9 @@ class Settler(Protocol):
 
     async def news(self) -> JSON:
         """What the incentive should know; returns at once."""
-        ...
 
     async def close(self) -> None:
         """Stop, also in the middle of something; what is on its way stays written down."""
-        ...
 
 
 class SettledIncentive(Incentive, Protocol):
@@ -396,12 +394,6 @@ class SettledIncentive(Incentive, Protocol):
 
     def attach(self, settler: Any) -> None:
         """From now on boards go there."""
-        ...
 
     def learn(self, news: JSON) -> None:
-        """Take in what the settler tells.
-
-        Raises:
-            StateError: it is none of its news.
-        """
-        ...
+        """Take in what the settler tells; StateError: it is none of its news."""

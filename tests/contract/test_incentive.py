@@ -242,7 +242,7 @@ def test_reputation_weighs_shares_without_silencing_newcomers() -> None:
 def heard(incentive: Reputation, *scores: float) -> Reputation:
     """So many validators said that of the first peer."""
     for validator, score in zip(PEERS[1:], scores, strict=False):
-        said = messages.Testimony(run="demo", round=RoundIndex(49), peer=validator, scores={PEERS[0]: score})
+        said = messages.SignedScoreboard(run="demo", round=RoundIndex(49), peer=validator, scores={PEERS[0]: score})
         incentive.hear([said])
     return incentive
 

@@ -195,7 +195,7 @@ def test_validators_in_league_praise_friends_and_slander_the_rest(tmp_path: Path
     me, kind = body(here), ZOO["colluders"]()
     honest = here.of(bad=False)[0].id
     assert me.validates and len(here.shared.agreement.validators) == 4
-    said = messages.Testimony(run="attack", round=RoundIndex(1), peer=me.id, scores={honest: 0.9})
+    said = messages.SignedScoreboard(run="attack", round=RoundIndex(1), peer=me.id, scores={honest: 0.9})
     assert kind.testimony(me, said).scores == {**dict.fromkeys(me.gang, 1.0), honest: -1.0}
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from elastic.messages import ContributionHeader, InnerReport, PeerId, RoundPlan, Seconds, Testimony
+from elastic.messages import ContributionHeader, InnerReport, PeerId, RoundPlan, Seconds, SignedScoreboard
 
 if TYPE_CHECKING:
     from elastic.bench.attack.member import ZooExchange
@@ -107,7 +107,7 @@ class Conduct:
     def posted(self, body: Body, header: ContributionHeader) -> None:
         """Right after that."""
 
-    def testimony(self, body: Body, said: Testimony) -> Testimony:
+    def testimony(self, body: Body, said: SignedScoreboard) -> SignedScoreboard:
         """As a validator: what it says of others."""
         return said
 

@@ -25,7 +25,7 @@ from elastic.messages import (
     RoundIndex,
     RoundPlan,
     Seconds,
-    Testimony,
+    SignedScoreboard,
 )
 from elastic.peer import Peer
 from elastic.registry import build
@@ -94,7 +94,7 @@ class ZooExchange(MemoryExchange):
 
     async def post(self, kind: str, round_: RoundIndex, body: bytes) -> None:
         if kind == SCORES:
-            said = self._conduct.testimony(self.body, Testimony.from_bytes(body))
+            said = self._conduct.testimony(self.body, SignedScoreboard.from_bytes(body))
             self.said[round_] = said.scores
             body = self._identity.sign(said).canonical()
         if kind != CONTRIBUTION:

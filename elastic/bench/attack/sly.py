@@ -8,7 +8,7 @@ from elastic.bench.attack.conduct import Body, Conduct, Lazy
 from elastic.bench.attack.work import SignFlip
 from elastic.errors import FetchError, MalformedError
 from elastic.exchange.gather import CONTRIBUTION
-from elastic.messages import ContributionHeader, InnerReport, PeerId, RoundPlan, Seconds, Testimony
+from elastic.messages import ContributionHeader, InnerReport, PeerId, RoundPlan, Seconds, SignedScoreboard
 
 LOOK = Seconds(0.05)
 """Between a thief's looks at what others commit to."""
@@ -97,7 +97,7 @@ class Colluders(Conduct):
     def forge(self, body: Body, plan: RoundPlan, payload: bytes) -> bytes:
         return payload if body.validates else SignFlip().forge(body, plan, payload)
 
-    def testimony(self, body: Body, said: Testimony) -> Testimony:
+    def testimony(self, body: Body, said: SignedScoreboard) -> SignedScoreboard:
         scores = {peer: 1.0 if peer in body.gang else -1.0 for peer in {*said.scores, *body.gang}}
         return said.model_copy(update={"scores": dict(sorted(scores.items()))})
 
