@@ -25,7 +25,7 @@ from elastic.wire.signing import Identity
 ME = Identity.generate()
 PEOPLE = [Identity.generate() for _ in range(10)]
 PLACE = DHTID.generate(source="key")
-UNTIL = time.time() + 10.0**6
+UNTIL = time.time() + 3000.0  # of the hour that a record may last at most
 
 Search = Callable[..., Awaitable[Any]]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from elastic.exchange.dht.strict import StrictSerializer
 from elastic.exchange.limits import RecordLimits
 
-LATER = time.time() + 1000.0
+LATER = time.time() + 3000.0  # of the hour that a record may last at most
 
 
 def dictionary(*records: object, head: tuple[object, ...] = (float("inf"), LATER), code: int = 0x50) -> bytes:
