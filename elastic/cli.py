@@ -335,7 +335,7 @@ def replay(
         say(line)
 
     for lacking in sorted({path.parent for path in where.glob("*/peer.key")} - set(folders)):
-        damaged(f"{lacking}: a peer's folder without manifests; left out")
+        say(f"{lacking}: a peer's folder without manifests; left out")
     last = None
     for step in steps(config.shared, folders, say, damaged):
         last, counted = step, len(step.manifest.counted)

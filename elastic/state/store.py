@@ -163,8 +163,11 @@ def is_claimed(directory: Path) -> bool:
     Raises:
         StateError: it cannot be told.
     """
-    if not (directory / "peer.claim").exists():  # no peer has ever run there
+    path = directory / "peer.claim"
+    if not path.exists():  # no peer has ever run there
         return False
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise StateError(f"{path}: cannot be opened: is it another user's?")
     try:
         with claim(directory):
             return False
