@@ -27,6 +27,7 @@ from elastic.messages import (
     InnerReport,
     Manifest,
     PeerId,
+    RejectReason,
     RoundPlan,
     Scoreboard,
     Seconds,
@@ -223,8 +224,9 @@ def _turns(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> Times:
     now = peer.clock.now()
     turn = Seconds(max(phases.start + plan.gather_seconds, now) + PROPOSER_SECONDS)
     first = proposer_of(plan.run, plan.round, View(0), peer.shared.agreement.validators)
+    verdict = seen.verdicts.get(first)
     return Times(
-        proposer=now if first in plan.roster and first not in seen.arrivals else turn,
+        proposer=now if verdict is not None and verdict.rejected is RejectReason.MISSING else turn,
         patience=Seconds(2 * PROPOSER_SECONDS),
         give_up=Seconds(max(phases.start + _longest(plan), now + plan.gather_seconds)),
     )

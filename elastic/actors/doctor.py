@@ -19,7 +19,7 @@ import psutil
 from elastic.actors.finding import Finding, Level
 from elastic.check import entry_socket
 from elastic.config import RunConfig
-from elastic.errors import ElasticError
+from elastic.errors import ElasticError, StateError
 from elastic.state.store import is_claimed
 from elastic.view import size
 from elastic.wire.signing import Identity
@@ -50,7 +50,12 @@ def examine(config: RunConfig, ntp: str) -> Iterator[Finding]:
 
     model = fp32_bytes(config)
     yield disk(config, model)
-    if running := is_claimed(config.local.state_dir):
+    try:
+        running = is_claimed(config.local.state_dir)
+    except StateError as error:
+        running = False
+        yield Finding("peer", Level.PROBLEM, str(error))
+    if running:
         yield Finding("peer", Level.OK, "it is running: memory, port and Ray, which it has itself, are not looked at")
     else:
         yield memory(config, model)

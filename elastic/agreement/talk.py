@@ -47,6 +47,8 @@ class Talk:
         self.seat = seat
         self._exchange, self._clock, self._check = exchange, clock, check
         self._rings, self._patience, self._entered = times.proposer, times.patience, seat.entered
+        if seat.view > 0:  # restarted in a later one, whose proposer may be there though the first is not
+            self._rings = Seconds(max(self._rings, clock.now() + self._patience))
         self._began = clock.now()
         self._said: dict[str, tuple[int, Seconds]] = {}
         """Kind → the seat's changes when we posted it last, and when."""

@@ -49,6 +49,7 @@ AT_FAULT = frozenset(
         RejectReason.MALFORMED,
         RejectReason.OVERSIZED,
         RejectReason.WRONG_ANCHOR,
+        RejectReason.NO_PROOF,
         RejectReason.WRONG_DIGEST,
         RejectReason.BAD_SIGNATURE,
         RejectReason.LOUD,

@@ -36,7 +36,7 @@ SHOWN_BY = {
     "a ballot is waited for as long as it takes": 7,
     "what is final is told nobody": 0,
     "the votes that led here are not passed on": 81,
-    "nobody serves what it fetched": 4,
+    "nobody serves what it fetched": 12,
     "a ballot is on disk one step late": 138,
     "the texts of what was voted for are not kept": 13,
     "a peer that comes back does not say what was final": 28,

@@ -3,17 +3,34 @@
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from math import inf
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic.agreement.manifests import check_manifest, genesis
+from elastic.agreement.simplex import proposer_of
 from elastic.config import Shared
 from elastic.errors import MalformedError
-from elastic.messages import PACE_ROUNDS, Manifest, PeerId, RoundIndex, RoundPlan, digest_of
+from elastic.messages import (
+    PACE_ROUNDS,
+    Manifest,
+    PeerId,
+    RejectReason,
+    RoundIndex,
+    RoundPlan,
+    Verdict,
+    View,
+    digest_of,
+)
+from elastic.round import _turns
 from elastic.schedule.absences import LONGEST, REMEMBERED, Absences
+from elastic.schedule.clock import ManualClock
+from elastic.schedule.phases import Phases
 from elastic.schedule.plan import next_pace, plan_round, round_deadline
+from elastic.seen import Seen
 from elastic.wire.signing import Identity
 
 ME = Identity.generate()
@@ -155,3 +172,21 @@ def test_the_memory_of_absences_is_bounded() -> None:
     for number in range(REMEMBERED + 50):
         absences.note(RoundIndex(1), [PeerId(f"stranger{number}"), PEERS[0]], [PEERS[0]])
     assert len(absences.left_out(RoundIndex(2))) == REMEMBERED
+
+
+@pytest.mark.parametrize(
+    ("rejected", "waits"),
+    [(None, True), (RejectReason.UNFETCHABLE, True), (RejectReason.MALFORMED, True), (RejectReason.MISSING, False)],
+)
+def test_only_a_proposer_of_whom_nothing_was_heard_is_not_waited_for(
+    rejected: RejectReason | None, waits: bool
+) -> None:
+    # given what was heard of the first proposer by the deadline
+    first = proposer_of("demo", RoundIndex(3), View(0), PEERS)
+    seen = Seen({}, {first: Verdict(peer=first, round=RoundIndex(3), rejected=rejected)})
+    clock = ManualClock()
+    one: Any = SimpleNamespace(clock=clock, shared=SimpleNamespace(agreement=SimpleNamespace(validators=tuple(PEERS))))
+    plan: Any = SimpleNamespace(run="demo", round=RoundIndex(3), gather_seconds=0.0, roster=tuple(PEERS))
+    # then
+    times = _turns(one, plan, seen, Phases(clock, lambda phase: None))
+    assert (times.proposer > clock.now()) is waits

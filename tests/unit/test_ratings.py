@@ -76,7 +76,9 @@ def test_too_few_assessments_prove_nothing() -> None:
     assert after(WORK_TRIAL, {ANN: 0.02, BEN: 0.01})[ANN].works is True
 
 
-@pytest.mark.parametrize("reason", [RejectReason.MALFORMED, RejectReason.EQUIVOCAL, RejectReason.MISSING])
+@pytest.mark.parametrize(
+    "reason", [RejectReason.MALFORMED, RejectReason.NO_PROOF, RejectReason.EQUIVOCAL, RejectReason.MISSING]
+)
 def test_who_sends_nothing_of_use_plays_last(reason: RejectReason) -> None:
     ratings = after(10, {ANN: 0.02, BEN: 0.01})
     before = ratings[ANN].mean

@@ -6,9 +6,13 @@ import pytest
 
 from elastic.agreement import seat
 from elastic.agreement.seat import Seat
+from elastic.agreement.talk import Talk
 from elastic.agreement.votes import Ballot, Vote, VoteKind
+from elastic.contracts import Times
 from elastic.errors import SignatureInvalidError
-from elastic.messages import RoundIndex, Signed, View, digest_of
+from elastic.exchange.memory import MemoryNetwork
+from elastic.messages import NO_DIGEST, RoundIndex, Seconds, Signed, View, digest_of
+from elastic.schedule.clock import ManualClock
 from elastic.wire.signing import Identity, verify
 
 KEYS = sorted((Identity.generate() for _ in range(4)), key=lambda key: key.peer)
@@ -59,3 +63,26 @@ def test_who_contradicts_itself_is_named_once_a_round(caplog: pytest.LogCaptureF
     # then
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert liar.peer in caplog.text
+
+
+@pytest.mark.parametrize(("view", "patient"), [(0, False), (1, True)])
+def test_an_absent_first_proposer_is_no_reason_to_leave_a_later_view(view: int, patient: bool) -> None:
+    # given a validator that was restarted in that view of a round whose first proposer is absent
+    saved: list[Ballot] = []
+    before = Seat(KEYS[0], RUN, ROUND, NAMES, memory=None, save=saved.append)
+    void = [
+        key.sign(Vote(run=RUN, round=ROUND, view=View(0), kind=VoteKind.VOID, manifest=NO_DIGEST, peer=key.peer))
+        for key in KEYS[1:]
+    ]
+    if view:
+        before.hear(Ballot.of(RUN, ROUND, void))
+    again = Seat(KEYS[0], RUN, ROUND, NAMES, memory=saved[-1] if saved else None, save=saved.append)
+    assert again.view == view
+    # when it does not wait for the first
+    clock = ManualClock()
+    times = Times(proposer=clock.now(), patience=Seconds(4.0), give_up=Seconds(20.0))
+    talk = Talk(again, MemoryNetwork().join(NAMES[0]), clock, lambda manifest: None, times)
+    said = again.changes
+    talk._mind_the_time()
+    # then it has given up the first one's turn, and no later one's
+    assert (again.changes == said) is patient
