@@ -55,7 +55,7 @@ async def catch_up(peer: Peer, head: Manifest) -> None:
         FetchError: nobody could give what is needed; try again when more peers are there.
     """
     with trace.span(trace.CATCH_UP, round=head.round, holds=peer.holds()):
-        if peer.agreement.validates(peer.id):
+        if peer.decides(head.round):
             await peer.agreement.repeat(head)  # final by our vote, and perhaps unheard: nobody goes ahead of the others
         while peer.holds() <= head.round:
             manifest = await _next_manifest(peer, head)

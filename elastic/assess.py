@@ -25,7 +25,7 @@ class Assessor:
         self.found: dict[PeerId, Assessment] = {}
         self._peer, self._plan, self._seed = peer, plan, peer.draw_seed()
         # Averaging peers all send the same: nothing in it is anybody's own.
-        decides, alike = peer.agreement.validates(peer.id), peer.reducer.averages
+        decides, alike = plan.decides, peer.reducer.averages
         self.active = peer.shared.scoring.sequences > 0 and decides and not alike
         self._ours = ours
         self._waiting: dict[PeerId, tuple[ContributionHeader, bytes]] = {}

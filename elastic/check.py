@@ -30,7 +30,7 @@ def check_values(config: RunConfig) -> None:
     """
     shared, local = config.shared, config.local
     for peer in shared.agreement.validators:
-        _check_peer(peer, "shared.agreement.validators")
+        check_peer(peer, "shared.agreement.validators")
     for address in local.network.bootstrap:
         check_entry(address)
     for address in local.network.announce:
@@ -110,7 +110,7 @@ def check_entry(address: str, key: str = "local.network.bootstrap") -> None:
     _check_transport(parts[:5], ENTRY_PROTOCOLS, where, ENTRY_FORM)
     if len(parts) != 7 or parts[5] != "p2p":
         raise ConfigError(f'{where} does not end in the entry point\'s "/p2p/12D3Koo…"; expected {ENTRY_FORM}')
-    _check_peer(PeerId(parts[6]), where)
+    check_peer(PeerId(parts[6]), where)
 
 
 def entry_socket(address: str) -> tuple[str, int]:
@@ -140,7 +140,12 @@ def _check_transport(parts: list[str], protocols: tuple[str, ...], where: str, f
         raise ConfigError(f'{where}: expected "/tcp/" and a port after the host, as in {form}')
 
 
-def _check_peer(peer: PeerId, where: str) -> None:
+def check_peer(peer: PeerId, where: str) -> None:
+    """Whether this is a peer id at all; `where` it stands.
+
+    Raises:
+        ConfigError: it is none.
+    """
     try:
         public_key_of(peer)
     except (SignatureInvalidError, ValueError) as error:

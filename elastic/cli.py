@@ -17,6 +17,7 @@ from elastic.check import check_plugins, check_values, notes
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError
 from elastic.registry import EXTRAS, resolve, target_of
+from elastic.terms import amend
 
 app = typer.Typer(
     name="elastic",
@@ -76,6 +77,7 @@ def _fail(message: str) -> NoReturn:
 app.add_typer(bench, name="bench")
 app.add_typer(incentives, name="incentives")
 app.command()(score)
+app.command()(amend)
 
 
 def _version(value: bool) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from elastic.errors import ConfigError
 from elastic.explain import explain
-from elastic.messages import MAX_VALIDATORS, Digest, HexDigest, PeerIdField, RunName, digest_of
+from elastic.messages import MAX_VALIDATORS, Digest, HexDigest, PeerIdField, RunName, Terms, digest_of
 
 Positive = Annotated[int, Field(ge=1, le=2**40)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
@@ -43,6 +43,10 @@ class PluginChoice(BaseModel):
     def settings(self) -> dict[str, Any]:
         """What belongs to the chosen class's own `Config`."""
         return dict(self.__pydantic_extra__ or {})
+
+    def canonical(self) -> str:
+        """The one form in which peers name it to each other."""
+        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS).decode()
 
     @model_validator(mode="after")
     def _can_be_hashed(self) -> "PluginChoice":
@@ -133,6 +137,13 @@ class AgreementConfig(Section):
     """Peer ids of the validators: a quorum of them decides each round. Of n, (n - 1) / 3 may lie and, with 3 or more, \
 some may be down: 1 of 3, 1 of 4, 2 of 7. `elastic init` puts this machine's there."""
 
+    seats: Annotated[int, Field(ge=0, le=MAX_VALIDATORS)] = 0
+    """The incentive fills seats until so many decide, one a round, and replaces a validator that is shut out, or away \
+for `absent_rounds`. 0: the validators named here decide to the end, or until they agree on others."""
+    absent_rounds: Annotated[int, Field(ge=2, le=128)] = 16
+    """A validator none of whose contributions counted in so many rounds is gone; who shall become one was there in \
+three quarters of them."""
+
     @model_validator(mode="after")
     def _each_once(self) -> "AgreementConfig":
         if len(set(self.validators)) < len(self.validators):
@@ -180,6 +191,10 @@ class Shared(Section):
     """How validators find out who helps."""
     agreement: AgreementConfig
     """Who decides what counts."""
+
+    def terms(self) -> Terms:
+        """Those that the run begins with."""
+        return Terms(validators=tuple(sorted(self.agreement.validators)), incentive=self.incentive.canonical())
 
     def digest(self) -> Digest:
         """SHA-256 over the canonical JSON of all values, defaults included (a plug-in's settings: as written)."""

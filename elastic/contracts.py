@@ -25,7 +25,7 @@ from elastic.messages import (
     Scoreboard,
     Seconds,
     SignedScoreboard,
-    Verdict,
+    Terms,
     View,
 )
 from elastic.reports import StateMeta
@@ -258,19 +258,6 @@ class Exchange(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One peer's contribution as gathered: what it committed to, and its bytes if they could be had."""
-
-    header: ContributionHeader
-    payload: bytes | None
-    verdict: Verdict
-    committed: float
-    """When its commitment was first seen, and"""
-    seconds: float
-    """when it was complete: seconds since the round began."""
-
-
 Drafts = Callable[[View], Awaitable[Manifest]]
 """What a validator proposes when its turn comes in that view, unsigned."""
 Accepts = Callable[[Manifest], Awaitable[bool]]
@@ -292,8 +279,12 @@ class Times:
 class Agreement(Protocol):
     """Everyone counts the same contributions: a quorum of validators says so, from one validator up."""
 
-    def validates(self, peer: PeerId) -> bool:
-        """Whether this peer is one of those who decide."""
+    def terms(self, round_: RoundIndex) -> Terms:
+        """Who decides that round, and what scores mean in it, as far as we know: see `amendments`."""
+        ...
+
+    def amendments(self) -> Sequence[Manifest]:
+        """Every manifest that changed the terms, as far as we know, in order; to be kept over restarts."""
         ...
 
     async def decide(self, round_: RoundIndex, drafts: Drafts, accepts: Accepts, times: Times) -> Manifest | None:
@@ -349,6 +340,13 @@ class Incentive(Protocol):
 
     def shares(self, accepted: Sequence[ContributionHeader]) -> Mapping[PeerId, float]:
         """Each accepted contribution's part of the outer step; they sum to 1. Nobody's share may be 0: leave it out."""
+        ...
+
+    def trust(self, round_: RoundIndex, peers: Sequence[PeerId]) -> Mapping[PeerId, float]:
+        """How far each may be trusted to decide: only above 0 may it become a validator, below 0 it may not stay one.
+
+        Who is left out has 0. Validators should come to nearly the same, or they will not agree on whom to choose.
+        """
         ...
 
     def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:

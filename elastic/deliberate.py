@@ -12,9 +12,11 @@ from dataclasses import replace
 from math import inf
 
 from elastic.agreement.errands import Errands
+from elastic.amend import is_shared
 from elastic.errors import MalformedError, SignatureInvalidError
 from elastic.exchange.gather import CONTRIBUTION, Gathered, Until, gather
 from elastic.messages import (
+    Amendment,
     BlobRef,
     ContributionHeader,
     Digest,
@@ -43,9 +45,9 @@ NOTES_SECONDS = Seconds(1.0)
 class Deliberation:
     """What one validator makes of one round; it learns as it goes."""
 
-    def __init__(self, peer: Peer, plan: RoundPlan, seen: Seen) -> None:
-        """`seen` is what was gathered."""
-        self.seen = seen
+    def __init__(self, peer: Peer, plan: RoundPlan, seen: Seen, wish: Amendment | None) -> None:
+        """`seen` is what was gathered, and `wish` what we would change about the run."""
+        self.seen, self._wish = seen, wish
         self._peer, self._plan = peer, plan
         self._commitments: dict[PeerId, dict[Digest, ContributionHeader]] = {}
         """Sender → payload → its signed commitment; two prove that it cannot be trusted, and more prove no more."""
@@ -69,7 +71,9 @@ class Deliberation:
         """What we propose. When an earlier proposal came to nothing, the others' notes may say why."""
         if view > 0:
             await self._compare_notes()
-        return own_manifest(self._peer, self._plan, self.seen, await self._peer.exchange.cards())
+        shared = self._wish is not None and await is_shared(self._peer, self._plan, self._wish)
+        amendment = self._wish if shared else None
+        return own_manifest(self._peer, self._plan, self.seen, await self._peer.exchange.cards(), amendment)
 
     async def accepts(self, manifest: Manifest) -> bool:
         """Whether we sign another's; what it counts and we lack is fetched first."""
@@ -78,14 +82,15 @@ class Deliberation:
         if disputed or left_out:
             await self._compare_notes()
             await self._fetch(disputed)
-        against = objection(self._peer, self._plan, self.seen, await self._peer.exchange.cards(), manifest)
+        cards = await self._peer.exchange.cards()
+        against = objection(self._peer, self._plan, self.seen, cards, manifest, self._wish)
         if against is not None:
             logger.warning("round %d: not signed, by %s: %s", manifest.round, manifest.proposer, against)
         return against is None
 
     @property
     def _alone(self) -> bool:
-        return len(self._peer.shared.agreement.validators) == 1
+        return len(self._plan.validators) == 1
 
     def _holds(self, sender: PeerId, payload: Digest) -> bool:
         arrival = self.seen.arrivals.get(sender)
@@ -117,7 +122,7 @@ class Deliberation:
         shown = await self._peer.exchange.records(CONTRIBUTION, self._plan.round)
         bodies = [shown[sender] for sender in sorted(shown.keys() & set(self._plan.roster))]
         ours = [header for body in bodies if (header := _read(body)) is not None]
-        others = [peer for peer in self._peer.shared.agreement.validators if peer != self._peer.id]
+        others = [peer for peer in self._plan.validators if peer != self._peer.id]
         if self._learn([*ours, *await self._notes_of(others)]):
             await self._publish()
 

@@ -187,8 +187,8 @@ class Life:
             await peer.refresh()
             self._trainer_restarted = False
         head = await self._head(peer)
-        await peer.exchange.heed([*peer.shared.agreement.validators, *(head.roster if head is not None else ())])
-        validator = peer.agreement.validates(peer.id)
+        await peer.exchange.heed(self._worth_hearing(peer, head))
+        validator = peer.id in peer.shared.agreement.validators
         match decide_next(holds=peer.holds(), head=head, rounds=peer.shared.rounds, validator=validator):
             case Train(head):
                 await self._round(peer, head)
@@ -207,6 +207,7 @@ class Life:
 
     async def _round(self, peer: Peer, head: Manifest) -> None:
         await self._become(peer, PeerStage.READY)
+        await peer.follow_terms(RoundIndex(head.round + 1))
         plan = peer.plan(head)
         self._watch.begin(plan)
         self._contributing = plan.slot is not None
@@ -263,8 +264,17 @@ class Life:
         if own is not None and not self._unsure:
             return own
         known = await peer.agreement.head()
+        for manifest in peer.agreement.amendments():
+            peer.chain.append(manifest)  # those that we jump over: who decides later rounds follows from them
         self._unsure = False
         return max((m for m in (own, known) if m is not None), key=lambda m: m.round, default=None)
+
+    def _worth_hearing(self, peer: Peer, head: Manifest | None) -> list[PeerId]:
+        """Who decides or decided, and who may contribute."""
+        if head is None:
+            return list(peer.shared.agreement.validators)
+        deciding = peer.agreement.terms(RoundIndex(head.round + 1)).validators
+        return list(dict.fromkeys([*head.roster, *peer.shared.agreement.validators, *deciding]))
 
     async def _repeat_last_word(self, peer: Peer) -> None:
         """The DHT may have forgotten the head, if the whole swarm was down."""

@@ -5,6 +5,7 @@ over that form. `extra="forbid"` and `strict=True`: a stranger's record either i
 """
 
 import hashlib
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, NewType, Self
 
@@ -23,7 +24,7 @@ Seconds = NewType("Seconds", float)
 View = NewType("View", int)
 """Views of a round's agreement count from 0; see `agreement.simplex`."""
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Raised when peers of two versions can no longer understand each other's records."""
 GENESIS = RoundIndex(0)
 """The round of the manifest that starts a run."""
@@ -35,6 +36,9 @@ MAX_SCORES = 128
 """So many fit into one record."""
 MAX_VALIDATORS = 16
 """So many signatures fit into one record beside a manifest."""
+
+MAX_INCENTIVE = 1024
+"""Letters of the name and settings of a new incentive, which must fit in there too."""
 
 HexDigest = Annotated[Digest, Field(pattern=r"^[0-9a-f]{64}$")]
 PeerIdField = Annotated[PeerId, Field(min_length=40, max_length=64, pattern=r"^[1-9A-HJ-NP-Za-km-z]+$")]
@@ -91,6 +95,30 @@ class Signed(Message):
         return self.canonical(without=frozenset({"signature"}))
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a run can change about itself from one round to the next."""
+
+    validators: tuple[PeerId, ...]
+    """Who decides, in PeerId order."""
+    incentive: str
+    """What scores mean: name and settings of the incentive, as canonical JSON."""
+
+
+class Amendment(Message):
+    """A change of the terms; what is None stays as it is."""
+
+    validators: Annotated[tuple[PeerIdField, ...], Field(min_length=1, max_length=MAX_VALIDATORS)] | None
+    incentive: Annotated[str, Field(max_length=MAX_INCENTIVE)] | None
+
+    def applied(self, terms: Terms) -> Terms:
+        """The terms as they are then."""
+        return Terms(
+            validators=terms.validators if self.validators is None else self.validators,
+            incentive=terms.incentive if self.incentive is None else self.incentive,
+        )
+
+
 class PeerStage(StrEnum):
     """What a peer is doing, as far as others need to know."""
 
@@ -132,10 +160,19 @@ class RoundPlan(Message):
     seed: NonNegative
     pace: Pace = ()
     """That of the last manifest."""
+    validators: tuple[PeerIdField, ...] = ()
+    """Who decides this round, in PeerId order."""
+    amended: Index = GENESIS
+    """The last round before this one whose manifest changed the terms; 0: none did."""
     train_seconds: float
     """Stop inner steps after this many seconds, even if fewer than `inner_steps` are done."""
     gather_seconds: float
     """Wait for others at most this many seconds, counted from the start of the round."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether we are one of the validators of this round."""
+        return self.peer in self.validators
 
 
 class InnerReport(Message):
@@ -301,6 +338,10 @@ class Manifest(Signed):
     pace: Pace = ()
     """Seconds from the beginning of a round until half of its roster had contributed, as its proposer saw it; of the
     last rounds, newest last. Deadlines follow the median, which no minority of proposers, or of peers, can move far."""
+    amended: Index = GENESIS
+    """The last round before this one whose manifest changed the terms; 0: the run file's hold."""
+    amendment: Amendment | None = None
+    """Of the terms, from the next round on."""
     proposer: PeerIdField
     finality: Finality | None = None
     """Added when it is decided, by whoever sees the quorum; no part of its identity."""
@@ -319,6 +360,11 @@ class Manifest(Signed):
     def keeps_pace(self, before: tuple[float, ...]) -> bool:
         """Whether its pace is that of the manifest before, with one round more at most."""
         return self.pace in (before, (*before, *self.pace[-1:])[-PACE_ROUNDS:])
+
+    @property
+    def amends(self) -> RoundIndex:
+        """The last round up to this one whose manifest changed the terms."""
+        return self.amended if self.amendment is None else self.round
 
     @property
     def void(self) -> bool:

@@ -1,19 +1,32 @@
 """What one peer is made of: its collaborators, built once in `elastic.actors`, met in `elastic.round`."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elastic.config import Shared
+from elastic.config import PluginChoice, Shared
 from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer, TrainerState
-from elastic.messages import JSON, Evidence, Manifest, PeerId, RoundIndex, RoundPlan, Scoreboard
-from elastic.reports import RoundEvidence
+from elastic.messages import JSON, Evidence, Manifest, PeerId, RoundIndex, RoundPlan, Scoreboard, digest_of
+from elastic.registry import build
+from elastic.reports import Order, RoundEvidence
 from elastic.schedule.absences import Absences
 from elastic.schedule.plan import plan_round
 from elastic.state.chain import Chain
 from elastic.verify.ratings import Ratings
 from elastic.wire.signing import Identity
+
+
+async def as_new(choice: PluginChoice) -> Incentive:
+    """An incentive that has seen nothing yet."""
+    made: Incentive = build("incentive", choice)
+    return made
+
+
+def memory_of(shared: Shared, incentive: str) -> str:
+    """Under which name an incentive's memory is kept: that of the run file is not another's."""
+    first = incentive == shared.incentive.canonical()
+    return "incentive" if first else f"incentive-{digest_of(incentive.encode())[:8]}"
 
 
 @dataclass(slots=True)
@@ -31,19 +44,29 @@ class Peer:
     exchange: Exchange
     agreement: Agreement
     incentive: Incentive
+    """As the run file names it, until the run agrees on another; see `follow_terms`."""
     chain: Chain
     state: TrainerState
     """What the trainer holds; renewed after every outer step."""
     on_phase: Callable[[str], None] = lambda phase: None
     on_evidence: Callable[[RoundEvidence], None] = lambda evidence: None
+    take_up: Callable[[PluginChoice], Awaitable[Incentive]] = as_new
+    """Makes another incentive, when the run agrees on one."""
+    ordered: Callable[[], Order | None] = lambda: None
+    """What our operator wants changed about the run."""
     absences: Absences = field(default_factory=Absences)
     """Who did not come."""
     ratings: Ratings = field(default_factory=Ratings)
     """Who helps, as far as we assessed it ourselves."""
     board: Scoreboard | None = None
     """What the incentive thought after the last round."""
+    _measure: str = field(init=False)
+    """Which incentive we have."""
     draw_seed: Callable[[], int] = lambda: secrets.randbits(64)
     """Of the tokens on which contributions are assessed: nobody may guess them."""
+
+    def __post_init__(self) -> None:
+        self._measure = self.shared.incentive.canonical()
 
     @property
     def id(self) -> PeerId:
@@ -62,7 +85,23 @@ class Peer:
 
     def plan(self, head: Manifest) -> RoundPlan:
         """The round after `head`, for us."""
-        return plan_round(self.shared, head, self.state.anchor, self.id)
+        validators = self.agreement.terms(RoundIndex(head.round + 1)).validators
+        return plan_round(self.shared, head, self.state.anchor, self.id, validators)
+
+    def decides(self, round_: RoundIndex) -> bool:
+        """Whether we are a validator of that round."""
+        return self.id in self.agreement.terms(round_).validators
+
+    async def follow_terms(self, round_: RoundIndex, *, anew: bool = False) -> None:
+        """Take up the incentive that is agreed for a round, if we have another, or `anew`.
+
+        Raises:
+            ConfigError: there is none of that name on this machine.
+        """
+        wanted = self.agreement.terms(round_).incentive
+        if anew or wanted != self._measure:
+            self.incentive = await self.take_up(PluginChoice.model_validate_json(wanted))
+            self._measure = wanted
 
     def learn(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """A round's evidence moves ratings, and with them what the incentive thinks."""
@@ -73,7 +112,7 @@ class Peer:
 
     def memories(self) -> dict[str, JSON]:
         """What must survive a restart, by name."""
-        return {"incentive": self.incentive.state(), "ratings": self.ratings.state()}
+        return {memory_of(self.shared, self._measure): self.incentive.state(), "ratings": self.ratings.state()}
 
     def holds(self) -> RoundIndex:
         """The round whose anchor we hold."""

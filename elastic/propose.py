@@ -9,6 +9,7 @@ inflated, that most of what they hold counts, and that most of the next roster i
 from collections.abc import Collection, Iterable
 
 from elastic.messages import (
+    Amendment,
     Counted,
     Digest,
     Manifest,
@@ -35,7 +36,9 @@ EACH_ITS_OWN = frozenset({RejectReason.COPY, RejectReason.LOUD})
 they are, the part of them that each looked at. The outer step clips who is loud."""
 
 
-def own_manifest(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard]) -> Manifest:
+def own_manifest(
+    peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard], amendment: Amendment | None = None
+) -> Manifest:
     """What we would have the round be: everything that we accept, and whoever is there for the next one."""
     accepted = seen.accepted()
     shares = peer.incentive.shares(accepted) if accepted else {}
@@ -46,16 +49,24 @@ def own_manifest(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCa
     ]
     return Manifest(
         run=plan.run, round=plan.round, previous=plan.previous, anchor=plan.anchor, counted=tuple(counted),
-        roster=tuple(_next_roster(peer, plan, seen, cards)), pace=next_pace(plan, _arrived(seen)), proposer=peer.id,
+        roster=tuple(_next_roster(peer, plan, seen, cards)), pace=next_pace(plan, _arrived(seen)), amended=plan.amended,
+        amendment=amendment, proposer=peer.id,
     )  # fmt: skip
 
 
-def objection(peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard], manifest: Manifest) -> str | None:
+def objection(
+    peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard], manifest: Manifest,
+    wish: Amendment | None = None,
+) -> str | None:  # fmt: skip
     """Why we would not sign another validator's manifest, sound by itself; None: we would."""
     if (manifest.previous, manifest.anchor) != (plan.previous, plan.anchor):
         return "it applies to another anchor than ours"
     if not manifest.keeps_pace(plan.pace):
         return "it forgets how long rounds took"
+    if manifest.amended != plan.amended:
+        return "it is under other terms than ours"
+    if manifest.amendment not in (None, wish):
+        return "it changes the terms as we do not wish it"
     return (
         _against_counted(peer, seen, manifest)
         or _against_shares(peer, seen, manifest)

@@ -93,22 +93,28 @@ def resolve(slot: str, choice: PluginChoice) -> tuple[type[Any], BaseModel]:
 
 
 def local_settings(choice: PluginChoice, settings: dict[str, Any]) -> BaseModel | None:
-    """This machine's settings of the run's incentive, by its nested class `Local`; None: it has none.
+    """This machine's settings of an incentive, by its nested class `Local`.
+
+    They are for the one that is chosen, unless they name another: one that the run may agree on later.
+
+    Returns:
+        None: it takes none, or these are another's.
 
     Raises:
-        ConfigError: `Local` refuses them, or the incentive takes none.
+        ConfigError: `Local` refuses them, or the incentive that they are for takes none.
     """
-    cls, _ = resolve("incentive", choice)
-    local = getattr(cls, "Local", None)
+    settings = dict(settings)
+    name = settings.pop("name", choice.name)
+    local = getattr(load(target_of("incentive", str(name))), "Local", None)
     if local is None:
         if settings:
-            raise ConfigError(f'local.incentive: the incentive "{choice.name}" has no settings of this machine')
+            raise ConfigError(f'local.incentive: the incentive "{name}" has no settings of this machine')
         return None
     try:
         found: BaseModel = local.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"local.incentive: {explain(error, local)}") from error
-    return found
+    return found if name == choice.name else None
 
 
 def build(slot: str, choice: PluginChoice) -> Any:

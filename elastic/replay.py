@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from elastic.agreement.charter import Charter
 from elastic.agreement.manifests import check_final, check_manifest
 from elastic.config import Shared
 from elastic.errors import MalformedError, SignatureInvalidError, StateError
@@ -119,8 +120,8 @@ class _Archive:
 
     def __init__(self, shared: Shared, folders: Sequence[Path], note: Note, damaged: Note) -> None:
         self._note, self._damaged, self._shared = note, damaged, shared
-        self._manifests: dict[RoundIndex, tuple[Manifest, str]] = {}
-        """Round → manifest, and which record it is."""
+        self._copies: dict[RoundIndex, list[tuple[Manifest, str]]] = {}
+        """Round → its manifest as each peer has it, with votes of its own, and which record it is."""
         self._blobs: dict[str, list[Path]] = {}
         self._seen: set[Path] = set()
         """Blobs that were compared with their names."""
@@ -133,12 +134,12 @@ class _Archive:
         self._check_chain()
 
     def in_order(self) -> Iterator[Manifest]:
-        for _, (manifest, _) in sorted(self._manifests.items()):
-            yield manifest
+        for _, copies in sorted(self._copies.items()):
+            yield copies[0][0]
 
     def compare(self, round_: RoundIndex, anchor: Digest) -> str | None:
         """The record that says to which anchor the manifest of that round applies; raises if it is another."""
-        manifest, where = self._manifests.get(round_, (None, None))
+        manifest, where = self._copies.get(round_, [(None, None)])[0]
         if manifest is not None and manifest.anchor != anchor:
             raise StateError(f"{where}: applies to the anchor {manifest.anchor[:12]}, replayed: {anchor[:12]}")
         return where
@@ -198,8 +199,9 @@ class _Archive:
                     self._leave_out(path, f"{where}: {error}", rounds)
                     return
                 raise StateError(f"{where}: {error}") from error
-            self._check(manifest, where)
-            known, elsewhere = self._manifests.setdefault(manifest.round, (manifest, where))
+            copies = self._copies.setdefault(manifest.round, [])
+            copies.append((manifest, where))
+            known, elsewhere = copies[0]
             if known.digest() != manifest.digest():
                 raise StateError(f"{where}: another manifest of round {manifest.round} than {elsewhere}")
             rounds.append(manifest.round)
@@ -212,23 +214,21 @@ class _Archive:
         if rounds == list(range(len(rounds))):
             self.torn.append(_Torn(path.parent, line, RoundIndex(len(rounds) - 1)))
 
-    def _check(self, manifest: Manifest, where: str, previous: Manifest | None = None) -> None:
-        """Each copy has votes of its own: different ones may prove the same."""
-        run, validators = self._shared.run, self._shared.agreement.validators
-        try:
-            check_manifest(manifest, run=run, validators=validators, previous=previous)
-            check_final(manifest, validators)
-        except (MalformedError, SignatureInvalidError) as error:
-            raise StateError(f"{where}: {error}") from error
-
     def _check_chain(self) -> None:
-        previous: Manifest | None = None
-        for number, round_ in enumerate(sorted(self._manifests)):
+        """In order: who may have signed a manifest follows from those before it."""
+        previous, charter = None, Charter(self._shared.run, self._shared.terms())
+        for number, round_ in enumerate(sorted(self._copies)):
             if round_ != number:
                 raise StateError(f"no manifest of round {number}: replay needs all from the genesis on")
-            manifest, where = self._manifests[round_]
-            self._check(manifest, where, previous)
-            previous = manifest
+            for manifest, where in self._copies[round_]:
+                try:
+                    validators = charter.behind(manifest).validators
+                    check_manifest(manifest, run=self._shared.run, validators=validators, previous=previous)
+                    check_final(manifest, validators)
+                except (MalformedError, SignatureInvalidError) as error:
+                    raise StateError(f"{where}: {error}") from error
+            previous = self._copies[round_][0][0]
+            charter.admit(previous)
         if previous is None:
             raise StateError(f"no manifest of round {GENESIS}: the run has not begun")
 

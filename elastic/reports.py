@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from elastic.messages import (
+    Amendment,
     Evidence,
     HexDigest,
     Index,
@@ -21,7 +22,9 @@ STATUS_FILE = "status.json"
 EVIDENCE_FILE = "evidence.jsonl"
 """there too: a `RoundEvidence` per line, the oldest first;"""
 OLD_EVIDENCE_FILE = "evidence.old.jsonl"
-"""and what came before it, when that had grown too large."""
+"""and what came before it, when that had grown too large;"""
+ORDER_FILE = "amendment.json"
+"""and an `Order`, if there is one."""
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
 
@@ -100,6 +103,15 @@ class PendingMeta(Message):
     round: Index
     inner: InnerReport
     payload_file: FileName
+
+
+class Order(Message):
+    """What an operator wants changed, in `amendment.json`; it holds until the terms are others than it was made for."""
+
+    run: RunName
+    amended: Index
+    """The round whose manifest brought the terms that it is to change."""
+    amendment: Amendment
 
 
 class StateMeta(Message):

@@ -13,6 +13,7 @@ from typing import cast
 
 from elastic import trace
 from elastic.agreement.simplex import proposer_of
+from elastic.amend import wish_of
 from elastic.apply import apply_manifest, missing_payloads
 from elastic.assess import Assessor, assessing
 from elastic.contracts import AveragingReducer, Times
@@ -20,6 +21,7 @@ from elastic.deliberate import Deliberation
 from elastic.errors import AveragingError, DivergedError
 from elastic.exchange.gather import CONTRIBUTION, Gathered, Until, gather
 from elastic.messages import (
+    Amendment,
     Assessment,
     ContributionHeader,
     Digest,
@@ -66,11 +68,12 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
     phases, began = Phases(peer.clock, peer.on_phase), time.time_ns()
     before = await peer.exchange.traffic()
     with trace.round_span(plan):
-        async with testifying(peer, plan):
+        wish = wish_of(peer, plan)
+        async with testifying(peer, plan, wish):
             offer = await contribute(peer, plan, phases)
             async with assessing(peer, plan, offer.payload, phases) as assessor:
                 seen = judge(peer, plan, await collect(peer, plan, phases, assessor))
-                manifest, seen = await agree(peer, plan, seen, phases)
+                manifest, seen = await agree(peer, plan, seen, wish, phases)
             decision = await conclude(peer, plan, manifest, seen, phases)
         seen = seen.corrected(decision)
     if manifest is not None and manifest.proposer == peer.id:
@@ -116,16 +119,18 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases, assessor: Assesso
         )
 
 
-async def agree(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> tuple[Manifest | None, Seen]:
+async def agree(
+    peer: Peer, plan: RoundPlan, seen: Seen, wish: Amendment | None, phases: Phases
+) -> tuple[Manifest | None, Seen]:
     """The one manifest of this round: decided with the other validators if we are one, waited for if not.
 
     Returns:
         The manifest, if there is one yet; and what we saw, with what the other validators had to show.
     """
     with phases("agree"):
-        if not peer.agreement.validates(peer.id):
+        if not plan.decides:
             return await _await_manifest(peer, plan, phases), seen
-        with closing(Deliberation(peer, plan, seen)) as mind:
+        with closing(Deliberation(peer, plan, seen, wish)) as mind:
             await mind.prepare()
             times = _turns(peer, plan, seen, phases)
             return await peer.agreement.decide(plan.round, mind.draft, mind.accepts, times), mind.seen
@@ -223,7 +228,7 @@ def _turns(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> Times:
     """How long whose turn to propose lasts. Who has not even contributed in time is hardly there to propose."""
     now = peer.clock.now()
     turn = Seconds(max(phases.start + plan.gather_seconds, now) + PROPOSER_SECONDS)
-    first = proposer_of(plan.run, plan.round, View(0), peer.shared.agreement.validators)
+    first = proposer_of(plan.run, plan.round, View(0), plan.validators)
     verdict = seen.verdicts.get(first)
     return Times(
         proposer=now if verdict is not None and verdict.rejected is RejectReason.MISSING else turn,

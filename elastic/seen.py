@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from elastic.contracts import Arrival
-from elastic.exchange.gather import Checks, Gathered
+from elastic.exchange.gather import Arrival, Checks, Gathered
 from elastic.messages import ContributionHeader, Digest, PeerId, RejectReason, RoundIndex, RoundPlan, Verdict
 from elastic.peer import Peer
 from elastic.schedule.decide import Commit, Skip
@@ -68,7 +67,7 @@ def judge(peer: Peer, plan: RoundPlan, gathered: Gathered) -> Seen:
         committed = {sender: arrival.committed for sender, arrival in arrivals.items()}
         verdicts = mark_copies(verdicts, headers, committed)
         # Who does not decide need not look so closely: what it would find changes nothing.
-        samples = _samples(peer, arrivals, verdicts) if peer.agreement.validates(peer.id) else {}
+        samples = _samples(peer, arrivals, verdicts) if plan.decides else {}
         verdicts = mark_near_copies(mark_loud(verdicts, samples), headers, samples, committed)
     for absent in set(plan.roster) - set(arrivals):
         reason = RejectReason.UNFETCHABLE if absent in gathered.unfetched else RejectReason.MISSING

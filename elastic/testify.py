@@ -1,5 +1,6 @@
-"""Validators tell everyone what they think of everyone: signed scoreboards in the DHT, beside the rounds.
+"""Validators tell everyone what they think of everyone, and each other what they would change about the run.
 
+Signed scoreboards and wishes lie in the DHT, beside the rounds.
 What somebody thinks after round r is told while round r + 1 is under way, and counts from r + 2 on.
 """
 
@@ -8,8 +9,18 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
+from elastic.amend import WISH
 from elastic.errors import MalformedError, NetworkError, SignatureInvalidError
-from elastic.messages import MAX_SCORES, PeerId, RoundIndex, RoundPlan, Scoreboard, Seconds, SignedScoreboard
+from elastic.messages import (
+    MAX_SCORES,
+    Amendment,
+    PeerId,
+    RoundIndex,
+    RoundPlan,
+    Scoreboard,
+    Seconds,
+    SignedScoreboard,
+)
 from elastic.peer import Peer
 from elastic.wire.signing import verify
 
@@ -22,30 +33,35 @@ LOOK = Seconds(1.0)
 
 
 @asynccontextmanager
-async def testifying(peer: Peer, plan: RoundPlan) -> AsyncIterator[None]:
-    """During the block say what we thought after the last round, if we decide, and hear what others did.
+async def testifying(peer: Peer, plan: RoundPlan, wish: Amendment | None) -> AsyncIterator[None]:
+    """During the block say what we wish for and what we thought after the last round, and hear what others did.
 
     A network that loses it costs a round's opinions, and nothing else.
     """
-    if not peer.shared.scoring.sequences:
+    scored = peer.shared.scoring.sequences > 0
+    if not scored and wish is None:
         yield
         return
-    talking = asyncio.create_task(_talk(peer, RoundIndex(plan.round - 1)))
+    talking = asyncio.create_task(_talk(peer, plan, wish, scored))
     try:
         yield
     finally:
         talking.cancel()  # not waited for: it would swallow our own end
 
 
-async def _talk(peer: Peer, round_: RoundIndex) -> None:
-    if peer.agreement.validates(peer.id) and peer.board is not None and peer.board.round == round_:
+async def _talk(peer: Peer, plan: RoundPlan, wish: Amendment | None, scored: bool) -> None:
+    if wish is not None:
+        with _tolerant(plan.round):
+            await peer.exchange.post(WISH, plan.round, wish.canonical())
+    round_ = RoundIndex(plan.round - 1)
+    if scored and plan.decides and peer.board is not None and peer.board.round == round_:
         with _tolerant(round_):
             await peer.exchange.post(SCORES, round_, _ours(peer, peer.board).canonical())
-    missing = set(peer.shared.agreement.validators)
+    missing = set(plan.validators) if scored else set()
     while missing:
         with _tolerant(round_):
             said = await peer.exchange.records(SCORES, round_)
-            found = heard(peer, round_, {sender: body for sender, body in said.items() if sender in missing})
+            found = heard(peer, round_, {sender: said[sender] for sender in missing & said.keys()})
             peer.incentive.hear(found)
             missing -= {each.peer for each in found}
         await peer.clock.sleep(LOOK)
@@ -62,10 +78,8 @@ def _tolerant(round_: RoundIndex) -> Iterator[None]:
 
 def heard(peer: Peer, round_: RoundIndex, said: Mapping[PeerId, bytes]) -> list[SignedScoreboard]:
     """Genuine testimonies of validators on that round, in PeerId order; the rest is nobody's."""
-    found = []
-    for sender in sorted(said):
-        if not peer.agreement.validates(sender):
-            continue
+    found, deciding = [], peer.agreement.terms(RoundIndex(round_ + 1)).validators
+    for sender in sorted(said.keys() & set(deciding)):
         try:
             testimony = SignedScoreboard.from_bytes(said[sender])
             verify(testimony)

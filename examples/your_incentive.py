@@ -1,8 +1,4 @@
-"""An incentive of your own: `name = "your_incentive:YourIncentive"` in a run file, and this folder on PYTHONPATH.
-
-Only members of a list may contribute, in turns if there are too many. Shares follow tokens, doubled for those who have
-rarely been absent. See `elastic.contracts.Incentive` for the promises.
-"""
+"""An incentive of your own: `name = "your_incentive:YourIncentive"` in a run file, and this folder on PYTHONPATH."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +8,7 @@ from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIn
 
 
 class YourIncentive:
-    """Members only; the reliable count double."""
+    """Members only, in turns; the reliable count double. Keeps what `elastic.contracts.Incentive` promises."""
 
     class Config(BaseModel):
         """[shared.incentive]: these settings are part of the run, equal on every peer."""
@@ -27,14 +23,16 @@ class YourIncentive:
         self._rounds: dict[str, list[int]] = {}  # peer → [rounds accepted, rounds seen]
 
     def select(self, round_: RoundIndex, candidates: Sequence[PeerId], limit: int) -> Sequence[PeerId]:
-        members = self._config.members or candidates
-        allowed = sorted(peer for peer in set(candidates) if peer in members)
+        allowed = sorted(peer for peer in set(candidates) if not self._config.members or peer in self._config.members)
         first = round_ * limit % len(allowed) if allowed else 0
         return sorted((allowed[first:] + allowed[:first])[:limit])
 
     def shares(self, accepted: Sequence[ContributionHeader]) -> Mapping[PeerId, float]:
         parts = {each.peer: max(each.tokens, 1) * (1 + (self._reliability(each.peer) > 0.9)) for each in accepted}
         return {peer: parts[peer] / sum(parts.values()) for peer in sorted(parts)}
+
+    def trust(self, round_: RoundIndex, peers: Sequence[PeerId]) -> Mapping[PeerId, float]:
+        return {}  # who decides is not our business
 
     def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         for each in evidence:

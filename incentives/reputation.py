@@ -41,6 +41,8 @@ class Reputation:
         """At least this part of the places goes to peers still on trial, as long as there are such."""
         floor: Annotated[float, Field(gt=0, le=1)] = 0.25
         """A newcomer's share is this against floor + 1 for the best reputation, at equal tokens."""
+        decides: Fraction = 0.5
+        """With so much reputation a peer may become a validator, where the run has seats to fill."""
         cap: Annotated[float, Field(ge=1)] = 4.0
         """Nobody counts for more than this many times the median tokens: tokens are only claimed."""
 
@@ -72,6 +74,11 @@ class Reputation:
             return {}
         standing = self._standing(accepted[0].round, list(tokens))
         return normalised({peer: tokens[peer] * (self._config.floor + max(0.0, standing[peer])) for peer in tokens})
+
+    def trust(self, round_: RoundIndex, peers: Sequence[PeerId]) -> Mapping[PeerId, float]:
+        """Reputation, of those who have enough of it to decide; who is shut out decides nothing either."""
+        standing = self._standing(round_, peers)
+        return {peer: each if each < 0 or each >= self._config.decides else 0.0 for peer, each in standing.items()}
 
     def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """Take in a round's evidence. The scores are our own opinions, -1 for who is shut out."""

@@ -45,6 +45,10 @@ class Uniform:
             return normalised({header.peer: 1.0 for header in accepted})
         return normalised(capped_tokens(accepted, self._config.cap))
 
+    def trust(self, round_: RoundIndex, peers: Sequence[PeerId]) -> Mapping[PeerId, float]:
+        """Nobody is known to be better than others: the validators stay those of the run file."""
+        return dict.fromkeys(peers, 0.0)
+
     def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """1 for those whose contribution was accepted, 0 for the others."""
         scores = {each.verdict.peer: float(each.verdict.accepted) for each in evidence}

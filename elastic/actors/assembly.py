@@ -4,9 +4,10 @@ from collections.abc import Callable
 from functools import partial
 
 from elastic.actors.job import assigner, layout, load_corpus
+from elastic.agreement.charter import Charter
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.config import RunConfig
-from elastic.contracts import Exchange, Incentive, Trainer, TrainerState
+from elastic.contracts import Exchange, Trainer, TrainerState
 from elastic.peer import Peer
 from elastic.registry import build
 from elastic.schedule.clock import WallClock
@@ -22,24 +23,24 @@ KEEP_ANCHORS = 4
 def assemble(
     config: RunConfig,
     exchange: Exchange,
-    incentive: Incentive,
     trainer: Trainer,
     state: TrainerState,
     on_phase: Callable[[str], None],
 ) -> Peer:
-    """A peer on the wall clock; its chain and its ballot are those of its state directory.
+    """A peer on the wall clock; its chain and its ballot are those of its state directory. Its incentive is new.
 
     Raises:
         StateError: what was kept there is damaged.
     """
     shared, local, identity = config.shared, config.local, Identity.load(config.key_path)
-    ballot = local.state_dir / BALLOT_FILE
+    ballot, chain = local.state_dir / BALLOT_FILE, Chain(local.state_dir / CHAIN_FILE)
+    charter = Charter(shared.run, shared.terms(), chain.amendments())
     memory = Memory(read_if_there(ballot), partial(write_durably, ballot))
     return Peer(
         identity=identity, name=local.name or identity.peer[-6:], shared=shared, clock=WallClock(), trainer=trainer,
         reducer=build("reducer", shared.reducer), like=layout(config), exchange=exchange,
-        agreement=Quorum(identity, shared.agreement.validators, shared.run, exchange, WallClock(), memory),
-        incentive=incentive, chain=Chain(local.state_dir / CHAIN_FILE), state=state, on_phase=on_phase,
+        agreement=Quorum(identity, charter, shared.run, exchange, WallClock(), memory),
+        incentive=build("incentive", shared.incentive), chain=chain, state=state, on_phase=on_phase,
     )  # fmt: skip
 
 

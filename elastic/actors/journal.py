@@ -106,14 +106,16 @@ class Journal:
         self.note(stage="failed", error=str(error)[:500])
         logger.error("%s", error)
 
-    def restore(self, name: str, keeper: Keeper) -> None:
-        """Give back what the last life saved under that name; it begins anew if that is damaged or another's."""
+    def restore(self, name: str, keeper: Keeper) -> bool:
+        """Give back what the last life saved under that name; False: nothing, or it is damaged or another's."""
         path = self._dir / f"{name}.json"
         if path.exists():
             try:
                 keeper.restore(orjson.loads(path.read_bytes()))
+                return True
             except (OSError, ValueError, StateError) as error:
                 logger.warning("%s: begins anew: %s", path, error)
+        return False
 
     def _write(self) -> None:
         """At most every so often; a new stage at once, because after it nothing may be noted for long."""

@@ -4,25 +4,25 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import ray
 
 from elastic import trace
+from elastic.actors.backend import Backend
 from elastic.actors.desk import TrainerDesk
 from elastic.actors.job import Job
 from elastic.actors.journal import Journal
 from elastic.actors.logs import log_to_file
 from elastic.actors.revival import Past
-from elastic.actors.settling import RemoteSettler
 from elastic.actors.swarm import RemoteExchange
+from elastic.amend import read_order
 from elastic.config import RunConfig
-from elastic.contracts import Incentive, SettledIncentive
 from elastic.errors import BugError, ElasticError
 from elastic.life import ASKED, Life, Presence, announced
 from elastic.messages import PeerStage
 from elastic.peer import Peer
-from elastic.registry import build
 from elastic.reports import PeerStatus, RoundReport
 from elastic.schedule.clock import WallClock
 from elastic.state.store import claim
@@ -60,7 +60,7 @@ class PeerActor(TrainerDesk):
         self._done = asyncio.Event()
         self._trainer: RayTrainer | None = None
         self._trainer_death = WORKER_DEATH
-        self._settler: RemoteSettler | None = None
+        self._backend = Backend(config, self._journal)
         self._living: asyncio.Task[str] | None = None
 
     # --- from outside --------------------------------------------------------------------------------------------
@@ -164,16 +164,12 @@ class PeerActor(TrainerDesk):
         self._journal.note(phase="starting Ray Train")
         await self._mailbox.ready()
         state = await self._life.patiently(self._trainer.state)
-        incentive: Incentive = build("incentive", shared.incentive)
         peer = assemble(
-            self._config, self._exchange, incentive, self._trainer, state, lambda phase: self._journal.note(phase=phase)
+            self._config, self._exchange, self._trainer, state, lambda phase: self._journal.note(phase=phase)
         )
-        if local.incentive:
-            self._settler = RemoteSettler(self._config, cast(SettledIncentive, incentive))
-            await self._settler.start()
-            cast(SettledIncentive, incentive).attach(self._settler)
-        peer.on_evidence = self._journal.learn
-        self._journal.restore("incentive", incentive)
+        peer.on_evidence, peer.take_up = self._journal.learn, self._backend.take_up
+        peer.ordered = partial(read_order, local.state_dir)
+        await peer.follow_terms(state.round, anew=True)
         self._journal.restore("ratings", peer.ratings)
         return peer
 
@@ -214,8 +210,7 @@ class PeerActor(TrainerDesk):
         if self._trainer is not None:
             await self._trainer.close()
             await asyncio.to_thread(self._trainer.join, 5.0)
-        if self._settler is not None:
-            await self._settler.close()
+        await self._backend.close()
         await self._exchange.close()
 
 

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from elastic.actors.logs import log_to_file
-from elastic.config import RunConfig
+from elastic.config import PluginChoice, RunConfig
 from elastic.contracts import SettledIncentive, Settler
 from elastic.errors import ConfigError, ElasticError, StateError
 from elastic.messages import JSON, Scoreboard
@@ -27,9 +27,9 @@ TAKEOVER_SECONDS = 20.0
 class SettlerActor:
     """Owns the settler; killing it loses nothing that is not written down."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, choice: PluginChoice) -> None:
         log_to_file(config)
-        self._config = config
+        self._config, self._choice = config, choice
         self._settler: Settler | None = None
 
     async def start(self) -> None:
@@ -51,9 +51,9 @@ class SettlerActor:
 
     def _made(self) -> Settler:
         shared, local = self._config.shared, self._config.local
-        cls, settings = resolve("incentive", shared.incentive)
+        cls, settings = resolve("incentive", self._choice)
         made: Settler = cls.settler(
-            settings, local_settings(shared.incentive, local.incentive), local.state_dir,
+            settings, local_settings(self._choice, local.incentive), local.state_dir,
             run=shared.run, identity=Identity.load(self._config.key_path),
         )  # fmt: skip
         return made
@@ -75,9 +75,9 @@ class SettlerActor:
 class RemoteSettler:
     """The settler as the incentive in the peer actor sees it: boards go in, news come when they come."""
 
-    def __init__(self, config: RunConfig, incentive: SettledIncentive) -> None:
+    def __init__(self, config: RunConfig, choice: PluginChoice, incentive: SettledIncentive) -> None:
         self._incentive = incentive
-        self._actor: Any = ray.remote(SettlerActor).options(num_cpus=0, max_restarts=-1).remote(config)
+        self._actor: Any = ray.remote(SettlerActor).options(num_cpus=0, max_restarts=-1).remote(config, choice)
         self._asked: asyncio.Task[JSON] | None = None
 
     async def start(self) -> None:

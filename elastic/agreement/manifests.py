@@ -43,6 +43,7 @@ def draft(
         round=RoundIndex(previous.round + 1),
         previous=previous.digest(),
         anchor=anchor,
+        amended=previous.amends,
         counted=tuple(sorted(counted, key=lambda entry: entry.peer)),
         roster=tuple(sorted(roster)),
         proposer=proposer,
@@ -62,10 +63,13 @@ def check_manifest(
     _require(manifest.proposer in set(validators), manifest, f"is by {manifest.proposer}, who is no validator")
     _require(_increasing(manifest.roster), manifest, "has a roster that is not in PeerId order")
     _require(_increasing([entry.peer for entry in manifest.counted]), manifest, "counts peers out of PeerId order")
+    _require(manifest.amended < max(manifest.round, 1), manifest, "was amended by a later round")
+    new = manifest.amendment.validators if manifest.amendment is not None else None
+    _require(new is None or _increasing(new), manifest, "names its next validators out of PeerId order")
     total = math.fsum(entry.share for entry in manifest.counted)
     _require(manifest.void or abs(total - 1) <= SHARE_TOLERANCE, manifest, f"has shares that sum to {total}")
     if manifest.round == GENESIS:
-        begins = manifest.void and manifest.previous == NO_DIGEST and not manifest.pace
+        begins = manifest.void and manifest.previous == NO_DIGEST and not manifest.pace and manifest.amendment is None
         _require(begins, manifest, "is no genesis")
     if previous is not None:
         _check_continues(manifest, previous)
@@ -100,6 +104,7 @@ def _check_continues(manifest: Manifest, previous: Manifest) -> None:
     _require(manifest.round == previous.round + 1, manifest, f"does not follow round {previous.round}")
     _require(manifest.previous == previous.digest(), manifest, "names another predecessor than ours")
     _require(manifest.keeps_pace(previous.pace), manifest, "forgets how long rounds took")
+    _require(manifest.amended == previous.amends, manifest, "is not under the terms that the round before left")
     strangers = [entry.peer for entry in manifest.counted if entry.peer not in previous.roster]
     _require(not strangers, manifest, f"counts {', '.join(strangers)}, not in its roster")
     # A void round leaves the anchor as it is; the genesis is void and names the first one.

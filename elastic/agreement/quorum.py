@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from elastic.agreement.charter import Charter, UnknownTermsError
 from elastic.agreement.manifests import check_final, check_manifest
 from elastic.agreement.seat import Seat
 from elastic.agreement.talk import BALLOT, DRAFT, MANIFEST, REPEAT, Talk
 from elastic.agreement.votes import Ballot
 from elastic.contracts import Accepts, Clock, Drafts, Exchange, Times
 from elastic.errors import MalformedError, NetworkError, SignatureInvalidError, StateError
-from elastic.messages import GENESIS, Manifest, PeerId, RoundIndex, Seconds, View
+from elastic.messages import GENESIS, Manifest, PeerCard, PeerId, RoundIndex, Seconds, Terms, View
 from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Quorum:
     def __init__(
         self,
         identity: Identity,
-        validators: Sequence[PeerId],
+        charter: Charter,
         run: str,
         exchange: Exchange,
         clock: Clock,
@@ -70,7 +71,7 @@ class Quorum:
 
         Args:
             identity: ours; only a validator's is ever used to sign.
-            validators: who decides in this run.
+            charter: who decides in this run.
             run: name of the run.
             exchange: where records are posted and found.
             clock: of the peer.
@@ -80,7 +81,7 @@ class Quorum:
             StateError: what was saved is damaged.
         """
         self._identity, self._run, self._exchange, self._clock = identity, run, exchange, clock
-        self._validators = tuple(sorted(set(validators)))
+        self._charter, self._in_the_dark = charter, False
         self._save, self._memory = memory.save, _remembered(memory.said, run)
         self._talk: Talk | None = None
         self._known: dict[RoundIndex, Manifest] = {}
@@ -89,9 +90,13 @@ class Quorum:
         self._refused: dict[RoundIndex, dict[PeerId, int]] = {}
         """Hashes of records that did not hold, so that each is judged and logged once."""
 
-    def validates(self, peer: PeerId) -> bool:
-        """Whether this peer is one of those who decide."""
-        return peer in self._validators
+    def terms(self, round_: RoundIndex) -> Terms:
+        """Those of that round, as far as we know."""
+        return self._charter.of(round_)
+
+    def amendments(self) -> Sequence[Manifest]:
+        """Every manifest that changed the terms, as far as we know, in order."""
+        return self._charter.amendments()
 
     async def decide(self, round_: RoundIndex, drafts: Drafts, accepts: Accepts, times: Times) -> Manifest | None:
         """As a validator: take part in agreeing on a round; see `contracts.Agreement`.
@@ -99,7 +104,7 @@ class Quorum:
         Raises:
             MalformedError: what `drafts` made breaks a rule, or does not continue the round before.
         """
-        assert self.validates(self._identity.peer), "only a validator decides"
+        assert self._identity.peer in self.terms(round_).validators, "only a validator decides"
 
         async def sound(view: View) -> Manifest:
             draft = await drafts(view)
@@ -113,8 +118,9 @@ class Quorum:
                     talk = talk or await self._talk_about(round_, times)
                     manifest = (await talk.speak(sound) if talk else None) or await self.decided(round_)
                     if manifest is not None:
+                        self._remembered(manifest)
                         await self._tell(manifest)
-                        return self._remembered(manifest)
+                        return manifest
                     await self._remind(RoundIndex(round_ - 1))
                 if self._clock.now() >= times.give_up:
                     return None
@@ -139,8 +145,16 @@ class Quorum:
 
     async def head(self) -> Manifest | None:
         """The newest final manifest, looked for around the rounds that validators are working on."""
-        cards = [card for card in await self._exchange.cards() if self.validates(card.peer)]
-        rounds = sorted({card.round for card in cards}, reverse=True)
+        cards, self._in_the_dark = await self._exchange.cards(), False
+        found = await self._newest_of(cards)
+        lost = found is None and any(card.round > 1 for card in cards)
+        if (lost or self._in_the_dark) and await self._charter.learn(self._exchange):
+            found = await self._newest_of(cards)
+        return found
+
+    async def _newest_of(self, cards: Sequence[PeerCard]) -> Manifest | None:
+        deciding = set(self._charter.newest().validators)
+        rounds = sorted({card.round for card in cards if card.peer in deciding}, reverse=True)
         found = [manifest for round_ in rounds if (manifest := await self._newest_near(round_)) is not None]
         return max((*found, *self._known.values()), key=lambda manifest: manifest.round, default=None)
 
@@ -155,6 +169,7 @@ class Quorum:
         """Whoever showed it to us may show it to nobody else."""
         await self._exchange.post(MANIFEST, manifest.round, manifest.canonical())
         self._told = manifest.round, self._clock.now()
+        await self._charter.tell(self._exchange, self._clock)
 
     async def _remind(self, round_: RoundIndex) -> None:
         """Who is still in the round before needs its manifest to come to us, however long ago that was posted."""
@@ -181,7 +196,8 @@ class Quorum:
             memory = await self._heard_of_us(round_)
         elif memory.round < round_:
             memory = None
-        seat = Seat(self._identity, self._run, round_, self._validators, memory=memory, save=self._keep)
+        validators = self.terms(round_).validators
+        seat = Seat(self._identity, self._run, round_, validators, memory=memory, save=self._keep)
 
         def check(manifest: Manifest) -> None:
             self._check_sound(manifest, round_)
@@ -191,7 +207,7 @@ class Quorum:
 
     async def _heard_of_us(self, round_: RoundIndex) -> Ballot | None:
         """What the network still knows that we said, if our disk was lost; nobody else can have written it."""
-        if len(self._validators) == 1:
+        if len(self.terms(round_).validators) == 1:
             return None  # it never posts a ballot
         mine = self._identity.peer
         body = (await self._exchange.records(BALLOT, round_)).get(mine)
@@ -225,16 +241,22 @@ class Quorum:
         """Authors of records that we have not refused, validators first; strangers may be many, and get few looks."""
         refused = self._refused.get(round_, {})
         fresh = [author for author in sorted(records) if refused.get(author) != hash(records[author])]
-        strangers = [author for author in fresh if not self.validates(author)]
-        return [author for author in fresh if self.validates(author)] + strangers[:STRANGERS]
+        deciding = set(self.terms(round_).validators)
+        strangers = [author for author in fresh if author not in deciding]
+        return [author for author in fresh if author in deciding] + strangers[:STRANGERS]
 
     def _read(self, author: PeerId, body: bytes, round_: RoundIndex) -> Manifest | None:
         try:
             manifest = Manifest.from_bytes(body)
             self._check(manifest, round_)
+        except UnknownTermsError as error:
+            logger.debug("%s posted a manifest that cannot be judged yet: %s", author, error)
+            self._in_the_dark = True
+            return None
         except (MalformedError, SignatureInvalidError) as error:
             refused = self._refused.setdefault(round_, {})
-            level = logging.WARNING if self.validates(author) and author not in refused else logging.DEBUG
+            first = author in self.terms(round_).validators and author not in refused
+            level = logging.WARNING if first else logging.DEBUG
             logger.log(level, "%s posted a manifest that does not hold: %s", author, error)
             if len(refused) < REFUSED or author in refused:
                 refused[author] = hash(body)
@@ -245,16 +267,18 @@ class Quorum:
 
     def _check(self, manifest: Manifest, round_: RoundIndex) -> None:
         self._check_sound(manifest, round_)
-        check_final(manifest, self._validators)
+        check_final(manifest, self._charter.behind(manifest).validators)
 
     def _check_sound(self, manifest: Manifest, round_: RoundIndex) -> None:
         if manifest.round != round_:
             raise MalformedError(f"manifest of round {manifest.round}, posted for round {round_}")
         previous = self._known.get(RoundIndex(round_ - 1))
-        check_manifest(manifest, run=self._run, validators=self._validators, previous=previous)
+        validators = self._charter.behind(manifest).validators
+        check_manifest(manifest, run=self._run, validators=validators, previous=previous)
 
     def _remembered(self, manifest: Manifest | None) -> Manifest | None:
         if manifest is not None:
+            self._charter.admit(manifest)
             self._known[manifest.round] = manifest
             if len(self._known) > KNOWN:
                 del self._known[min(self._known)]

@@ -41,7 +41,7 @@ def best_witness(where: Path) -> Witness:
     folders = sorted({file.parent for file in [*where.glob(EVIDENCE_FILE), *where.glob(f"*/{EVIDENCE_FILE}")]})
     if not folders:
         raise ConfigError(f"{where}: no {EVIDENCE_FILE} there; a peer's state directory has one after its first round")
-    found = [each for each in map(_witness, folders) if each is not None]
+    found = [each for each in map(account_of, folders) if each is not None]
     if not found:
         raise ConfigError(f"{where}: the evidence there is empty: wait for the first round to end")
     return max(found, key=lambda each: (each.assessments, len(each.rounds)))
@@ -85,7 +85,12 @@ def find_peer(wanted: str, peers: list[PeerId], names: dict[PeerId, str]) -> Pee
     raise ConfigError(f'"{wanted}" is {"nobody" if not found else "more than one"} in this run; there are: {known}')
 
 
-def _witness(folder: Path) -> Witness | None:
+def account_of(folder: Path) -> Witness | None:
+    """What the peer of this state directory wrote down; None: nothing yet.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     rounds: dict[int, RoundEvidence] = {}
     for name in (OLD_EVIDENCE_FILE, EVIDENCE_FILE):
         path = folder / name

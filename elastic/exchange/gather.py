@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from elastic import trace
-from elastic.contracts import Arrival, Clock, Exchange
+from elastic.contracts import Clock, Exchange
 from elastic.errors import FetchError, MalformedError
 from elastic.messages import ContributionHeader, PeerId, PeerStage, RejectReason, RoundPlan, Seconds, Verdict
 
@@ -20,6 +20,19 @@ POLL_SECONDS = Seconds(0.15)
 HeaderCheck = Callable[[PeerId, ContributionHeader], Verdict]
 PayloadCheck = Callable[[ContributionHeader, bytes], Awaitable[Verdict]]
 Decided = Callable[[], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One peer's contribution as gathered: what it committed to, and its bytes if they could be had."""
+
+    header: ContributionHeader
+    payload: bytes | None
+    verdict: Verdict
+    committed: float
+    """When its commitment was first seen, and"""
+    seconds: float
+    """when it was complete: seconds since the round began."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,18 @@ TRAIN_PART = 0.8
 """Part of the deadline that a slow peer may spend on inner steps; the rest is for getting its payload out."""
 
 
-def plan_round(shared: Shared, head: Manifest, anchor: Digest, peer: PeerId) -> RoundPlan:
-    """The plan of the round after `head`; `anchor` is the digest of the anchor we hold, after applying it."""
+def plan_round(
+    shared: Shared, head: Manifest, anchor: Digest, peer: PeerId, validators: Sequence[PeerId] = ()
+) -> RoundPlan:
+    """The plan of the round after `head`.
+
+    Args:
+        shared: the run.
+        head: the last final manifest.
+        anchor: digest of the anchor we hold, after applying it.
+        peer: us.
+        validators: who decides it.
+    """
     deadline = round_deadline(shared.round, head.pace)
     return RoundPlan(
         run=shared.run,
@@ -29,6 +39,8 @@ def plan_round(shared: Shared, head: Manifest, anchor: Digest, peer: PeerId) -> 
         inner_steps=shared.inner.steps,
         seed=shared.seed,
         pace=head.pace,
+        validators=tuple(validators),
+        amended=head.amends,
         train_seconds=min(shared.round.train_seconds, deadline * TRAIN_PART if head.pace else deadline),
         gather_seconds=deadline,
     )

@@ -12,14 +12,17 @@ import random
 from math import inf
 from typing import TYPE_CHECKING
 
+from elastic.agreement.charter import AMENDMENTS
 from elastic.agreement.seat import Seat
 from elastic.agreement.simplex import proposer_of
 from elastic.agreement.talk import BALLOT, DRAFT, MANIFEST
 from elastic.agreement.votes import Ballot, Proposal, Vote, VoteKind
+from elastic.amend import WISH
 from elastic.deliberate import NOTES
 from elastic.errors import ElasticError
 from elastic.messages import (
     NO_DIGEST,
+    Amendment,
     BlobRef,
     Digest,
     Finality,
@@ -168,8 +171,12 @@ class Liar:
             return
         chosen = honest.model_copy(update={"proposer": self.id})
         if self.rng.random() < 0.4:
-            wrong = {"previous": NO_DIGEST, "anchor": NO_DIGEST, "roster": (self.id,), "counted": ()}
-            field = self.rng.choice(["previous", "anchor", "anchor", "roster", "counted"])
+            wrong: dict[str, object] = {"previous": NO_DIGEST, "anchor": NO_DIGEST, "roster": (self.id,), "counted": ()}
+            fields = ["previous", "anchor", "anchor", "roster", "counted"]
+            if self.world.changes is not None:
+                wrong["amendment"] = Amendment(validators=(self.id,), incentive=None)
+                fields += ["amendment"] * 3
+            field = self.rng.choice(fields)
             chosen = chosen.model_copy(update={field: wrong[field]})
         elif chosen.counted and self.rng.random() < 0.7:
             kept = list(chosen.counted)
@@ -183,7 +190,9 @@ class Liar:
         self._proposed[round_] = self.identity.sign(chosen)
 
     def _post_garbage(self, round_: RoundIndex, victim: PeerId) -> None:
-        kind = self.rng.choice((BALLOT, DRAFT, MANIFEST, MANIFEST, NOTES))
+        changes = (WISH, WISH, AMENDMENTS) if self.world.changes is not None else ()
+        kind = self.rng.choice((BALLOT, DRAFT, MANIFEST, MANIFEST, NOTES, *changes))
+        round_ = RoundIndex(0) if kind == AMENDMENTS else round_
         others = list(self.network.shown(victim, kind, round_).values())
         body = self.rng.choice([b"", b"{}", self.rng.randbytes(50), *others, *[self._forged_manifest(round_)] * 3])
         self.network.whisper(self.id, kind, round_, body, victim)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elastic.agreement.charter import Charter
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.contracts import Accepts, Drafts, Times
 from elastic.errors import NetworkError
@@ -74,6 +75,8 @@ class SimNode:
         """Who is shown another contribution than everybody else."""
         self.thief = False
         """Whether it commits to what others committed to."""
+        self.left = False
+        """Whether it will never come back."""
         self.lost_disk = False
         """Whether its disk was ever lost, and its residual with it."""
         self._blobs = BlobStore()
@@ -90,7 +93,7 @@ class SimNode:
 
     def start(self) -> None:
         """A life: everything is built from the disk. One at a time, as `state.store.claim` has it outside."""
-        if self.alive:
+        if self.alive or self.left:
             return  # two blows fell at once, and both let it come back
         self.lives += 1
         self._task = asyncio.create_task(self._live())
@@ -162,7 +165,7 @@ class SimNode:
             self.reach("after the ballot")
 
         agreement = WatchedQuorum(
-            self.identity, shared.agreement.validators, shared.run, exchange, clock,
+            self.identity, Charter(shared.run, shared.terms(), chain.amendments()), shared.run, exchange, clock,
             Memory(read_if_there(ballot), save), reach=self.reach,
         )  # fmt: skip
         self.peer = Peer(
@@ -171,6 +174,9 @@ class SimNode:
             agreement=agreement, incentive=build("incentive", shared.incentive), chain=chain,
             state=await self.trainer.state(), on_phase=self.reach,
         )  # fmt: skip
+        changes = self.world.changes
+        if changes is not None:
+            self.peer.ordered = lambda: changes.order(self)
         return self.peer
 
     # --- as the `Watch` of its life ----------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class Trouble:
     def _keeps_disk(self, node: SimNode) -> bool:
         if self._rng.random() < 0.8:
             return True
-        validators = self._world.shared.agreement.validators
+        validators = self._world.deciding
         lost = sum(other.lost_disk for other in self._world.nodes if other.id in validators)
         return node.id in validators and not node.lost_disk and lost >= self._spare
 

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from elastic.agreement.simplex import max_liars
 from elastic.config import Shared
 from elastic.messages import Digest, Manifest, PeerId, RoundIndex, Seconds
+from elastic.sim.change import Changes
 from elastic.sim.liar import Liar
 from elastic.sim.loop import VirtualClock, run
 from elastic.sim.network import SimNetwork
@@ -40,6 +41,8 @@ LONGEST, LONGEST_ROUND = 80.0, 60.0
 """Seconds, and seconds a round, in which everyone must have finished once the network is good and all are up."""
 LATE = 100.0
 """Second at which the last peers come."""
+CHANGING, MORE_ROUNDS = 3, 4
+"""Seeds with this remainder of four are those in which who decides changes; such runs are longer."""
 LARGE_PAYLOAD = 12 * 1024
 """Bytes: so large that some rounds that were missed are a larger download than the anchor."""
 GRAIN = 0.25
@@ -61,7 +64,7 @@ class Outcome:
 
 
 def simulate(seed: int) -> Outcome:
-    """Run one schedule to its end."""
+    """Run one schedule to its end; in every fourth, who decides changes while it lasts."""
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK if MEMORY_DISK.is_dir() else None) as folder:
         return run(lambda: World(seed, Path(folder)).outcome())
 
@@ -71,7 +74,7 @@ class World:
 
     def __init__(self, seed: int, folder: Path) -> None:
         """Draw everything from the seed."""
-        self.seed, rng = seed, random.Random(seed)
+        self.seed, rng, changing = seed, random.Random(seed), seed % 4 == CHANGING
         self.rng = rng
         num_validators = rng.choice([1, 2, 3, 3, 4, 4, 4, 4, 5, 7])
         keys = [_identity(f"{seed}/{number}") for number in range(num_validators + rng.randrange(3))]
@@ -79,7 +82,7 @@ class World:
         liars = validators[: rng.choice([0, max_liars(num_validators)])]
         self.liars = {key.peer for key in liars}
         honest = [key for key in keys if key.peer not in self.liars]
-        rounds, enough = rng.choice([2, 3, 4, 6]), rng.randint(1, rng.randint(1, len(honest)))
+        rounds, enough = rng.choice([2, 3, 4, 6]) + MORE_ROUNDS * changing, rng.randint(1, rng.randint(1, len(honest)))
         self.shared = Shared.model_validate({
             "run": "sim", "rounds": rounds,
             "scoring": {"sequences": 0},
@@ -92,7 +95,8 @@ class World:
         )
         self.payload_bytes = rng.choice([0, LARGE_PAYLOAD])
         self._all_up = self.network.faults.heal
-        self.trouble = Trouble(self, random.Random(f"{seed}/trouble"), max_liars(num_validators) - len(self.liars))
+        spare = 0 if changing else max_liars(num_validators) - len(self.liars)
+        self.trouble = Trouble(self, random.Random(f"{seed}/trouble"), spare)
         slow = rng.choice(honest).peer if rng.random() < 0.3 else None
         self.nodes = [
             SimNode(self, key, folder / key.peer[-8:], rng.uniform(0.5, 1.5) * (6.0 if key.peer == slow else 1.0))
@@ -104,6 +108,7 @@ class World:
         elif outsiders and rng.random() < 0.4:
             rng.choice(outsiders).thief = True
         self._liars = [Liar(self, key, random.Random(f"{seed}/{key.peer}")) for key in liars]
+        self.changes = Changes(self, sorted(self.liars), random.Random(f"{seed}/changes")) if changing else None
         self.final: dict[RoundIndex, Digest] = {}
         self._anchors: dict[RoundIndex, Digest] = {}
         self._trace = sha256()
@@ -126,6 +131,11 @@ class World:
                 await node.kill(disk=True)
         lives = sum(node.lives for node in self.nodes)
         return Outcome(self.seed, violation, self.clock.now(), lives, self._trace.hexdigest())
+
+    @property
+    def deciding(self) -> set[PeerId]:
+        """Who is a validator, or may become one."""
+        return set(self.shared.agreement.validators) | ({node.id for node in self.nodes} if self.changes else set())
 
     # --- what peers show -------------------------------------------------------------------------------------------
 
@@ -166,6 +176,8 @@ class World:
         for liar in self._liars:
             self.spawn(liar.live())
         self.spawn(self.trouble.kill_some())
+        if self.changes is not None:
+            self.spawn(self.changes.end_lives())
         while not all(node.done and node.alive for node in self.nodes):
             await self.clock.sleep(Seconds(1.0))
             for node in self.nodes:

@@ -29,6 +29,7 @@ class Chain:
         """
         self._path = path
         self._by_round: dict[RoundIndex, Manifest] = {}
+        self._amendments: dict[RoundIndex, Manifest] = {}
         self._size = 0
         """Bytes of whole lines; what lies behind was never acknowledged and is overwritten."""
         try:
@@ -36,7 +37,7 @@ class Chain:
             data = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise state_error(path, error) from error
-        for manifest, end in self._parse(data):
+        for manifest, end in _manifests_in(path, data):
             self._admit(manifest)
             self._size = end
         self._cut(len(data))
@@ -49,6 +50,10 @@ class Chain:
         """The manifest of that round, if it is among the newest that we have."""
         return self._by_round.get(round_)
 
+    def amendments(self) -> list[Manifest]:
+        """Manifests that changed the terms of the run, in order: all that we have, however old."""
+        return [self._amendments[round_] for round_ in sorted(self._amendments)]
+
     def append(self, manifest: Manifest) -> None:
         """Keep a final manifest; on disk when this returns. One that is kept already is not written twice.
 
@@ -60,12 +65,13 @@ class Chain:
         try:
             self._write(manifest.canonical() + b"\n")
         except OSError as error:
-            del self._by_round[manifest.round]
+            self._by_round.pop(manifest.round, None)
+            self._amendments.pop(manifest.round, None)
             raise state_error(self._path, error) from error
 
     def _admit(self, manifest: Manifest) -> bool:
         """Take it into memory; False if it is there already."""
-        known = self._by_round.get(manifest.round)
+        known = self._by_round.get(manifest.round) or self._amendments.get(manifest.round)
         if known is not None and known.digest() == manifest.digest():
             return False
         if known is not None:
@@ -75,22 +81,11 @@ class Chain:
             if before is not None and after is not None and after.previous != before.digest():
                 raise StateError(f"{self._path}: manifest {after.round} does not continue manifest {before.round}")
         self._by_round[manifest.round] = manifest
+        if manifest.amendment is not None:
+            self._amendments[manifest.round] = manifest
         if len(self._by_round) > REMEMBERED:
             del self._by_round[min(self._by_round)]
         return True
-
-    def _parse(self, data: bytes) -> Iterator[tuple[Manifest, int]]:
-        """(manifest, where its line ends) for every line that is whole."""
-        start = 0
-        while (newline := data.find(b"\n", start)) >= 0:
-            end = newline + 1
-            try:
-                yield Manifest.from_bytes(data[start:newline]), end
-            except MalformedError as error:
-                if end == len(data):
-                    return  # the last one: the crash came between its blocks
-                raise StateError(f"{self._path}: line at byte {start} is no manifest: {error}") from error
-            start = end
 
     def _cut(self, size: int) -> None:
         if size == self._size:
@@ -112,3 +107,31 @@ class Chain:
         if new:
             sync_directory(self._path.parent)
         self._size += len(line)
+
+
+def amendments_in(path: Path) -> list[Manifest]:
+    """Manifests that changed the terms, in order, of a chain that its peer may be writing to; none, if it has none yet.
+
+    Raises:
+        StateError: the file cannot be read, or holds something else.
+    """
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise state_error(path, error) from error
+    found = {each.round: each for each, _ in _manifests_in(path, data) if each.amendment is not None}
+    return [found[round_] for round_ in sorted(found)]
+
+
+def _manifests_in(path: Path, data: bytes) -> Iterator[tuple[Manifest, int]]:
+    """(manifest, where its line ends) for every line that is whole."""
+    start = 0
+    while (newline := data.find(b"\n", start)) >= 0:
+        end = newline + 1
+        try:
+            yield Manifest.from_bytes(data[start:newline]), end
+        except MalformedError as error:
+            if end == len(data):
+                return  # the last one: the crash came between its blocks
+            raise StateError(f"{path}: line at byte {start} is no manifest: {error}") from error
+        start = end

@@ -120,6 +120,12 @@ class Subnet:
     def shares(self, accepted: Sequence[ContributionHeader]) -> Mapping[PeerId, float]:
         return self._reputation.shares(accepted)
 
+    def trust(self, round_: RoundIndex, peers: Sequence[PeerId]) -> Mapping[PeerId, float]:
+        """As reputation has it, of those who are bound; stake buys no seat."""
+        trusted = self._reputation.trust(round_, peers)
+        bound = self._news.roster or peers
+        return {peer: each if peer in bound or each < 0 else 0.0 for peer, each in trusted.items()}
+
     def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """Take in a round's evidence. The scores are opinions, as reputation's are; weights follow ratings too."""
         board = self._reputation.score(round_, evidence)

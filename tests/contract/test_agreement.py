@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from elastic.agreement.charter import Charter
 from elastic.agreement.manifests import check_final, draft, genesis
 from elastic.agreement.quorum import POLL, STRANGERS, Memory, Quorum
 from elastic.agreement.simplex import max_liars, proposer_of, quorum
@@ -25,6 +26,7 @@ from elastic.messages import (
     PeerStage,
     RoundIndex,
     Seconds,
+    Terms,
     View,
     digest_of,
 )
@@ -54,6 +56,7 @@ class House:
         self.network = MemoryNetwork(self.clock.now, 1000.0, self.clock.sleep)
         self.keys = KEYS[:size]
         self.names = [key.peer for key in self.keys]
+        self.terms = Terms(validators=tuple(sorted(self.names)), incentive="{}")
         self.disks: dict[PeerId, bytes] = {}
         self.all: dict[PeerId, Quorum] = {key.peer: self.start(key) for key in self.keys}
         self.peer: Agreement = self.start(PEER)
@@ -66,7 +69,7 @@ class House:
 
         exchange = self.network.join(key.peer, "demo")
         memory = Memory(self.disks.get(key.peer) if disk else None, save)
-        return Quorum(key, self.names, "demo", exchange, self.clock, memory)
+        return Quorum(key, Charter("demo", self.terms), "demo", exchange, self.clock, memory)
 
     def proposer(self, round_: int, view: int = 0) -> PeerId:
         return proposer_of("demo", RoundIndex(round_), View(view), self.names)
@@ -127,8 +130,7 @@ async def test_all_come_to_the_same_and_everyone_can_check_it(size: int) -> None
         check_final(seen, house.names)
         assert seen.proposer == house.proposer(manifest.round)
     assert await house.peer.decided(RoundIndex(2)) is None
-    assert all(house.peer.validates(name) for name in house.names)
-    assert not house.peer.validates(PEER.peer)
+    assert house.peer.terms(RoundIndex(2)) == house.terms and house.peer.amendments() == []
 
 
 @pytest.mark.parametrize("size", [3, 4, 7])

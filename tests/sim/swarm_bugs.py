@@ -14,15 +14,17 @@ from unittest.mock import patch
 from elastic import apply, deliberate, life, propose
 from elastic import round as story
 from elastic.agreement import manifests, quorum, seat, simplex, talk
+from elastic.agreement.charter import Charter
 from elastic.agreement.votes import Ballot
 from elastic.deliberate import Deliberation
 from elastic.errors import FetchError
 from elastic.exchange import gather
-from elastic.messages import Digest, Manifest, PeerId, RoundIndex, Seconds
+from elastic.messages import Digest, Manifest, PeerId, RoundIndex, Seconds, Terms
 from elastic.peer import Peer
 from elastic.sim import node
 from elastic.sim.network import SimExchange
 from elastic.sim.world import simulate
+from elastic.state.chain import Chain
 from elastic.wire import tree
 
 Bug = Callable[[], Any]
@@ -321,6 +323,35 @@ def _() -> Any:
         return await honest(self, state, round_)
 
     return patch.object(node.LedgerTrainer, "load", load)
+
+
+@bug("who decided once decides for ever")
+def _() -> Any:
+    return patch.object(Charter, "admit", lambda self, manifest: None)
+
+
+@bug("a change of who decides counts in its own round")
+def _() -> Any:
+    def of(self: Any, round_: RoundIndex) -> Terms:
+        return self._terms[max(each for each in self._terms if each <= round_)]
+
+    return patch.object(Charter, "of", of)
+
+
+@bug("whatever change is proposed is signed")
+def _() -> Any:
+    honest = propose.objection
+
+    def objection(*args: Any) -> str | None:
+        *others, manifest, _ = args
+        return honest(*others, manifest, manifest.amendment)
+
+    return patch.object(deliberate, "objection", objection)
+
+
+@bug("who decides now is forgotten at a restart")
+def _() -> Any:
+    return patch.object(Chain, "amendments", lambda self: [])
 
 
 def first_seed(name: str, seeds: range) -> int | None:

@@ -19,7 +19,7 @@ SHOWN_BY = {
     "a quorum of all": 5,
     "a validator forgets what it said": 129,
     "votes of anyone in anyone's name": 5,
-    "final manifests are taken at their word": 7,
+    "final manifests are taken at their word": 9,
     "whatever is proposed is signed": 45,
     "nobody looks at others' notes": 9,
     "the next roster must be known to the last peer": 10,
@@ -35,7 +35,7 @@ SHOWN_BY = {
     "others are heard once": 0,
     "a ballot is waited for as long as it takes": 7,
     "what is final is told nobody": 0,
-    "the votes that led here are not passed on": 81,
+    "the votes that led here are not passed on": 9,
     "nobody serves what it fetched": 12,
     "a ballot is on disk one step late": 138,
     "the texts of what was voted for are not kept": 13,
@@ -46,6 +46,10 @@ SHOWN_BY = {
     "a copy counts beside its original": 8,
     "work that counted under a thief's name is offered again": 8,
     "an anchor is taken without asking what counted": 41,
+    "who decided once decides for ever": 3,
+    "a change of who decides counts in its own round": 3,
+    "whatever change is proposed is signed": 75,
+    "who decides now is forgotten at a restart": 291,
 }
 """Bug → the first seed whose schedule shows it: `python -m tests.sim.swarm_bugs --seeds 700`."""
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from elastic.agreement.charter import Charter
 from elastic.agreement.manifests import check_final, check_manifest
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.config import PluginChoice, Shared
@@ -26,6 +27,7 @@ from elastic.exchange.gather import CONTRIBUTION
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
 from elastic.life import Life, Presence
 from elastic.messages import (
+    Amendment,
     ContributionHeader,
     Digest,
     InnerReport,
@@ -37,7 +39,7 @@ from elastic.messages import (
 )
 from elastic.peer import Peer
 from elastic.registry import build
-from elastic.reports import RoundReport
+from elastic.reports import Order, RoundReport
 from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 from elastic.schedule.clock import ManualClock
 from elastic.sim.loop import InlineExecutor
@@ -157,6 +159,8 @@ class Node:
     """Records, as "<kind> <round>", whose next posting fails."""
     crash_at: str | None = None
     """A boundary: "<phase> <round>", "before outer step <round>" or "after outer step <round>"."""
+    ordered: Amendment | None = None
+    """What its operator wants changed."""
     on_start: Callable[[Peer], None] = lambda peer: None
     reports: list[RoundReport] = field(default_factory=list)
     offered: list[tuple[RoundIndex, Digest]] = field(default_factory=list)
@@ -233,7 +237,7 @@ class Node:
         trainer = PacedTrainer(session, self)
         ballot = self.directory / BALLOT_FILE
         agreement = Quorum(
-            me, shared.agreement.validators, RUN, exchange, self.swarm.clock,
+            me, Charter(RUN, shared.terms(), chain.amendments()), RUN, exchange, self.swarm.clock,
             Memory(read_if_there(ballot), partial(write_durably, ballot)),
         )  # fmt: skip
         self.peer = peer = Peer(
@@ -243,8 +247,15 @@ class Node:
             on_phase=lambda phase: self.reach(f"{phase} {self._round}"),
             draw_seed=partial(random.Random(self.name).getrandbits, 64),
         )  # fmt: skip
+        peer.ordered = self._order
         self.on_start(peer)
         return peer
+
+    def _order(self) -> Order | None:
+        if self.ordered is None:
+            return None
+        known = self.peer.agreement.amendments()
+        return Order(run=RUN, amended=known[-1].round if known else RoundIndex(0), amendment=self.ordered)
 
     # --- as the `Watch` of its life ----------------------------------------------------------------------------------
 
@@ -326,12 +337,10 @@ class Swarm:
         head = chain.head()
         assert head is not None
         known = [manifest for index in range(head.round + 1) if (manifest := chain.get(RoundIndex(index)))]
+        charter = Charter(RUN, self.shared.terms())
         for manifest in known:
-            check_manifest(
-                manifest,
-                run=RUN,
-                validators=self.shared.agreement.validators,
-                previous=chain.get(RoundIndex(manifest.round - 1)),
-            )
-            check_final(manifest, self.shared.agreement.validators)
+            validators = charter.behind(manifest).validators
+            check_manifest(manifest, run=RUN, validators=validators, previous=chain.get(RoundIndex(manifest.round - 1)))
+            check_final(manifest, validators)
+            charter.admit(manifest)
         return known

@@ -57,7 +57,7 @@ async def test_work_of_this_very_round_is_settled_when_the_anchor_is_taken_from_
 
     peer: Any = SimpleNamespace(
         id=ME, trainer=trainer, chain=SimpleNamespace(get=lambda round_: None), refresh=refresh,
-        agreement=SimpleNamespace(validates=lambda peer: False, decided=decided),
+        agreement=SimpleNamespace(decided=decided), decides=lambda round_: False,
         exchange=SimpleNamespace(fetch=fetch, cards=cards),
         state=SimpleNamespace(round=RoundIndex(1), anchor=ANCHOR, size_bytes=5, pending=None),
         holds=lambda: peer.state.round,

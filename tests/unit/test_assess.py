@@ -16,7 +16,8 @@ from elastic.schedule.phases import Phases
 from elastic.verify.ratings import Ratings, Standing
 
 PEERS = [PeerId("12D3KooW" + letter * 44) for letter in "ABCDEF"]
-PLAN: Any = SimpleNamespace(round=RoundIndex(9))
+PLAN: Any = SimpleNamespace(round=RoundIndex(9), decides=True)
+WATCHES: Any = SimpleNamespace(round=RoundIndex(9), decides=False)
 
 
 class SlowTrainer:
@@ -34,19 +35,21 @@ class SlowTrainer:
         return Assessment(peer=header.peer, round=plan.round, gain_assigned=0.2, gain_heldout=0.1)
 
 
-def peer(validates: bool = True, averages: bool = False, **scoring: Any) -> Any:
+def peer(averages: bool = False, **scoring: Any) -> Any:
     clock = ManualClock()
     return SimpleNamespace(
         id=PEERS[0], clock=clock, trainer=SlowTrainer(clock), ratings=Ratings(), draw_seed=lambda: 7,
-        agreement=SimpleNamespace(validates=lambda who: validates), reducer=SimpleNamespace(averages=averages),
+        reducer=SimpleNamespace(averages=averages),
         shared=SimpleNamespace(scoring=ScoringConfig(**scoring)),
     )  # fmt: skip
 
 
-async def one_round(one: Any, seconds: float, *offers: tuple[float, PeerId]) -> dict[PeerId, Assessment]:
+async def one_round(
+    one: Any, seconds: float, *offers: tuple[float, PeerId], plan: Any = PLAN
+) -> dict[PeerId, Assessment]:
     """A round that takes so long, in which these contributions arrive."""
     phases = Phases(one.clock, lambda phase: None)
-    async with assessing(one, PLAN, b"ours", phases) as assessor:
+    async with assessing(one, plan, b"ours", phases) as assessor:
         for at, sender in offers:
             if at > phases.elapsed():
                 await one.clock.sleep(Seconds(at - phases.elapsed()))
@@ -78,10 +81,10 @@ async def test_whoever_was_not_assessed_for_longest_comes_first() -> None:
     assert list(found) == [PEERS[5], PEERS[4]]
 
 
-@pytest.mark.parametrize("nobody", [{"validates": False}, {"sequences": 0}, {"averages": True}])
-async def test_who_does_not_decide_or_need_not_assesses_nobody(nobody: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("nobody", "plan"), [({}, WATCHES), ({"sequences": 0}, PLAN), ({"averages": True}, PLAN)])
+async def test_who_does_not_decide_or_need_not_assesses_nobody(nobody: dict[str, Any], plan: Any) -> None:
     one = peer(**nobody)
-    assert await one_round(one, 20.0, (1.0, PEERS[1])) == {}
+    assert await one_round(one, 20.0, (1.0, PEERS[1]), plan=plan) == {}
     assert one.trainer.asked == []
 
 

@@ -18,7 +18,7 @@ from elastic.reports import PeerStatus
 from elastic.wire.signing import Identity
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["quickstart", "init", "id", "check", "bootstrap", "join", "status", "doctor", "replay"]
+COMMANDS = ["quickstart", "init", "id", "check", "bootstrap", "join", "status", "doctor", "replay", "amend"]
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from elastic.contracts import Arrival
-from elastic.exchange.gather import CONTRIBUTION, Checks, Until, gather
+from elastic.exchange.gather import CONTRIBUTION, Arrival, Checks, Until, gather
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
 from elastic.messages import (
     ContributionHeader,

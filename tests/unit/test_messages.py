@@ -71,6 +71,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "verdicts": {PEER: "accepted"}, "seconds": {"total": 1.5},
     },
     "PeerStatus": {"peer": PEER, "name": "a", "run": "demo", "stage": "ready", "updated": 1.5, "pid": 3},
+    "Amendment": {"validators": [PEER], "incentive": None},
+    "Order": {"run": "demo", "amended": 3, "amendment": {"validators": None, "incentive": "{}"}},
     "PendingMeta": {"round": 7, "inner": INNER, "payload_file": "payload-7"},
     "StateMeta": {"round": 7, "anchor": DIGEST, "anchor_file": "anchor-7.bin"},
 }  # fmt: skip
@@ -281,9 +283,9 @@ def test_a_round_report_is_one_line_of_json_with_the_documented_keys() -> None:
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("PeerCard", "a5c262027ee2dc40c04a823a668d7ce59b9317b827475a8d60ec2ab69c959f4a"),
+        ("PeerCard", "4c610082306ce2a889673b0f6c22e847395273a087726909deb37fde0e67688a"),
         ("ContributionHeader", "0f4326207085fe33c128df8fdde6e38cd3dbb6d683de68abe4ee02d425a89c6d"),
-        ("Manifest", "dd6b37279e0288436d9bd01f2e82d8972ba82fa37b5bc3847a79b04af283207a"),
+        ("Manifest", "5956aa5b6936e1cf914e10a42c05b2e60ad77e14bbd6e60072f3624227b4ae6a"),
     ],
 )
 def test_digests_do_not_change_between_versions(name: str, digest: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from elastic.contracts import Arrival
+from elastic.exchange.gather import Arrival
 from elastic.messages import (
     ContributionHeader,
     Counted,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from elastic.agreement.charter import Charter
 from elastic.agreement.quorum import Memory, Quorum
 from elastic.bench.attack.conduct import PACE, Body, Conduct
 from elastic.contracts import Clock
@@ -128,8 +129,9 @@ class Member:
         network.peers[me] = self.exchange
         self.trainer = ZooTrainer(body, conduct)
         self.agreement = Quorum(
-            identity, shared.agreement.validators, shared.run, self.exchange, clock, Memory(None, lambda said: None)
-        )
+            identity, Charter(shared.run, shared.terms()), shared.run, self.exchange, clock,
+            Memory(None, lambda said: None),
+        )  # fmt: skip
         self.chain = Chain(folder / "chain.jsonl")
         self._identity = identity
         self._luck = random.Random(int(rng.integers(2**62)))

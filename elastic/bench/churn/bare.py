@@ -30,7 +30,6 @@ from elastic.exchange.known import KNOWN_FILE
 from elastic.life import Life, Presence, announced
 from elastic.messages import JSON, InnerReport, PeerStage, RoundPlan, Seconds
 from elastic.peer import Peer
-from elastic.registry import build
 from elastic.reports import RoundReport
 from elastic.schedule.clock import WallClock
 from elastic.train.local import LocalTrainer
@@ -101,8 +100,7 @@ async def live(config: RunConfig, pace: float, narrator: Narrator) -> None:
     async def assembled() -> Peer:
         session = await asyncio.to_thread(lambda: Session(shared, session_parts(config), worker=Worker()))
         trainer = PacedTrainer(session, pace)
-        incentive = build("incentive", shared.incentive)
-        return assemble(config, exchange, incentive, trainer, await trainer.state(), narrator.phase)
+        return assemble(config, exchange, trainer, await trainer.state(), narrator.phase)
 
     try:
         await life.patiently(presence.renew)

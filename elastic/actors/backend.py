@@ -1,0 +1,68 @@
+"""The peer's incentive with its memory and its way outside: the run file's, or what the run agrees on later."""
+
+import logging
+from typing import cast
+
+from elastic.actors.journal import Journal
+from elastic.actors.settling import RemoteSettler
+from elastic.audit.evidence import account_of
+from elastic.config import PluginChoice, RunConfig
+from elastic.contracts import Incentive, SettledIncentive
+from elastic.errors import ConfigError, ElasticError
+from elastic.peer import memory_of
+from elastic.registry import build, local_settings
+
+logger = logging.getLogger(__name__)
+
+
+class Backend:
+    """One at a time."""
+
+    def __init__(self, config: RunConfig, journal: Journal) -> None:
+        self._config, self._journal = config, journal
+        self._settler: RemoteSettler | None = None
+        self._began = False
+
+    async def take_up(self, choice: PluginChoice) -> Incentive:
+        """An incentive that knows what it knew, or what this peer saw of the run so far; the one before is let go.
+
+        Raises:
+            ConfigError: there is none of that name, or settings that it refuses.
+            ElasticError: its way outside needs a person, and the peer only begins. Later training goes on without.
+        """
+        await self.close()
+        incentive: Incentive = build("incentive", choice)
+        if not self._journal.restore(memory_of(self._config.shared, choice.canonical()), incentive):
+            self._tell_what_was(incentive)
+        local = self._config.local.incentive
+        if local and local_settings(choice, local) is not None:
+            await self._settle(choice, cast(SettledIncentive, incentive))
+        if self._began:
+            logger.warning("the run agreed on another incentive: %s", choice.name)
+        self._began = True
+        return incentive
+
+    async def close(self) -> None:
+        """Let go of what is outside."""
+        if self._settler is not None:
+            settler, self._settler = self._settler, None
+            await settler.close()
+
+    async def _settle(self, choice: PluginChoice, incentive: SettledIncentive) -> None:
+        self._settler = RemoteSettler(self._config, choice, incentive)
+        try:
+            await self._settler.start()
+            incentive.attach(self._settler)
+        except ElasticError as error:
+            if not self._began:
+                raise
+            logger.error("the incentive %s has no way outside: %s", choice.name, error)
+
+    def _tell_what_was(self, incentive: Incentive) -> None:
+        try:
+            account = account_of(self._config.local.state_dir)
+        except ConfigError as error:
+            logger.warning("the incentive begins with nothing: %s", error)
+            return
+        for seen in account.rounds if account is not None else ():
+            incentive.score(seen.round, seen.evidence)

@@ -1,0 +1,89 @@
+"""What a validator would change about the run from the next round on, and whether enough others would.
+
+The terms change when a quorum of the present validators wish the very same change: their operators ordered it
+(`elastic amend`), or the incentive fills a seat. Wishes are posted at the beginning of a round; who proposes takes up
+its own if it sees so many like it, and nobody votes for one that is not its own.
+"""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+from elastic.agreement.simplex import quorum
+from elastic.errors import MalformedError
+from elastic.messages import Amendment, PeerId, RoundIndex, RoundPlan, Terms
+from elastic.peer import Peer
+from elastic.reports import ORDER_FILE, Order
+
+logger = logging.getLogger(__name__)
+
+WISH = "wish"
+"""Record kind: an `Amendment` that a validator wishes for."""
+THERE = 0.75
+"""Part of the last rounds in which who shall become a validator counted."""
+
+
+def wish_of(peer: Peer, plan: RoundPlan) -> Amendment | None:
+    """What we would change after this round, if we decide it and would change anything."""
+    if not plan.decides:
+        return None
+    terms = peer.agreement.terms(plan.round)
+    order = peer.ordered()
+    if order is not None and (order.run, order.amended) == (plan.run, plan.amended):
+        wanted = _what_is_new(order.amendment, terms)
+        if wanted is not None:
+            return wanted
+    return _election(peer, plan, terms)
+
+
+async def is_shared(peer: Peer, plan: RoundPlan, wish: Amendment) -> bool:
+    """Whether a quorum of validators, with us, wish the same."""
+    posted, ours = await peer.exchange.records(WISH, plan.round), wish.canonical()
+    alike = [each for each in plan.validators if each == peer.id or posted.get(each) == ours]
+    return len(alike) >= quorum(len(plan.validators))
+
+
+def read_order(folder: Path) -> Order | None:
+    """What the operator of the peer with this state directory ordered; it may appear, change and go at any time."""
+    try:
+        return Order.from_bytes((folder / ORDER_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, MalformedError) as error:
+        logger.warning("%s: %s", folder / ORDER_FILE, error)
+        return None
+
+
+def _what_is_new(amendment: Amendment, terms: Terms) -> Amendment | None:
+    validators = None if amendment.validators == terms.validators else amendment.validators
+    incentive = None if amendment.incentive == terms.incentive else amendment.incentive
+    if validators is None and incentive is None:
+        return None
+    return Amendment(validators=validators, incentive=incentive)
+
+
+def _election(peer: Peer, plan: RoundPlan, terms: Terms) -> Amendment | None:
+    """One seat filled, by what all validators see alike: the manifests, and what they told each other of trust."""
+    seats, span = peer.shared.agreement.seats, peer.shared.agreement.absent_rounds
+    recent = [peer.chain.get(RoundIndex(each)) for each in range(plan.round - span, plan.round)] if seats else []
+    if not recent or plan.round <= span:
+        return None
+    counted = Counter(entry.peer for manifest in recent if manifest is not None for entry in manifest.counted)
+    if None in recent:
+        return None  # we were away ourselves
+    everyone = sorted({*counted, *terms.validators})
+    trust = peer.incentive.trust(plan.round, everyone)
+    gone = [each for each in terms.validators if not counted[each] or trust.get(each, 0.0) < 0]
+    fresh = [
+        each for each in everyone
+        if each not in terms.validators and counted[each] >= THERE * span and trust.get(each, 0.0) > 0
+    ]  # fmt: skip
+    if not fresh or not (gone or len(terms.validators) < seats):
+        return None
+
+    def rank(each: PeerId) -> tuple[float, int, PeerId]:
+        """Roughly by trust, of which each validator has its own view, then by what is agreed."""
+        return -round(trust[each], 1), -counted[each], each
+
+    staying = [each for each in terms.validators if each not in gone[:1]]
+    return Amendment(validators=tuple(sorted([*staying, min(fresh, key=rank)])), incentive=None)

@@ -1,0 +1,123 @@
+"""A run changes its validators and its incentive while it goes on."""
+
+from pathlib import Path
+
+from elastic.config import PluginChoice
+from elastic.messages import Amendment, RoundIndex
+from incentives.reputation import Reputation
+from incentives.uniform import Uniform
+from tests.swarm.builder import Swarm, identity
+
+REPUTATION = PluginChoice(name="reputation").canonical()
+LATER = RoundIndex(1000)
+
+
+def deciding(*names: str) -> Amendment:
+    return Amendment(validators=tuple(sorted(identity(name).peer for name in names)), incentive=None)
+
+
+async def test_another_incentive_holds_from_the_round_after_it_was_agreed_and_no_round_is_lost(tmp_path: Path) -> None:
+    # given a run of four that begins with uniform shares
+    async with Swarm(tmp_path, "ann", "bob", "cyd", "dan", validators=("ann", "bob", "cyd"), rounds=6) as swarm:
+        swarm.start()
+        await swarm.rounds_done(2)
+        assert all(isinstance(node.peer.incentive, Uniform) for node in swarm.nodes.values())
+        # when a quorum of the operators order another incentive
+        for name in ("ann", "bob"):
+            swarm[name].ordered = Amendment(validators=None, incentive=REPUTATION)
+        await swarm.finish()
+        # then everyone has it, who did not order it too, and everybody counted in every round
+        assert all(isinstance(node.peer.incentive, Reputation) for node in swarm.nodes.values())
+        (change,) = [each for each in swarm.check_chain("dan") if each.amendment is not None]
+        assert change.round >= 3
+        assert [len(each.counted) for each in swarm.check_chain("dan")] == [0] + [4] * 6
+        assert len(swarm.anchors()) == 1
+
+
+async def test_what_fewer_than_a_quorum_ordered_changes_nothing(tmp_path: Path) -> None:
+    async with Swarm(tmp_path, "ann", "bob", "cyd", validators=("ann", "bob", "cyd"), rounds=5) as swarm:
+        swarm["ann"].ordered = deciding("ann")
+        swarm["bob"].ordered = deciding("bob")
+        swarm.start()
+        await swarm.finish()
+        assert all(each.amendment is None for each in swarm.check_chain("cyd"))
+        assert all(report.counted for node in swarm.nodes.values() for report in node.reports)
+
+
+async def test_every_first_validator_may_leave_for_good_and_who_comes_then_finds_out(tmp_path: Path) -> None:
+    # given a run that one validator began, and handed over
+    async with Swarm(tmp_path, "ann", "bob", "cyd", validators=("ann",), rounds=9) as swarm:
+        swarm["ann"].ordered = deciding("bob", "cyd")
+        swarm.start()
+        await swarm.until(lambda: swarm["bob"].peer is not None and swarm["bob"].peer.decides(LATER))
+        await swarm.rounds_done(4)
+        # when it is gone, and a peer comes that knows the run file alone
+        await swarm["ann"].stop()
+        swarm.add("dan").start()
+        await swarm.finish("bob", "cyd", "dan")
+        # then the run is complete, and the newcomer took part
+        assert len(swarm.anchors("bob", "cyd", "dan")) == 1
+        assert any(report.counted for report in swarm["dan"].reports)
+        assert swarm["dan"].peer.agreement.terms(LATER).validators == deciding("bob", "cyd").validators
+
+
+async def test_who_was_away_while_it_changed_comes_back_to_it(tmp_path: Path) -> None:
+    async with Swarm(tmp_path, "ann", "bob", "cyd", validators=("ann", "bob", "cyd"), rounds=10) as swarm:
+        swarm.start()
+        await swarm.rounds_done(1)
+        await swarm["cyd"].stop()
+        for name in ("ann", "bob"):
+            swarm[name].ordered = deciding("ann", "bob")
+        await swarm.until(lambda: len(swarm["ann"].peer.agreement.terms(LATER).validators) == 2)
+        at = swarm["ann"].peer.holds()
+        await swarm.rounds_done(at + 2, "ann", "bob")
+        # when
+        swarm["cyd"].start()
+        await swarm.finish()
+        # then it decides no more, and its disk says why
+        assert not swarm["cyd"].peer.decides(LATER)
+        assert len(swarm["cyd"].peer.chain.amendments()) == 1
+        assert len(swarm.anchors()) == 1
+
+
+async def test_after_a_restart_the_terms_are_those_that_were_agreed(tmp_path: Path) -> None:
+    async with Swarm(tmp_path, "ann", "bob", validators=("ann",), rounds=8) as swarm:
+        swarm["ann"].ordered = Amendment(validators=deciding("bob").validators, incentive=REPUTATION)
+        swarm.start()
+        await swarm.until(lambda: swarm["bob"].peer is not None and swarm["bob"].peer.decides(LATER))
+        await swarm.rounds_done(3)
+        for name in ("ann", "bob"):
+            await swarm[name].stop()
+        # when both come back, to a network that has forgotten everything
+        swarm.new_network()
+        swarm.start()
+        await swarm.finish()
+        # then
+        assert isinstance(swarm["ann"].peer.incentive, Reputation)
+        assert not swarm["ann"].peer.decides(LATER) and swarm["bob"].peer.decides(LATER)
+        assert len(swarm.anchors()) == 1
+
+
+async def test_seats_are_filled_with_those_who_earned_it_and_who_is_gone_is_replaced(tmp_path: Path) -> None:
+    # given a run that its organiser begins alone, with three seats
+    names = ("ann", "bob", "cyd", "dan")
+    async with Swarm(
+        tmp_path, *names, validators=("ann",), rounds=40, agreement={"seats": 3, "absent_rounds": 4},
+        incentive={"name": "reputation", "earn": 0.3},
+    ) as swarm:  # fmt: skip
+        swarm.start()
+        await swarm.rounds_done(1)
+        # when the others have helped for a while
+        await swarm.until(lambda: len(swarm["dan"].peer.agreement.terms(LATER).validators) == 3)
+        first = swarm["dan"].peer.agreement.terms(LATER).validators
+        assert swarm["ann"].id in first
+        # and the organiser leaves for good
+        await swarm["ann"].stop()
+        left = [name for name in names if name != "ann"]
+        await swarm.finish(*left)
+        # then the one who had no seat has it, one at a time, and the run went on to its end
+        last = swarm["bob"].peer.agreement.terms(LATER).validators
+        assert last == tuple(sorted(swarm[name].id for name in left))
+        sizes = [len(each.amendment.validators or ()) for each in swarm["bob"].peer.agreement.amendments()]
+        assert sizes == [2, 3, 3]
+        assert len(swarm.anchors(*left)) == 1
