@@ -7,7 +7,7 @@ adds is what leaves the swarm: weights on the chain.
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +15,7 @@ from elastic.contracts import Settler
 from elastic.errors import MalformedError, StateError
 from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard, SignedScoreboard
 from elastic.wire.signing import Identity
+from incentives.opinion import SHUT_OUT
 from incentives.reputation import Reputation
 from incentives.subnet.news import News
 
@@ -40,6 +41,10 @@ class Subnet:
         """Sent with the weights; raise it together with the subnet's WeightsVersionKey."""
         binding_blocks: Annotated[int, Field(ge=100, le=2**32)] = 216_000
         """A binding of a peer to a hotkey lasts at most so many blocks (30 days); it is renewed half way."""
+        seats: Literal["reputation", "stake"] = "reputation"
+        """Who may become a validator of the run, where it has seats to fill: those who earned it, or those with a
+        validator permit of the subnet, by stake. Validators without `[local.incentive]` know no stakes: they wish for
+        nobody."""
         reputation: Reputation.Config = Reputation.Config()
         """Who is shut out, and whose work counts how much in the model; settings as of the incentive "reputation"."""
 
@@ -121,10 +126,14 @@ class Subnet:
         return self._reputation.shares(accepted)
 
     def trust(self, round_: RoundIndex, peers: Sequence[PeerId]) -> Mapping[PeerId, float]:
-        """As reputation has it, of those who are bound; stake buys no seat."""
-        trusted = self._reputation.trust(round_, peers)
-        bound = self._news.roster or peers
-        return {peer: each if peer in bound or each < 0 else 0.0 for peer, each in trusted.items()}
+        """As reputation has it, of those who are bound; or by stake, of those whom the chain permits to validate."""
+        roster, trusted = self._news.roster, self._reputation.trust(round_, peers)
+        if self._config.seats == "reputation" or not roster:
+            return {peer: each if peer in (roster or peers) or each < 0 else 0.0 for peer, each in trusted.items()}
+        most = max(member.stake for member in roster.values()) or 1
+        permitted = {peer: member for peer, member in roster.items() if member.validator_permit}
+        by_stake = {peer: 0.5 + permitted[peer].stake / most / 2 if peer in permitted else SHUT_OUT for peer in peers}
+        return {peer: min(by_stake[peer], SHUT_OUT if trusted[peer] < 0 else 1.0) for peer in peers}
 
     def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """Take in a round's evidence. The scores are opinions, as reputation's are; weights follow ratings too."""

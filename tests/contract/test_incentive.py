@@ -38,6 +38,8 @@ CHOICES: list[dict[str, Any]] = [
     {"name": "reputation", "lose": 1.0, "earn": 1.0, "floor": 1.0},
     {"name": "subnet", "netuid": 3},
     {"name": "subnet", "netuid": 3, "burn": 0.1, "burn_uid": 0},
+    {"name": "subnet", "netuid": 3, "burn": 0.2, "burn_uid": 0, "seats": "stake"},
+    {"name": "examples.your_incentive:YourIncentive"},
 ]
 
 peers = st.sampled_from(PEERS)
@@ -275,3 +277,29 @@ def test_numbers_out_of_range_are_not_taken_over(value: float) -> None:
 def test_another_state_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(StateError, match="not a state of the reputation incentive"):
         reputation().restore(state)
+
+
+@every_incentive
+@settings(max_examples=20, deadline=None)
+@given(past=history)
+def test_trust_is_of_those_asked_about_and_never_of_who_is_shut_out(
+    choice: dict[str, Any], past: list[dict[PeerId, RejectReason | None]]
+) -> None:
+    incentive = made(choice)
+    board = live(incentive, past)
+    trust = incentive.trust(RoundIndex(len(past) + 1), PEERS)
+    assert set(trust) <= set(PEERS)
+    assert all(-1 <= each <= 1 for each in trust.values())
+    assert incentive.trust(RoundIndex(len(past) + 1), PEERS) == trust
+    assert all(trust.get(peer, 0.0) <= 0 for peer, score in board.scores.items() if score < 0)
+    assert incentive.trust(RoundIndex(len(past) + 1), []) == {}
+
+
+def test_who_has_earned_it_may_decide_and_who_is_shut_out_may_not_stay() -> None:
+    incentive = reputation()
+    bad = [{PEERS[0]: None, PEERS[1]: None}] * 20 + [{PEERS[0]: None, PEERS[1]: RejectReason.WRONG_DIGEST}] * 2
+    live(incentive, [*bad, {PEERS[0]: None, PEERS[2]: None}])
+    trust = incentive.trust(RoundIndex(24), PEERS[:4])
+    assert trust[PEERS[0]] > 0.5
+    assert trust[PEERS[1]] < 0
+    assert trust[PEERS[2]] == trust[PEERS[3]] == 0

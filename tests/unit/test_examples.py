@@ -1,6 +1,5 @@
 """The examples are what they say: the run file passes `elastic check`, the incentive keeps an incentive's promises."""
 
-import json
 import re
 import runpy
 import shutil
@@ -9,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from elastic.check import check_plugins, check_values, notes
 from elastic.config import PluginChoice, load_config
@@ -20,10 +17,6 @@ from elastic.registry import build
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PEERS = [PeerId("12D3KooW" + letter * 44) for letter in "ABCDEFGH"]
-
-peers = st.sampled_from(PEERS)
-history = st.lists(st.dictionaries(peers, st.none() | st.sampled_from(RejectReason), min_size=1), max_size=20)
-claims = st.dictionaries(peers, st.integers(0, 2**53), min_size=1)
 
 
 def made(**settings: Any) -> Incentive:
@@ -56,45 +49,6 @@ def header(peer: PeerId, tokens: int) -> ContributionHeader:
 
 def headers(claimed: dict[PeerId, int]) -> list[ContributionHeader]:
     return [header(peer, tokens) for peer, tokens in claimed.items()]
-
-
-@given(past=history, claimed=claims)
-def test_your_incentives_shares_are_positive_and_sum_to_1_in_any_order(
-    past: list[dict[PeerId, RejectReason | None]], claimed: dict[PeerId, int]
-) -> None:
-    incentive = made()
-    live(incentive, past)
-    shares = incentive.shares(headers(claimed))
-    assert set(shares) == set(claimed)
-    assert all(0 < share <= 1 for share in shares.values())
-    assert sum(shares.values()) == pytest.approx(1, abs=1e-9)
-    assert list(incentive.shares(headers(claimed)[::-1]).items()) == list(shares.items())
-
-
-@given(candidates=st.lists(peers, unique=True), limit=st.integers(0, 10), round_=st.integers(1, 1000))
-def test_your_incentive_fills_the_places_from_the_candidates(candidates: list[PeerId], limit: int, round_: int) -> None:
-    chosen = made().select(RoundIndex(round_), candidates, limit)
-    assert len(chosen) == min(limit, len(candidates))
-    assert list(chosen) == sorted(set(chosen) & set(candidates))
-    assert chosen == made().select(RoundIndex(round_), candidates[::-1], limit)
-
-
-@given(past=history, claimed=claims)
-def test_your_incentive_goes_on_after_a_restart_as_if_there_had_been_none(
-    past: list[dict[PeerId, RejectReason | None]], claimed: dict[PeerId, int]
-) -> None:
-    one, other = made(), made()
-    live(one, past)
-    other.restore(json.loads(json.dumps(one.state())))
-    assert other.state() == one.state()
-    assert other.shares(headers(claimed)) == one.shares(headers(claimed))
-
-
-async def test_your_incentive_with_nobody_at_all() -> None:
-    incentive = made()
-    assert incentive.shares([]) == {}
-    assert list(incentive.select(RoundIndex(1), [], 5)) == []
-    await incentive.settle(incentive.score(RoundIndex(1), []))
 
 
 def test_your_incentive_admits_members_only_and_each_in_turn() -> None:

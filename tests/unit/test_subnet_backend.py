@@ -161,3 +161,21 @@ def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any]) -> 
 def test_an_endpoint_is_a_websocket_and_holds_no_password(endpoint: str) -> None:
     with pytest.raises(ValidationError):
         Subnet.Local(endpoint=endpoint)
+
+
+def test_seats_by_stake_are_for_those_whom_the_chain_permits() -> None:
+    # given two with a permit, one of them shut out of the run, one without, and one who is not bound at all
+    incentive = Subnet(Subnet.Config(netuid=3, seats="stake"))
+    assert incentive.trust(RoundIndex(5), PEERS[:4]) == dict.fromkeys(PEERS[:4], 0.0), "no chain was heard of yet"
+    members = [(100, True), (50, True), (100, False), (10, True)]
+    roster = {
+        peer: {"hotkey": f"5{uid}", "uid": uid, "stake": stake, "validator_permit": permit}
+        for uid, (peer, (stake, permit)) in enumerate(zip(PEERS, members, strict=False))
+    }
+    incentive.learn({"block": 7, "roster": {peer: roster[peer] for peer in PEERS[:3]}})
+    for round_ in (1, 2):
+        verdict = Verdict(peer=PEERS[1], round=RoundIndex(round_), rejected=RejectReason.MALFORMED)
+        incentive.score(RoundIndex(round_), [Evidence(verdict=verdict)])
+    # then
+    trust = incentive.trust(RoundIndex(5), PEERS[:4])
+    assert trust == {PEERS[0]: 1.0, PEERS[1]: -1.0, PEERS[2]: -1.0, PEERS[3]: -1.0}
