@@ -314,15 +314,16 @@ def replay(
         Path | None, typer.Option("--run-file", help="the run file; run.toml in that folder if not given")
     ] = None,
     until: Annotated[
-        int | None, typer.Option("--round", min=1, help="stop at the anchor this round starts from; else the last")
+        int | None, typer.Option("--round", min=1, help="rebuild the anchor this round starts from; else the last")
     ] = None,
     write: Annotated[Path | None, typer.Option(help="write that anchor here, as peers keep it")] = None,
 ) -> None:
     """Rebuild a run from its records, and check every one.
 
     From the genesis on: signatures, order, payloads and anchors, bit for bit. Ends with the first record that does not
-    fit. What is damaged in one place and whole in another is named, and the exit code is 1 then too. Nothing is
-    believed but the run file, from which seed, model, reducer and outer step are taken. Nothing there is changed.
+    fit. What is damaged in one place and whole in another is named, and the exit code is 1 then too. With --round what
+    only later rounds need is held against the digest in its name. Nothing is believed but the run file, from which
+    seed, model, reducer and outer step are taken. Nothing there is changed.
     """
     from elastic.replay import peer_folders
     from elastic.replay import replay as steps
@@ -339,12 +340,10 @@ def replay(
     for lacking in sorted({path.parent for path in where.glob("*/peer.key")} - set(folders)):
         say(f"{lacking}: a peer's folder without manifests; left out")
     last = None
-    for step in steps(config.shared, folders, say, damaged):
+    for step in steps(config.shared, folders, say, damaged, until):
         last, counted = step, len(step.manifest.counted)
         what = "genesis" if step.manifest.round == 0 else f"{counted} counted" if counted else "void"
         say(f"round {step.manifest.round:4d}: {what}, then anchor {step.anchor[:12]}")
-        if until == step.manifest.round + 1:
-            break
     assert last is not None, "an archive has a genesis"
     if until is not None and last.manifest.round + 1 != until:
         raise ConfigError(f"--round {until}: the run has got to round {last.manifest.round + 1}")

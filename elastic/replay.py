@@ -23,7 +23,7 @@ from elastic.errors import MalformedError, SignatureInvalidError, StateError
 from elastic.exchange.blobs.store import BLOB_FOLDER
 from elastic.messages import GENESIS, Counted, Digest, Manifest, RoundIndex
 from elastic.registry import build
-from elastic.reports import StateMeta
+from elastic.reports import StateMeta, fits
 from elastic.state.chain import CHAIN_FILE
 from elastic.state.store import ANCHOR_PREFIX, STATE_FOLDER
 from elastic.train.outer import Turns, initial_anchor, outer_steps
@@ -66,15 +66,21 @@ def peer_folders(where: Path) -> list[Path]:
 
 
 def replay(
-    shared: Shared, folders: Sequence[Path], note: Note = lambda line: None, damaged: Note = lambda line: None
+    shared: Shared,
+    folders: Sequence[Path],
+    note: Note = lambda line: None,
+    damaged: Note = lambda line: None,
+    until: int | None = None,
 ) -> Iterator[Step]:
-    """Every round again, from the genesis on, each compared with all that names its anchor.
+    """Every round again, from the genesis on, each compared with all that names its anchor; then a look at the rest.
 
     Args:
         shared: the run.
         folders: state directories of its peers: what one of them lacks another may have.
         note: told what a crash or time left out.
         damaged: told which copies are damaged of what others have whole, or of what decides nothing.
+        until: step no further than the anchor that this round starts from. What only later rounds need is still held
+            against the digest in its name.
 
     Raises:
         StateError: the first record that does not fit, or that is nowhere.
@@ -100,8 +106,11 @@ def replay(
         round_ = RoundIndex(manifest.round + 1)
         by_manifest, by_peer = archive.compare(round_, digest), held.compare(round_, digest)
         yield Step(manifest, digest, by_manifest or by_peer, anchor)
+        if round_ == until:
+            break
     archive.look_at_the_rest()
-    for where in held.beyond(round_):
+    held.look_at_the_rest(damaged)
+    for where in held.beyond(archive.end):
         note(f"{where}: of a round whose manifests are not here")
 
 
@@ -132,6 +141,11 @@ class _Archive:
                 if _BLOB.fullmatch(path.name):
                     self._blobs.setdefault(path.name, []).append(path)
         self._check_chain()
+
+    @property
+    def end(self) -> RoundIndex:
+        """The round that the last manifest leads to."""
+        return RoundIndex(max(self._manifests) + 1)
 
     def in_order(self) -> Iterator[Manifest]:
         for _, copies in sorted(self._copies.items()):
@@ -234,15 +248,18 @@ class _Archive:
 
 
 class _Held:
-    """The anchors that peers hold, by round: what `state.json` says, and the files themselves."""
+    """What peers hold: anchors by round, as `state.json` says and as the files are; and files that are theirs alone."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._named: dict[RoundIndex, list[tuple[str, Digest]]] = {}
         self._files: dict[RoundIndex, list[Path]] = {}
         self._holds: dict[Path, RoundIndex] = {}
+        self._rest: set[Path] = set()
+        """Files that no replayed anchor was compared with."""
         for folder in folders:
             files = folder / STATE_FOLDER / "files"
-            for path in sorted(files.glob("*")):
+            for path in sorted(files.glob("*.bin")):
+                self._rest.add(path)
                 if found := _ANCHOR.fullmatch(path.name):
                     self._files.setdefault(RoundIndex(int(found[1])), []).append(path)
             self._read_meta(folder / STATE_FOLDER / "state.json", files)
@@ -270,6 +287,7 @@ class _Held:
                 raise StateError(f"{where}: holds another anchor of round {round_} than was replayed")
             witness = where
         for path in self._files.get(round_, []):
+            self._rest.discard(path)
             with suppress(FileNotFoundError):  # a peer that runs on drops old ones
                 if Table.of_file(path).digest != anchor:
                     raise StateError(f"{path}: another anchor of round {round_} than was replayed")
@@ -281,6 +299,13 @@ class _Held:
         holds = self._holds.get(torn.folder, GENESIS)
         if holds > torn.last + 1:
             raise StateError(f"{torn.line}; no crash left it so: this peer holds the anchor of round {holds} behind it")
+
+    def look_at_the_rest(self, damaged: Note) -> None:
+        """At residuals and payloads that are still to be settled, and at anchors of rounds that were not replayed."""
+        for path in sorted(self._rest):
+            with suppress(FileNotFoundError):  # as above
+                if not fits(path.name, Table.of_file(path).digest):
+                    damaged(f"{path}: its bytes have another digest than its name")
 
     def beyond(self, round_: RoundIndex) -> list[str]:
         """Records of later rounds."""

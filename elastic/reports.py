@@ -6,6 +6,7 @@ from pydantic import Field
 
 from elastic.messages import (
     Amendment,
+    Digest,
     Evidence,
     HexDigest,
     Index,
@@ -27,6 +28,16 @@ ORDER_FILE = "amendment.json"
 """and an `Order`, if there is one."""
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
+
+
+def file_name(kind: str, round_: RoundIndex, digest: Digest) -> str:
+    """Of a file whose bytes have that digest, e.g. `anchor-00000012-3f5a80c1d2e9.bin`."""
+    return f"{kind}-{round_:08d}-{digest[:12]}.bin"
+
+
+def fits(name: str, digest: Digest) -> bool:
+    """Whether bytes of that digest are what a `file_name` says."""
+    return name.endswith(f"-{digest[:12]}.bin")
 
 
 class RoundEvidence(Message):

@@ -6,7 +6,6 @@ disk when a process dies is enough: a restarted session holds the same anchor, t
 contribution if one is still to be settled.
 """
 
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from elastic.messages import (
     RoundIndex,
     RoundPlan,
 )
-from elastic.reports import PendingMeta, StateMeta
+from elastic.reports import PendingMeta, StateMeta, file_name, fits
 from elastic.train.assess import assess
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps, warm_up
 from elastic.train.outer import Turns, initial_anchor, outer_steps
@@ -325,19 +324,22 @@ class Session:
 
     def _read_residual(self) -> None:
         if self._residual_file:
-            self.residual = decode_state(self.store.read_file(self._residual_file), self.residual)
+            data = self.store.read_file(self._residual_file)
+            if not fits(self._residual_file, blob_digest(data)):
+                raise MalformedError("residual: another digest than its name says")
+            self.residual = decode_state(data, self.residual)
         else:
             self.residual = {name: torch.zeros(meta.shape) for name, meta in self.like.items()}
 
     def _write_residual(self, round_: RoundIndex) -> None:
-        # A new name each time: the file that the committed state refers to must never change under it.
-        self._residual_file = f"residual-{round_:08d}-{secrets.token_hex(4)}.bin"
-        self.store.write_file(self._residual_file, encode_state(self.residual))
+        data = encode_state(self.residual)
+        self._residual_file = file_name("residual", round_, blob_digest(data))
+        self.store.write_file(self._residual_file, data)
 
     def _commit_anchor(self, round_: RoundIndex) -> Digest:
         data = encode_state(self.anchor)
         digest = blob_digest(data)
-        name = f"anchor-{round_:08d}-{digest[:12]}.bin"
+        name = file_name("anchor", round_, digest)
         self.size_bytes = len(data)
         self.store.write_file(name, data)
         self._commit(StateMeta(round=round_, anchor=digest, anchor_file=name, residual_file=self._residual_file))
@@ -349,4 +351,4 @@ class Session:
 
 
 def _payload_file(pending: Pending) -> str:
-    return f"payload-{pending.round:08d}-{blob_digest(pending.payload)[:12]}.bin"
+    return file_name("payload", pending.round, blob_digest(pending.payload))

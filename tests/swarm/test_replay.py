@@ -19,16 +19,23 @@ from elastic.wire.tree import blob_digest
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All records but residuals, which are nobody else's business and have no digest."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("residual"))
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 async def recorded(
-    folder: Path, settings: dict[str, Any] | None = None, names: Sequence[str] = ("ann", "bob"), deciding: int = 1
+    folder: Path,
+    settings: dict[str, Any] | None = None,
+    names: Sequence[str] = ("ann", "bob"),
+    deciding: int = 1,
+    crash_at: str | None = None,
 ) -> tuple[Shared, str]:
-    """A finished run of these peers as their disks show it; its settings, and the anchor it came to."""
+    """A finished run of these peers as their disks show it; its settings, and the anchor it came to.
+
+    Where it does not finish, as the last of them dies there, the anchor is the first one's.
+    """
     async with Swarm(folder, *names, validators=names[:deciding], rounds=3) as swarm:
         swarm.shared = swarm.shared.model_validate({**swarm.shared.model_dump(), **(settings or {})})
+        swarm[names[-1]].crash_at = crash_at
         swarm.start()
         await swarm.finish()
         for node in swarm.nodes.values():
@@ -37,7 +44,7 @@ async def recorded(
                 for entry in manifest.counted:
                     payload = node.peer.exchange.held(entry.payload)
                     (node.directory / BLOB_FOLDER / entry.payload).write_bytes(payload)
-        (anchor,) = swarm.anchors()
+        (anchor,) = swarm.anchors(*names[: -1 if crash_at else None])
         return swarm.shared, anchor
 
 
@@ -80,6 +87,7 @@ async def test_one_flipped_bit_is_named_wherever_it_is(tmp_path: Path) -> None:
     shared, _ = await recorded(tmp_path)
     records = files_of(tmp_path / "bob")
     assert {path.parent.name for path in records} == {"bob", "state", "files", BLOB_FOLDER}
+    assert any(path.name.startswith("residual") for path in records)
     rng = random.Random(4)
     for path in records:
         whole = path.read_bytes()
@@ -88,10 +96,10 @@ async def test_one_flipped_bit_is_named_wherever_it_is(tmp_path: Path) -> None:
             spoilt, place = bytearray(whole), rng.randrange(len(whole))
             spoilt[place] ^= 1 << rng.randrange(8)
             path.write_bytes(spoilt)
-            # then an error, or a note if it is what a crash may leave, has its name
+            # then an error, or a note if it is what a crash may leave or is bob's alone, has its name
             notes = list[str]()
             try:
-                list(replay(shared, [tmp_path / "bob"], notes.append))
+                list(replay(shared, [tmp_path / "bob"], notes.append, notes.append))
             except StateError as error:
                 notes.append(str(error))
             assert any(str(path) in line for line in notes), f"{path} byte {place}: {notes}"
@@ -141,6 +149,44 @@ async def test_a_spoilt_blob_that_no_manifest_names_is_noted_too(tmp_path: Path)
     path.write_bytes(data.replace(b"h", b"i"))
     list(replay(shared, peer_folders(tmp_path), damaged=damaged.append))
     assert damaged == [f"{path}: its bytes have another digest than its name; left out"]
+
+
+@pytest.mark.parametrize("kind", ["residual", "payload"])
+async def test_what_is_a_peers_alone_is_held_against_its_name(tmp_path: Path, kind: str) -> None:
+    # given a peer that died with a contribution to be settled
+    shared, _ = await recorded(tmp_path, crash_at="agree 2")
+    (path,) = (tmp_path / "bob" / "state" / "files").glob(f"{kind}-*")
+    damaged: list[str] = []
+    steps = list(replay(shared, peer_folders(tmp_path), damaged=damaged.append))
+    assert damaged == []
+    # when one bit of it is flipped
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x40
+    path.write_bytes(data)
+    # then that is told, and the run replays
+    again = list(replay(shared, peer_folders(tmp_path), damaged=damaged.append))
+    assert damaged == [f"{path}: its bytes have another digest than its name"]
+    assert [step.anchor for step in again] == [step.anchor for step in steps]
+
+
+@pytest.mark.parametrize("where", [BLOB_FOLDER, "state/files"])
+async def test_who_wants_an_early_anchor_is_told_of_later_damage_too(tmp_path: Path, where: str) -> None:
+    # given
+    shared, anchor = await recorded(tmp_path)
+    damaged: list[str] = []
+    steps = list(replay(shared, [tmp_path / "bob"], damaged.append, damaged.append, until=2))
+    assert [step.manifest.round for step in steps] == [0, 1] and steps[-1].anchor != anchor and damaged == []
+    # when a payload that the last round counts, or the anchor that it led to, has another bit
+    last = Manifest.from_bytes((tmp_path / "bob" / CHAIN_FILE).read_bytes().splitlines()[-1])
+    name = last.counted[0].payload if where == BLOB_FOLDER else f"anchor-{last.round + 1:08d}-{anchor[:12]}.bin"
+    path = tmp_path / "bob" / where / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x40
+    path.write_bytes(data)
+    # then
+    again = list(replay(shared, [tmp_path / "bob"], damaged=damaged.append, until=2))
+    assert [step.anchor for step in again] == [step.anchor for step in steps]
+    assert len(damaged) == 1 and damaged[0].startswith(f"{path}: its bytes have another digest than its name")
 
 
 async def test_another_outer_step_is_found_at_once(tmp_path: Path) -> None:
