@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from elastic import trace
-from elastic.agreement.simplex import proposer_of
+from elastic.agreement.simplex import max_liars, proposer_of
 from elastic.amend import wish_of
 from elastic.apply import apply_manifest, missing_payloads
 from elastic.assess import Assessor, assessing
@@ -48,8 +48,8 @@ from elastic.wire.tree import blob_digest
 PROPOSER_SECONDS = Seconds(2.0)
 """After the deadline of a round, for its proposer to be heard; then the next one's turn comes, which lasts twice as
 long, and so on."""
-TALK_SECONDS = Seconds(7 * PROPOSER_SECONDS)
-"""Three turns: so long a round is waited for after its deadline, at least, however short that is."""
+MIN_TURNS = 3
+"""So many are waited for after the deadline of a round, at least; more where more proposers in a row may be dead."""
 MANIFEST_POLL = Seconds(0.1)
 """Between two looks for the manifest; it ends the round for everyone, so it is looked for often."""
 
@@ -233,20 +233,25 @@ def _turns(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> Times:
     return Times(
         proposer=now if verdict is not None and verdict.rejected is RejectReason.MISSING else turn,
         patience=Seconds(2 * PROPOSER_SECONDS),
-        give_up=Seconds(max(phases.start + _longest(plan), now + plan.gather_seconds)),
+        give_up=Seconds(max(phases.start + _longest(peer, plan), now + plan.gather_seconds)),
     )
 
 
-def _longest(plan: RoundPlan) -> float:
+def _longest(peer: Peer, plan: RoundPlan) -> float:
     """Seconds from the beginning of a round after which nobody waits for its manifest."""
-    return plan.gather_seconds + max(plan.gather_seconds, TALK_SECONDS)
+    return plan.gather_seconds + max(plan.gather_seconds, talk_seconds(len(peer.shared.agreement.validators)))
+
+
+def talk_seconds(num_validators: int) -> Seconds:
+    """What validators may need after the deadline of a round: turns of those who may be dead, and of one who is not."""
+    return Seconds((2 ** max(MIN_TURNS, max_liars(num_validators) + 1) - 1) * PROPOSER_SECONDS)
 
 
 async def _await_manifest(peer: Peer, plan: RoundPlan, phases: Phases) -> Manifest | None:
     """Until the validators have spoken, or it is much too late."""
     while True:
         manifest = await peer.agreement.decided(plan.round)
-        if manifest is not None or phases.elapsed() >= _longest(plan):
+        if manifest is not None or phases.elapsed() >= _longest(peer, plan):
             return manifest
         await peer.clock.sleep(MANIFEST_POLL)
 

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic.agreement.manifests import check_manifest, genesis
-from elastic.agreement.simplex import proposer_of
+from elastic.agreement.simplex import max_liars, proposer_of
 from elastic.config import Shared
 from elastic.errors import MalformedError
 from elastic.messages import (
+    MAX_VALIDATORS,
     PACE_ROUNDS,
     Manifest,
     PeerId,
@@ -25,7 +26,7 @@ from elastic.messages import (
     View,
     digest_of,
 )
-from elastic.round import _turns
+from elastic.round import PROPOSER_SECONDS, _turns, talk_seconds
 from elastic.schedule.absences import LONGEST, REMEMBERED, Absences
 from elastic.schedule.clock import ManualClock
 from elastic.schedule.phases import Phases
@@ -192,3 +193,13 @@ def test_only_a_proposer_of_whom_nothing_was_heard_is_not_waited_for(
     # then
     times = _turns(one, plan, seen, Phases(clock, lambda phase: None))
     assert (times.proposer > clock.now()) is waits
+
+
+@pytest.mark.parametrize(
+    ("validators", "turns"), [(1, 3), (4, 3), (7, 3), (9, 3), (10, 4), (12, 4), (13, 5), (MAX_VALIDATORS, 6)]
+)
+def test_a_round_is_waited_for_until_one_who_is_there_has_had_its_turn(validators: int, turns: int) -> None:
+    # given that as many proposers in a row are dead as may be
+    assert turns > max_liars(validators)
+    # then their turns fit, each twice as long as the one before, and the next one's
+    assert talk_seconds(validators) == sum(PROPOSER_SECONDS * 2**turn for turn in range(turns))
