@@ -62,7 +62,11 @@ class Talk:
         """Proposed manifest → when we last began to look at it, and the look."""
 
     def go_on(self) -> None:
-        """After a pause in which nobody minded the time: whoever's turn it is gets another chance."""
+        """After a pause in which nobody minded the time: whoever's turn it is gets another chance.
+
+        It does not double with the view: one that outlasts what lies between two pauses would begin again for ever, and
+        who is absent would keep its turn.
+        """
         self._rings = Seconds(max(self._rings, self._clock.now() + self._patience))
 
     async def speak(self, drafts: Drafts) -> Manifest | None:

@@ -26,6 +26,10 @@ def vote(key: Identity, what: bytes, view: int = 0) -> Vote:
     )
 
 
+def void(key: Identity, view: int) -> Vote:
+    return key.sign(Vote(run=RUN, round=ROUND, view=View(view), kind=VoteKind.VOID, manifest=NO_DIGEST, peer=key.peer))
+
+
 def seat_of(key: Identity) -> Seat:
     return Seat(key, RUN, ROUND, NAMES, memory=None, save=lambda ballot: None)
 
@@ -70,12 +74,8 @@ def test_an_absent_first_proposer_is_no_reason_to_leave_a_later_view(view: int, 
     # given a validator that was restarted in that view of a round whose first proposer is absent
     saved: list[Ballot] = []
     before = Seat(KEYS[0], RUN, ROUND, NAMES, memory=None, save=saved.append)
-    void = [
-        key.sign(Vote(run=RUN, round=ROUND, view=View(0), kind=VoteKind.VOID, manifest=NO_DIGEST, peer=key.peer))
-        for key in KEYS[1:]
-    ]
     if view:
-        before.hear(Ballot.of(RUN, ROUND, void))
+        before.hear(Ballot.of(RUN, ROUND, [void(key, 0) for key in KEYS[1:]]))
     again = Seat(KEYS[0], RUN, ROUND, NAMES, memory=saved[-1] if saved else None, save=saved.append)
     assert again.view == view
     # when it does not wait for the first
@@ -86,3 +86,22 @@ def test_an_absent_first_proposer_is_no_reason_to_leave_a_later_view(view: int, 
     talk._mind_the_time()
     # then it has given up the first one's turn, and no later one's
     assert (again.changes == said) is patient
+
+
+async def test_an_absent_proposer_of_a_late_view_loses_its_turn_however_often_the_round_is_put_off() -> None:
+    # given a validator in a view whose turn, twice as long with each view, outlasts what it stays for at a time
+    clock, sut = ManualClock(), seat_of(KEYS[0])
+    times = Times(proposer=clock.now(), patience=Seconds(4.0), give_up=Seconds(20.0))
+    talk = Talk(sut, MemoryNetwork().join(NAMES[0]), clock, lambda manifest: None, times)
+    sut.hear(Ballot.of(RUN, ROUND, [void(key, view) for view in range(6) for key in KEYS[1:]]))
+    assert sut.view == 6
+    talk._mind_the_time()
+    said = sut.changes
+    # when it stays and goes, again and again
+    for _ in range(20):
+        await clock.sleep(Seconds(20.0))
+        talk.go_on()
+        await clock.sleep(Seconds(20.0))
+        talk._mind_the_time()
+    # then it has given up
+    assert sut.changes > said
