@@ -47,6 +47,10 @@ class TooOldError(NetworkError):
     """The one asked does not know the request."""
 
 
+class HungUpError(NetworkError):
+    """The one asked ended the stream before its first word."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What one request came to."""
@@ -136,9 +140,10 @@ class Visit:
             NetworkError: it broke off, or what came makes no sense.
         """
         for pause in BUSY_SECONDS:
-            answer = await self._once(entry, kind, number)
-            if answer.status != Status.BUSY:
-                return answer
+            with suppress(HungUpError):  # who hangs up at once may cut off its "busy"
+                answer = await self._once(entry, kind, number)
+                if answer.status != Status.BUSY:
+                    return answer
             await asyncio.sleep(pause)
         return await self._once(entry, kind, number)
 
@@ -166,7 +171,7 @@ async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kind
         with suppress(ConnectionError):
             first = await reader.read(1)
         if not first:
-            return Answer(Status.BUSY, probe.NOWHERE)  # who hangs up at once cuts off the word that would say so
+            raise HungUpError("it hung up without a word")
         status, packed = probe.RESPONSE.unpack(first + await reader.readexactly(probe.RESPONSE.size - 1))
         ip = str(ipaddress.IPv4Address(packed))
         if status not in tuple(Status):
