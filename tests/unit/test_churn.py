@@ -1,12 +1,18 @@
 """The churn benchmark: the emulated network does what a network of that kind does, and rows tell what was seen."""
 
 import struct
+import time
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from elastic.bench.churn import donors, goodput, kills, splits
 from elastic.bench.churn.link import Link, Port, address, destination
-from elastic.bench.churn.swarm import good
+from elastic.bench.churn.swarm import Host, good
 from elastic.reports import RoundReport
 
 RATE, DELAY = 1000.0, 0.5
@@ -88,14 +94,38 @@ def test_rows_fit_under_their_headers() -> None:
     assert goodput.line(row, calm=1000.0).split()[-2:] == ["90%", "11.2"]
 
 
-def test_a_round_is_good_if_it_took_an_outer_step() -> None:
-    def report(manifest: str | None, skipped: str | None) -> RoundReport:
-        return RoundReport.model_validate({
-            "run": "r", "round": 1, "peer": "1" * 46, "name": "", "contributed": True, "counted": False,
-            "skipped": skipped, "digest": "0" * 64, "manifest": manifest, "seconds": {},
-        })  # fmt: skip
+def report(manifest: str | None = "0" * 64, skipped: str | None = None, round_: int = 1) -> RoundReport:
+    return RoundReport.model_validate({
+        "run": "r", "round": round_, "peer": "1" * 46, "name": "", "contributed": True, "counted": False,
+        "skipped": skipped, "digest": "0" * 64, "manifest": manifest, "seconds": {},
+    })  # fmt: skip
 
-    assert good(report("0" * 64, None))
+
+def test_a_round_is_good_if_it_took_an_outer_step() -> None:
+    assert good(report())
     assert good(report("0" * 64, "arrived after the round was decided"))
     assert not good(report("0" * 64, "void: nobody's contribution counted"))
     assert not good(report(None, "no manifest for this round yet"))
+
+
+async def test_a_collector_that_hangs_is_measured_by_the_round_that_begins_then() -> None:
+    # given a swarm whose peer has just finished round 4
+    def ends(round_: int) -> None:
+        host.reports.append((time.monotonic(), report(round_=round_)))
+
+    host: Any = SimpleNamespace(reports=[])
+    host.good_at = partial(Host.good_at, host)
+    ends(4)
+
+    async def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
+        if not holds():
+            ends(host.reports[-1][1].round + 1)
+        assert holds()
+
+    collector = SimpleNamespace(stop=lambda: None, kill=lambda: None)
+    swarm: Any = SimpleNamespace(hosts=[host], round=4, collector=collector, all_good=AsyncMock(), until=until)
+    # when
+    blow = await kills._hang_collector(swarm)
+    # then it took until the end of round 5, and no other
+    assert [report.round for _, report in host.reports] == [4, 5]
+    assert blow.rounds_lost == 0 and blow.back_after is None

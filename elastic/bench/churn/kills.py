@@ -85,7 +85,7 @@ async def kill_one(swarm: Swarm, role: str, phase: str) -> Blow:
 async def _hang_collector(swarm: Swarm) -> Blow:
     """The trace collector takes connections and never answers, which is worse than its death; then it dies."""
     await swarm.all_good(1, SECONDS)
-    aim, stopped = RoundIndex(swarm.round + 2), time.monotonic()
+    aim, stopped = RoundIndex(swarm.round + 1), time.monotonic()
     swarm.collector.stop()
     blow = await _aftermath(swarm, ("trace collector (hangs)", "any"), [], stopped, aim)
     swarm.collector.kill()
