@@ -62,7 +62,9 @@ def outside(config: RunConfig, entries: Sequence[str]) -> Iterator[Finding]:
 
 @contextmanager
 def _guise(config: RunConfig) -> Iterator[Guise]:
-    """The peer itself, unless it is running or has no key yet; nothing new is made in its folder."""
+    """The peer itself, which cannot start meanwhile, unless it is running or has no key yet; nothing new is made in its
+    folder.
+    """
     local, network = config.local, config.local.network
     ports, running = ports_of(network.announce), False
     with ExitStack() as stack:
