@@ -28,6 +28,37 @@ async def test_a_joiner_fetches_the_anchor_that_the_head_names(tmp_path: Path) -
         assert len(swarm.anchors()) == 1
 
 
+async def test_nobody_waits_for_a_joiner_that_catches_up_slowly(tmp_path: Path) -> None:
+    # given how long the rounds of two peers are
+    names, rounds = ("ann", "bob"), range(1, 19)
+
+    async def lengths(swarm: Swarm) -> list[float]:
+        await swarm.finish()
+        for name in names:
+            assert all(report.counted and report.skipped is None for report in swarm[name].reports)
+        return [max(swarm[name].report(round_).seconds["total"] for name in names) for round_ in rounds]
+
+    async with Swarm(tmp_path / "alone", *names, rounds=len(rounds), reducer=DENSE) as swarm:
+        swarm.start()
+        alone = await lengths(swarm)
+    # when a third joins in the middle, for whom fetching takes so long that it is too late again and again
+    async with Swarm(tmp_path / "joined", *names, rounds=len(rounds), reducer=DENSE) as swarm:
+        swarm.start()
+        await swarm.rounds_done(8)
+        joiner = swarm.add("joiner")
+        joiner.lag = 1.5 * max(alone[8:])
+        joiner.start()
+        await swarm.rounds_done(13, *names)
+        assert joiner.fetched and not joiner.reports
+        joiner.lag = max(alone[8:]) / 4
+        joined = await lengths(swarm)
+        # then no round before its first was longer for it, and it counts in the end
+        first = joiner.reports[0].round
+        assert first > 13 and joiner.reports[-1].counted
+        assert joined[: first - 1] == alone[: first - 1]
+        assert len(swarm.anchors()) == 1
+
+
 async def test_a_joiner_is_not_deceived_when_nobody_serves_the_anchor(tmp_path: Path) -> None:
     # given
     async with Swarm(tmp_path, "ann", "bob", rounds=12, reducer=DENSE) as swarm:

@@ -109,6 +109,30 @@ async def test_one_of_three_may_be_gone_for_good(tmp_path: Path) -> None:
         assert len(swarm.anchors("ann", "cyd")) == 1
 
 
+@pytest.mark.parametrize("boundary", ["inner 2", "agree 2", "outer 2"])
+async def test_a_run_outlives_its_founder_and_all_validators_but_a_quorum(tmp_path: Path, boundary: str) -> None:
+    # given seven validators, two of which die for good: who made the genesis, which others entered by, and another
+    seven = (*FOUR, "eve", "fay", "gus")
+    async with Swarm(tmp_path, *seven, "hal", validators=seven, rounds=5) as swarm:
+        founder = proposer(swarm, 0)
+        dead = {founder, next(name for name in seven if name != founder)}
+        for name in dead:
+            swarm[name].crash_at = boundary
+        swarm.start()
+        await swarm.finish(*dead)
+        others = [name for name in swarm.nodes if name not in dead]
+        await swarm.rounds_done(2, *others)
+        assert swarm.check_chain(others[0])[0].proposer == swarm[founder].id
+        # when one comes who knew neither of them
+        swarm.add("newcomer").start()
+        await swarm.finish(*others, "newcomer")
+        # then every round is decided by those who are left, and counts who is there
+        assert {len(swarm.check_chain(name)) for name in others} == {6}
+        assert swarm.check_chain("hal")[-1].counts(swarm["newcomer"].id)
+        assert len(swarm.anchors(*others, "newcomer")) == 1
+        same_chains(swarm, *others, "newcomer")
+
+
 async def test_the_half_without_a_quorum_waits_and_loses_nothing(tmp_path: Path) -> None:
     # given four validators, two of which are cut off from everyone
     async with Swarm(tmp_path, *FOUR, validators=FOUR, rounds=6) as swarm:

@@ -10,6 +10,7 @@ from elastic.agreement.quorum import BALLOT_FILE
 from elastic.agreement.votes import Ballot, VoteKind
 from elastic.messages import RoundIndex
 from elastic.peer import Peer
+from elastic.state.store import STATE_FOLDER, StateStore
 
 BOUNDARIES = [
     "compress 2",  # the inner steps are done
@@ -32,6 +33,13 @@ def one_life(node: Node) -> None:
     assert node.session.pending is None
 
 
+def residual_round(node: Node) -> int:
+    """The round in which the residual was left that this node's directory names."""
+    meta = StateStore(node.directory / STATE_FOLDER).load()
+    assert meta is not None and meta.residual_file is not None
+    return int(meta.residual_file.split("-")[1])
+
+
 @pytest.mark.parametrize("name", ["ann", "bob"])
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 async def test_a_peer_killed_anywhere_comes_back_at_once(tmp_path: Path, boundary: str, name: str) -> None:
@@ -41,6 +49,8 @@ async def test_a_peer_killed_anywhere_comes_back_at_once(tmp_path: Path, boundar
         node.crash_at = boundary
         swarm.start()
         assert await swarm.finish(name) == {name: f"crashed at {boundary}"}
+        # then its residual on disk is of this round, or of the one before if it had not made another
+        assert residual_round(node) == (1 if boundary == "compress 2" else 2)
         # when
         node.start()
         await swarm.finish()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_state import Crash, fail_at
 
 from elastic.agreement.manifests import draft, genesis
 from elastic.config import Shared
@@ -240,6 +241,48 @@ def test_a_crash_before_the_commit_is_as_if_the_verb_had_never_been(tmp_path: Pa
     assert again.outer_step(counting, {blob_digest(others): others}) == before.outer_step(
         counting, {blob_digest(others): others}
     )
+
+
+WRITES = 3 * 3
+"""Three files, each: sync, rename, sync the directory."""
+
+
+@pytest.mark.parametrize("step", range(WRITES + 1))
+@pytest.mark.parametrize("verb", ["compress", "outer_step"])
+def test_a_kill_at_any_write_leaves_the_residual_as_it_was_before_that_write_or_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, step: int
+) -> None:
+    # given a peer whose contribution to round 1 counted, and in round 2 another's does
+    session, head = founded(tmp_path, shared())
+    first = contributed(session, head)
+    head = after(session, head, (ME, first))
+    session.outer_step(head, {blob_digest(first): first})
+    others = contributed(founded(tmp_path / "other", shared(seed=1))[0], head)
+
+    def act() -> None:
+        if verb == "compress":
+            contributed(session, head)
+        else:
+            session.outer_step(after(session, head, (OTHER, others)), {blob_digest(others): others})
+
+    if verb == "outer_step":
+        contributed(session, head)
+    before = make(tmp_path, shared())
+    # when it is killed at that write of round 2
+    with monkeypatch.context() as patch:
+        fail_at(patch, step, Crash)
+        if step < WRITES:
+            with pytest.raises(Crash):
+                act()
+        else:
+            act()
+    # then a new life has what it had a verb ago, or what it came to
+    again = make(tmp_path, shared())
+    is_new = again.state() != before.state()
+    assert is_new is (step >= WRITES - 1)  # the last sync is of a rename that is done
+    kept = session if is_new else before
+    assert again.pending == kept.pending and same(again.residual, kept.residual)
+    assert not same(session.residual, before.residual)
 
 
 def test_the_momentum_is_resumed_and_part_of_the_digest(tmp_path: Path) -> None:
