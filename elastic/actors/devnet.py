@@ -1,13 +1,12 @@
 """A chain for a quickstart: a devnet in a process of its own, with a registered hotkey for each peer."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
 
+from elastic.actors.child import Child
 from elastic.errors import StateError
 from elastic.registry import DEVNET
 
@@ -17,7 +16,7 @@ NETUID = 3
 LOG = "devnet.log"
 
 
-class Devnet:
+class Devnet(Child):
     """`python -m incentives.devnet`: lives as long as this object."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
@@ -26,17 +25,12 @@ class Devnet:
         Raises:
             StateError: it did not come up; its log says why.
         """
-        self._wallets, self._log = folder / "wallets", folder / LOG
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(  # in a session of its own: Ctrl-C is for us to handle
-                [sys.executable, "-m", DEVNET, "--wallets", str(self._wallets), "--netuid", str(NETUID), *names],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
-            )  # fmt: skip
-        assert self._process.stdout is not None
-        self.url = self._process.stdout.readline().strip()
+        self._wallets = folder / "wallets"
+        super().__init__(folder / LOG, DEVNET, "--wallets", str(self._wallets), "--netuid", str(NETUID), *names)
+        self.url = self.stdout.readline().strip()
         if not self.url:
             self.close()
-            raise StateError(f"the devnet did not start: see {self._log} (pip install 'elastic[bittensor]'?)")
+            raise StateError(f"the devnet did not start: see {self.log} (pip install 'elastic[bittensor]'?)")
 
     def shared(self) -> str:
         """Settings of the run's incentive."""
@@ -54,23 +48,11 @@ poll_seconds = 0.5
 
     def report(self) -> list[str]:
         """What landed on it, for people: each validator's weights, as parts of 1."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write("weights\n")
-        self._process.stdin.flush()
-        told = orjson.loads(self._process.stdout.readline())
+        self.stdin.write("weights\n")
+        self.stdin.flush()
+        told = orjson.loads(self.stdout.readline())
         lines = [f"weights    on the local devnet (no real chain), at its block {told['block']}:"]
         for who, weights in told["weights"].items():
             parts = ", ".join(f"{name} {part:.3f}" for name, part in weights.items())
             lines.append(f"           set by {who}: {parts or 'none'}")
         return lines
-
-    def close(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()

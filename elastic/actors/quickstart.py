@@ -5,14 +5,12 @@ other but the bootstrap's address. Every part is the real one; only the machine 
 """
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import psutil
 import ray
@@ -20,6 +18,7 @@ from rich.console import Console
 
 from elastic.actors import summary
 from elastic.actors.chaos import Chaos, Kill
+from elastic.actors.child import Child
 from elastic.actors.devnet import SUBNET, Devnet
 from elastic.actors.follow import Say
 from elastic.actors.footprint import tree_bytes
@@ -94,7 +93,7 @@ def run_quickstart(settings: Settings, say: Say) -> int:
     handles: list[PeerHandle] = []
     try:
         with Interruption() as interruption, ExitStack() as stack:
-            entry = stack.enter_context(entry_point(folder))
+            entry = stack.enter_context(closing(EntryPoint(folder)))
             stack.enter_context(local_cluster(num_cpus=sum(settings.workers) + 1))
             stack.callback(free, handles)
             result.times["ray"] = time.monotonic() - begin
@@ -158,49 +157,19 @@ def _note_start(statuses: list[PeerStatus], result: Result, begin: float) -> Non
             result.times[what] = time.monotonic() - begin
 
 
-class EntryPoint:
-    """`elastic bootstrap` in a process of its own."""
+class EntryPoint(Child):
+    """`elastic bootstrap`."""
 
-    def __init__(self, folder: Path, log: IO[str]) -> None:
-        command = [
-            sys.executable, "-m", "elastic", "bootstrap", "--host", "127.0.0.1",
-            "--key", str(folder / "bootstrap.key"), "--until-stdin-closes",
-        ]  # fmt: skip
-        self._log = folder / LOG
-        self._process = subprocess.Popen(  # in a session of its own: Ctrl-C is for us to handle
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-        )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def __init__(self, folder: Path) -> None:
+        command = ["elastic", "bootstrap", "--host", "127.0.0.1", "--until-stdin-closes"]
+        super().__init__(folder / LOG, *command, "--key", str(folder / "bootstrap.key"))
 
     def address(self) -> str:
         """Wait for its address."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self.stdout:
             if line.strip().startswith("/ip4/"):
                 return line.strip()
-        raise BootstrapError(f"the bootstrap process ended before it was reachable: see {self._log}")
-
-    def close(self) -> None:
-        """End it, if nobody has."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
-
-
-@contextmanager
-def entry_point(folder: Path) -> Iterator[EntryPoint]:
-    """A bootstrap that ends with this process."""
-    with (folder / LOG).open("w") as log, closing(EntryPoint(folder, log)) as entry:
-        yield entry
+        raise BootstrapError(f"the bootstrap process ended before it was reachable: see {self.log}")
 
 
 BURY_SECONDS = 2.0

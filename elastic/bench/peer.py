@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +19,7 @@ from elastic.actors.follow import Say
 from elastic.actors.handle import PeerHandle
 from elastic.actors.job import Job
 from elastic.actors.launch import start_peer
-from elastic.actors.quickstart import Settings, entry_point, free, local_cluster, run_files
+from elastic.actors.quickstart import EntryPoint, Settings, free, local_cluster, run_files
 from elastic.config import RunConfig, parse_config
 from elastic.errors import ElasticError
 from elastic.messages import NO_DIGEST, PeerId, RoundIndex, RoundPlan
@@ -88,7 +88,7 @@ def measure_join(folder: Path, peers: int, say: Say) -> float:
     settings = Settings(peers=peers + 1, rounds=10_000, workers=(1,) * (peers + 1), folder=folder, plain=True)
     handles: list[PeerHandle] = []
     with ExitStack() as stack:
-        entry = stack.enter_context(entry_point(folder))
+        entry = stack.enter_context(closing(EntryPoint(folder)))
         stack.enter_context(local_cluster(num_cpus=peers + 2))
         stack.callback(free, handles)
         configs = run_files(folder, settings, entry.address(), peers)
