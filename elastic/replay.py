@@ -145,7 +145,7 @@ class _Archive:
     @property
     def end(self) -> RoundIndex:
         """The round that the last manifest leads to."""
-        return RoundIndex(max(self._manifests) + 1)
+        return RoundIndex(max(self._copies) + 1)
 
     def in_order(self) -> Iterator[Manifest]:
         for _, copies in sorted(self._copies.items()):

@@ -233,13 +233,13 @@ def _turns(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> Times:
     return Times(
         proposer=now if verdict is not None and verdict.rejected is RejectReason.MISSING else turn,
         patience=Seconds(2 * PROPOSER_SECONDS),
-        give_up=Seconds(max(phases.start + _longest(peer, plan), now + plan.gather_seconds)),
+        give_up=Seconds(max(phases.start + _longest(plan), now + plan.gather_seconds)),
     )
 
 
-def _longest(peer: Peer, plan: RoundPlan) -> float:
+def _longest(plan: RoundPlan) -> float:
     """Seconds from the beginning of a round after which nobody waits for its manifest."""
-    return plan.gather_seconds + max(plan.gather_seconds, talk_seconds(len(peer.shared.agreement.validators)))
+    return plan.gather_seconds + max(plan.gather_seconds, talk_seconds(len(plan.validators)))
 
 
 def talk_seconds(num_validators: int) -> Seconds:
@@ -251,7 +251,7 @@ async def _await_manifest(peer: Peer, plan: RoundPlan, phases: Phases) -> Manife
     """Until the validators have spoken, or it is much too late."""
     while True:
         manifest = await peer.agreement.decided(plan.round)
-        if manifest is not None or phases.elapsed() >= _longest(peer, plan):
+        if manifest is not None or phases.elapsed() >= _longest(plan):
             return manifest
         await peer.clock.sleep(MANIFEST_POLL)
 
