@@ -69,7 +69,7 @@ def check_plugins(config: RunConfig) -> None:
         )
     resolve("incentive", shared.incentive)
     if config.local.incentive:
-        local_settings(shared.incentive, config.local.incentive)
+        local_settings(config, shared.incentive)
     resolve("reducer", shared.reducer)
     _, model = resolve("model", shared.model)
     _check_model(config, getattr(model, "shape", model))

@@ -1,5 +1,6 @@
 """What one peer is made of: its collaborators, built once in `elastic.actors`, met in `elastic.round`."""
 
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from typing import Any
 
 from elastic.config import PluginChoice, Shared
 from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer, TrainerState
+from elastic.errors import ConfigError
 from elastic.messages import JSON, Evidence, Manifest, PeerId, RoundIndex, RoundPlan, Scoreboard, digest_of
 from elastic.registry import build
 from elastic.reports import Order, RoundEvidence
@@ -15,6 +17,8 @@ from elastic.schedule.plan import plan_round
 from elastic.state.chain import Chain
 from elastic.verify.ratings import Ratings
 from elastic.wire.signing import Identity
+
+logger = logging.getLogger(__name__)
 
 
 async def as_new(choice: PluginChoice) -> Incentive:
@@ -96,11 +100,16 @@ class Peer:
         """Take up the incentive that is agreed for a round, if we have another, or `anew`.
 
         Raises:
-            ConfigError: there is none of that name on this machine.
+            ConfigError: there is none of that name on this machine, and we decide.
         """
         wanted = self.agreement.terms(round_).incentive
         if anew or wanted != self._measure:
-            self.incentive = await self.take_up(PluginChoice.model_validate_json(wanted))
+            try:
+                self.incentive = await self.take_up(PluginChoice.model_validate_json(wanted))
+            except ConfigError as error:
+                if anew or self.decides(round_):
+                    raise
+                logger.error("%s; this peer does not decide, and goes on with the incentive that it had", error)
             self._measure = wanted
 
     def learn(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from elastic.config import PluginChoice
+from elastic.config import PluginChoice, RunConfig
 from elastic.errors import ConfigError, MissingExtraError
 from elastic.explain import explain
 
@@ -92,19 +92,20 @@ def resolve(slot: str, choice: PluginChoice) -> tuple[type[Any], BaseModel]:
         raise ConfigError(f"{slot} {choice.name}: {explain(error, cls.Config)}") from error
 
 
-def local_settings(choice: PluginChoice, settings: dict[str, Any]) -> BaseModel | None:
+def local_settings(config: RunConfig, choice: PluginChoice) -> BaseModel | None:
     """This machine's settings of an incentive, by its nested class `Local`.
 
-    They are for the one that is chosen, unless they name another: one that the run may agree on later.
+    What stands in the run file is for the incentive that it names there, or for the run file's own; `choice` may be
+    another, which the run agreed on later.
 
     Returns:
-        None: it takes none, or these are another's.
+        None: there are none for that one.
 
     Raises:
         ConfigError: `Local` refuses them, or the incentive that they are for takes none.
     """
-    settings = dict(settings)
-    name = settings.pop("name", choice.name)
+    settings = dict(config.local.incentive)
+    name = settings.pop("name", config.shared.incentive.name)
     local = getattr(load(target_of("incentive", str(name))), "Local", None)
     if local is None:
         if settings:

@@ -34,8 +34,7 @@ class Backend:
         incentive: Incentive = build("incentive", choice)
         if not self._journal.restore(memory_of(self._config.shared, choice.canonical()), incentive):
             self._tell_what_was(incentive)
-        local = self._config.local.incentive
-        if local and local_settings(choice, local) is not None:
+        if self._config.local.incentive and local_settings(self._config, choice) is not None:
             await self._settle(choice, cast(SettledIncentive, incentive))
         if self._began:
             logger.warning("the run agreed on another incentive: %s", choice.name)

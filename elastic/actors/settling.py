@@ -53,7 +53,7 @@ class SettlerActor:
         shared, local = self._config.shared, self._config.local
         cls, settings = resolve("incentive", self._choice)
         made: Settler = cls.settler(
-            settings, local_settings(self._choice, local.incentive), local.state_dir,
+            settings, local_settings(self._config, self._choice), local.state_dir,
             run=shared.run, identity=Identity.load(self._config.key_path),
         )  # fmt: skip
         return made

@@ -1,8 +1,12 @@
 """A run changes its validators and its incentive while it goes on."""
 
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 from elastic.config import PluginChoice
+from elastic.errors import ConfigError
 from elastic.messages import Amendment, RoundIndex
 from incentives.reputation import Reputation
 from incentives.uniform import Uniform
@@ -121,3 +125,23 @@ async def test_seats_are_filled_with_those_who_earned_it_and_who_is_gone_is_repl
         sizes = [len(each.amendment.validators or ()) for each in swarm["bob"].peer.agreement.amendments()]
         assert sizes == [2, 3, 3]
         assert len(swarm.anchors(*left)) == 1
+
+
+async def test_who_does_not_decide_and_lacks_the_incentive_goes_on_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a contributor on whose machine the next incentive is not installed
+    async def lacking(choice: PluginChoice) -> NoReturn:
+        raise ConfigError(f"{choice.name} cannot be imported")
+
+    async with Swarm(tmp_path, "ann", "bob", validators=("ann",), rounds=5) as swarm:
+        swarm["bob"].on_start = lambda peer: setattr(peer, "take_up", lacking)
+        swarm["ann"].ordered = Amendment(validators=None, incentive=REPUTATION)
+        # when
+        swarm.start()
+        await swarm.finish()
+        # then
+        assert isinstance(swarm["ann"].peer.incentive, Reputation)
+        assert isinstance(swarm["bob"].peer.incentive, Uniform)
+        assert caplog.text.count("reputation cannot be imported") == 1
+        assert all(report.counted for report in swarm["bob"].reports)
