@@ -91,6 +91,11 @@ def notes(config: RunConfig) -> list[str]:
             f"shared.agreement.validators names {deciding}: the run stands still while "
             f"{'it is' if deciding == 1 else 'one of them is'} down; of 3 any one may be, and of 4 any one may even lie"
         )
+    if hasattr(resolve("incentive", shared.incentive)[0], "Local") and not config.local.incentive:
+        found.append(
+            f'[local.incentive] is empty: this machine takes no part in what the incentive "{shared.incentive.name}" does '
+            "outside of the swarm. Right for most contributors; a validator should have its settings there"
+        )
     if not config.local.network.bootstrap:
         found.append(
             "local.network.bootstrap is empty: right for the run's first peer (a validator); every other peer needs "

@@ -125,7 +125,7 @@ class RoundConfig(Section):
     """A straggler is waited for until this many times what the faster half of the roster usually needs, plus two \
 seconds, within the bounds above."""
     min_peers: Positive = 1
-    """The run starts when this many peers are there."""
+    """The run starts when this many peers are there that may contribute."""
     max_peers: Annotated[int, Field(ge=1, le=48)] = 48
     """At most this many contribute in a round; a manifest of more would not fit into a DHT record (16 KiB)."""
 

@@ -22,9 +22,9 @@ from elastic.messages import (
     PeerId,
     RoundIndex,
     RoundPlan,
+    Said,
     Scoreboard,
     Seconds,
-    SignedScoreboard,
     Terms,
     View,
 )
@@ -353,8 +353,9 @@ class Incentive(Protocol):
         """Turn a round's evidence into scores. Pure but for the backend's own memory."""
         ...
 
-    def hear(self, testimonies: Sequence[SignedScoreboard]) -> None:
-        """What validators of the run, ourselves included, said of everyone's scores; their signatures were checked."""
+    def hear(self, said: Sequence[Said]) -> None:
+        """What validators of the run, ourselves included, said of everyone's scores; and invitations that their bearers
+        showed. Signatures were checked."""
         ...
 
     async def settle(self, board: Scoreboard) -> None:

@@ -236,12 +236,12 @@ class Life:
         self._unsure = True  # the other validators may begin without us
         mine, needed = peer.shared.digest(), peer.shared.round.min_peers
         ready = live_peers(await peer.exchange.cards(), mine)
-        if len(ready) < needed:
-            self._watch.note(phase=f"waiting for peers ({len(ready)} of {needed})")
+        roster = peer.incentive.select(RoundIndex(1), sorted(ready), peer.shared.round.max_peers)
+        if len(roster) < needed:
+            self._watch.note(phase=f"waiting for peers ({len(roster)} of {needed})")
             await peer.clock.sleep(POLL)
             return
         self._watch.note(phase="agreeing on the beginning")
-        roster = peer.incentive.select(RoundIndex(1), sorted(ready), peer.shared.round.max_peers)
         now = peer.clock.now()
 
         async def drafts(_: View) -> Manifest:

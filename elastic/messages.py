@@ -288,6 +288,24 @@ class SignedScoreboard(Signed):
         return self.peer
 
 
+class Invitation(Signed):
+    """A peer answers for a newcomer, who shows it to everyone."""
+
+    run: RunName
+    inviter: PeerIdField
+    number: Annotated[int, Field(ge=0, lt=64)]
+    """Which of the inviter's invitations it is: none is given twice."""
+    invited: PeerIdField
+
+    @property
+    def signer(self) -> PeerId:
+        return self.inviter
+
+
+Said = SignedScoreboard | Invitation
+"""What is told to everyone, beside the rounds."""
+
+
 class Notes(Message):
     """The commitments that a validator has seen and accepts: for those that others were shown differently, or not."""
 

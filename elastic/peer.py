@@ -9,7 +9,7 @@ from typing import Any
 from elastic.config import PluginChoice, Shared
 from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer, TrainerState
 from elastic.errors import ConfigError
-from elastic.messages import JSON, Evidence, Manifest, PeerId, RoundIndex, RoundPlan, Scoreboard, digest_of
+from elastic.messages import JSON, Evidence, Invitation, Manifest, PeerId, RoundIndex, RoundPlan, Scoreboard, digest_of
 from elastic.registry import build
 from elastic.reports import Order, RoundEvidence
 from elastic.schedule.absences import Absences
@@ -58,6 +58,8 @@ class Peer:
     """Makes another incentive, when the run agrees on one."""
     ordered: Callable[[], Order | None] = lambda: None
     """What our operator wants changed about the run."""
+    invitation: Invitation | None = None
+    """Ours, to be shown to the others."""
     absences: Absences = field(default_factory=Absences)
     """Who did not come."""
     ratings: Ratings = field(default_factory=Ratings)

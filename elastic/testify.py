@@ -12,14 +12,17 @@ from contextlib import asynccontextmanager, contextmanager
 from elastic.amend import WISH
 from elastic.errors import MalformedError, NetworkError, SignatureInvalidError
 from elastic.messages import (
+    GENESIS,
     MAX_SCORES,
     Amendment,
+    Invitation,
     PeerId,
     RoundIndex,
     RoundPlan,
     Scoreboard,
     Seconds,
     SignedScoreboard,
+    digest_of,
 )
 from elastic.peer import Peer
 from elastic.wire.signing import verify
@@ -28,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 SCORES = "scores"
 """Record kind of a signed scoreboard."""
+INVITATION = "invitation"
+"""Of an invitation, by its bearer."""
+INVITATIONS = 64
+"""So many are looked at in a round."""
 LOOK = Seconds(1.0)
 """Between two looks for others' scoreboards."""
 
@@ -53,10 +60,16 @@ async def _talk(peer: Peer, plan: RoundPlan, wish: Amendment | None, scored: boo
     if wish is not None:
         with _tolerant(plan.round):
             await peer.exchange.post(WISH, plan.round, wish.canonical())
+    if scored and peer.invitation is not None:
+        with _tolerant(plan.round):
+            await peer.exchange.post(INVITATION, GENESIS, peer.invitation.canonical())
     round_ = RoundIndex(plan.round - 1)
     if scored and plan.decides and peer.board is not None and peer.board.round == round_:
         with _tolerant(round_):
             await peer.exchange.post(SCORES, round_, _ours(peer, peer.board).canonical())
+    if scored and plan.decides:
+        with _tolerant(plan.round):
+            peer.incentive.hear(invitations(peer, plan, await peer.exchange.records(INVITATION, GENESIS)))
     missing = set(plan.validators) if scored else set()
     while missing:
         with _tolerant(round_):
@@ -88,6 +101,21 @@ def heard(peer: Peer, round_: RoundIndex, said: Mapping[PeerId, bytes]) -> list[
             continue
         if (testimony.run, testimony.round, testimony.peer) == (peer.shared.run, round_, sender):
             found.append(testimony)
+    return found
+
+
+def invitations(peer: Peer, plan: RoundPlan, shown: Mapping[PeerId, bytes]) -> list[Invitation]:
+    """Genuine ones that their own bearers show: some in each round, if there are very many."""
+    found = []
+    for bearer in sorted(shown, key=lambda each: digest_of(f"{plan.round}:{each}".encode()))[:INVITATIONS]:
+        try:
+            invitation = Invitation.from_bytes(shown[bearer])
+            verify(invitation)
+        except (MalformedError, SignatureInvalidError) as error:
+            logger.info("round %d: the invitation of %s: %s", plan.round, bearer, error)
+            continue
+        if (invitation.run, invitation.invited) == (plan.run, bearer):
+            found.append(invitation)
     return found
 
 

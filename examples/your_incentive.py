@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard, SignedScoreboard
+from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Said, Scoreboard
 
 
 class YourIncentive:
@@ -40,7 +40,7 @@ class YourIncentive:
             self._rounds[each.verdict.peer] = [accepted + each.verdict.accepted, seen + 1]
         return Scoreboard(round=round_, scores={PeerId(peer): self._reliability(peer) for peer in sorted(self._rounds)})
 
-    def hear(self, testimonies: Sequence[SignedScoreboard]) -> None:
+    def hear(self, said: Sequence[Said]) -> None:
         """Others' opinions do not count here."""
 
     async def settle(self, board: Scoreboard) -> None:

@@ -1,6 +1,6 @@
 """What one peer thinks of the others: slow to earn, fast to lose, fading when unused."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Annotated
@@ -98,9 +98,30 @@ class Opinions:
         """Peer → opinion in that round, of everyone remembered."""
         return {peer: self.of(round_, peer) for peer in sorted(self._records)}
 
+    def knows(self, peer: PeerId) -> bool:
+        """Whether there was ever evidence of it."""
+        return peer in self._records
+
     def on_trial(self, peer: PeerId) -> bool:
         """Whether it is too new to be known."""
         return self[peer].rounds < self._config.trial_rounds
+
+    def shut_out(self, round_: RoundIndex) -> set[PeerId]:
+        """Who should not contribute in that round."""
+        return {peer for peer, record in self._records.items() if round_ < record.until}
+
+    def charge(self, peer: PeerId, part: float) -> None:
+        """For another's fault, which it answers for."""
+        record = self[peer]
+        if record != NOBODY:
+            self._records[peer] = replace(record, reputation=record.reputation * (1 - part))
+
+    def carry(self, carried: Mapping[PeerId, float]) -> None:
+        """Begin with what an earlier run thought; who was shut out there begins so."""
+        for peer, score in carried.items():
+            until = self._config.shut_rounds if score < 0 else 0
+            rounds = self._config.trial_rounds if score > 0 else 0
+            self._records[peer] = Record(reputation=max(0.0, score), rounds=rounds, last=0, until=until)
 
     def state(self) -> JSON:
         return {peer: asdict(record) for peer, record in sorted(self._records.items())}

@@ -4,7 +4,7 @@ Validators form opinions (`incentives.opinion`) from the cheap checks and from w
 counts is the lower median of what validators say: as long as fewer than half of them lie, it is never above what some
 honest validator thinks, nor below, so liars move nobody's reputation further than honest opinions lie apart. Names are
 free, so who was shut out can come back as a newcomer; what it cannot have again is a reputation, and all newcomers
-share a part of the places that does not grow with their number.
+share a part of the places that does not grow with their number. What a name costs: `incentives.entry`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,19 @@ from elastic.messages import (
     JSON,
     ContributionHeader,
     Evidence,
+    Invitation,
     PeerId,
+    PeerIdField,
     RoundIndex,
+    Said,
     Scoreboard,
     SignedScoreboard,
 )
-from incentives.opinion import SHUT_OUT, Fraction, OpinionConfig, Opinions
+from incentives.entry import Entry, EntryConfig
+from incentives.opinion import SHUT_OUT, Fraction, Opinions
 from incentives.uniform import capped_tokens, draw, normalised
+
+Score = Annotated[float, Field(ge=-1, le=1)]
 
 FRESH_ROUNDS = 16
 """What a validator said longer ago than this does not count: it is gone, or nobody hears it."""
@@ -34,7 +40,7 @@ FRESH_ROUNDS = 16
 class Reputation:
     """Shares by tokens × reputation; places for those with the most of it, and always some for newcomers."""
 
-    class Config(OpinionConfig):
+    class Config(EntryConfig):
         """[shared.incentive] name = "reputation"."""
 
         newcomers: Fraction = 0.25
@@ -43,12 +49,16 @@ class Reputation:
         """A newcomer's share is this against floor + 1 for the best reputation, at equal tokens."""
         decides: Fraction = 0.5
         """With so much reputation a peer may become a validator, where the run has seats to fill."""
+        carried: Annotated[dict[PeerIdField, Score], Field(max_length=1024)] = {}  # noqa: RUF012 (pydantic copies it)
+        """Reputations of an earlier run, peer id = number, -1: shut out. `elastic incentives export` writes them."""
         cap: Annotated[float, Field(ge=1)] = 4.0
         """Nobody counts for more than this many times the median tokens: tokens are only claimed."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._opinions = Opinions(config)
+        self._opinions.carry(config.carried)
+        self._entry = Entry(config)
         self._heard: dict[PeerId, SignedScoreboard] = {}
         """Validator → what it said last."""
 
@@ -58,7 +68,8 @@ class Reputation:
         Nobody who is shut out is among them, unless that leaves fewer than half of the candidates: then either
         most of the swarm is bad and lost anyway, or we are wrong.
         """
-        drawn = sorted(set(candidates), key=lambda peer: draw(round_, peer))
+        allowed = self._entry.allowed(candidates, lambda peers: self._standing(round_, list(peers)))
+        drawn = sorted(allowed, key=lambda peer: draw(round_, peer))
         standing = self._standing(round_, drawn)
         trusted = sorted((peer for peer in drawn), key=lambda peer: standing[peer] == SHUT_OUT)
         inside = sum(standing[peer] != SHUT_OUT for peer in drawn)
@@ -72,8 +83,9 @@ class Reputation:
         tokens = capped_tokens(accepted, self._config.cap)
         if not tokens:
             return {}
-        standing = self._standing(accepted[0].round, list(tokens))
-        return normalised({peer: tokens[peer] * (self._config.floor + max(0.0, standing[peer])) for peer in tokens})
+        known = {peer: max(0.0, each) for peer, each in self._standing(accepted[0].round, list(tokens)).items()}
+        worth = {peer: (self._config.floor + each) * self._entry.part(each) for peer, each in known.items()}
+        return normalised({peer: tokens[peer] * worth[peer] for peer in tokens})
 
     def trust(self, round_: RoundIndex, peers: Sequence[PeerId]) -> Mapping[PeerId, float]:
         """Reputation, of those who have enough of it to decide; who is shut out decides nothing either."""
@@ -82,11 +94,18 @@ class Reputation:
 
     def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """Take in a round's evidence. The scores are our own opinions, -1 for who is shut out."""
+        before = self._opinions.shut_out(RoundIndex(round_ + 1))
         self._opinions.take_in(round_, evidence)
+        for peer in sorted(self._opinions.shut_out(RoundIndex(round_ + 1)) - before):
+            for inviter in sorted(self._entry.inviters(peer)):
+                self._opinions.charge(inviter, self._config.vouched)
         return Scoreboard(round=round_, scores=self._opinions.all(round_))
 
-    def hear(self, testimonies: Sequence[SignedScoreboard]) -> None:
-        for each in testimonies:
+    def hear(self, said: Sequence[Said]) -> None:
+        self._entry.hear([each for each in said if isinstance(each, Invitation)], self._opinions.knows)
+        for each in said:
+            if isinstance(each, Invitation):
+                continue
             known = self._heard.get(each.peer)
             if known is None or known.round < each.round:
                 self._heard[each.peer] = each
@@ -96,7 +115,7 @@ class Reputation:
 
     def state(self) -> JSON:
         heard = [each.model_dump(mode="json") for _, each in sorted(self._heard.items())]
-        return {"peers": self._opinions.state(), "heard": heard}
+        return {"peers": self._opinions.state(), "heard": heard, "invited": self._entry.state()}
 
     def restore(self, state: JSON) -> None:
         """Take back what `state` returned.
@@ -107,6 +126,7 @@ class Reputation:
         try:
             heard = [SignedScoreboard.model_validate(each) for each in state["heard"]]
             self._opinions.restore(state["peers"])
+            self._entry.restore(state.get("invited", []))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StateError(f"not a state of the reputation incentive: {error!r}") from error
         self._heard = {}

@@ -13,8 +13,8 @@ from elastic.messages import (
     Evidence,
     PeerId,
     RoundIndex,
+    Said,
     Scoreboard,
-    SignedScoreboard,
     digest_of,
 )
 
@@ -54,7 +54,7 @@ class Uniform:
         scores = {each.verdict.peer: float(each.verdict.accepted) for each in evidence}
         return Scoreboard(round=round_, scores=scores)
 
-    def hear(self, testimonies: Sequence[SignedScoreboard]) -> None:
+    def hear(self, said: Sequence[Said]) -> None:
         """Others' opinions do not count here."""
 
     async def settle(self, board: Scoreboard) -> None:

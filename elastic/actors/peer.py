@@ -20,6 +20,7 @@ from elastic.actors.swarm import RemoteExchange
 from elastic.amend import read_order
 from elastic.config import RunConfig
 from elastic.errors import BugError, ElasticError
+from elastic.invite import read_invitation
 from elastic.life import ASKED, Life, Presence, announced
 from elastic.messages import PeerStage
 from elastic.peer import Peer
@@ -168,7 +169,7 @@ class PeerActor(TrainerDesk):
             self._config, self._exchange, self._trainer, state, lambda phase: self._journal.note(phase=phase)
         )
         peer.on_evidence, peer.take_up = self._journal.learn, self._backend.take_up
-        peer.ordered = partial(read_order, local.state_dir)
+        peer.ordered, peer.invitation = partial(read_order, local.state_dir), read_invitation(local.state_dir)
         await peer.follow_terms(state.round, anew=True)
         self._journal.restore("ratings", peer.ratings)
         return peer

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from elastic.config import PluginChoice, RunConfig, load_config
+from elastic.errors import ConfigError
+from elastic.messages import PeerId
 
 say = typer.echo
 incentives = typer.Typer(help="Look at what incentives make of a run.", rich_markup_mode=None)
@@ -65,6 +67,53 @@ def compare(
     say(f"{len(witness.rounds)} rounds, {witness.assessments} assessments")
     for text in table(books, names_in(where)):
         say(text)
+
+
+@incentives.command("export")
+def export(
+    where: Where,
+    run_file: RunFile = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="write it there; else print it")] = None,
+) -> None:
+    """Write a run's reputations down, for the run file of the next one.
+
+    What is written goes behind `[shared.incentive]` of a run file with the same incentive, and is equal on every peer
+    of that run, as all of [shared] is. It is what the best informed peer of that folder thought.
+    """
+    from elastic.audit.export import reputations
+
+    text = reputations(where, _config(run_file, where))
+    if output is None:
+        say(text)
+        return
+    try:
+        output.write_text(text + "\n")
+    except OSError as error:
+        raise ConfigError(f"{output}: {error.strerror}") from error
+    say(f"wrote {output}; put it behind [shared.incentive] of the next run file")
+
+
+@incentives.command("invite")
+def invite(
+    run_file: Annotated[Path, typer.Argument(help="the run file of this machine's peer")],
+    peer: Annotated[str, typer.Argument(help="the newcomer's peer id: `elastic id` prints it there")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="write it there")] = None,
+) -> None:
+    """Answer for a newcomer in a run that takes invited peers only.
+
+    What is written goes to the newcomer, who puts it into its state directory as invitation.json. If the newcomer is
+    shut out later, this peer loses a part of its reputation.
+    """
+    from elastic import invite as room
+
+    invitation = room.invite(load_config(run_file), PeerId(peer))
+    path = output or Path(f"invitation-{peer[-6:]}.json")
+    try:
+        path.write_bytes(invitation.canonical() + b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    say(f"wrote {path}: invitation {invitation.number + 1} of this peer")
+    say(f"the newcomer puts it into its state directory as {room.INVITATION_FILE}, and joins")
 
 
 def _config(run_file: Path | None, where: Path) -> RunConfig:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from elastic.contracts import Settler
 from elastic.errors import MalformedError, StateError
-from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard, SignedScoreboard
+from elastic.messages import JSON, ContributionHeader, Evidence, PeerId, RoundIndex, Said, Scoreboard
 from elastic.wire.signing import Identity
 from incentives.opinion import SHUT_OUT
 from incentives.reputation import Reputation
@@ -144,8 +144,8 @@ class Subnet:
         self._ratings = {peer: rating for peer, rating in self._ratings.items() if peer in board.scores}
         return board
 
-    def hear(self, boards: Sequence[SignedScoreboard]) -> None:
-        self._reputation.hear(boards)
+    def hear(self, said: Sequence[Said]) -> None:
+        self._reputation.hear(said)
 
     async def settle(self, board: Scoreboard) -> None:
         """Hand the weights to the settler, if this machine has one; it sends them when they are due."""

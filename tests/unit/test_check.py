@@ -213,6 +213,10 @@ def test_notes_on_what_is_allowed_and_unusual() -> None:
     assert "`elastic bootstrap`" in note
     (note,) = notes(config(**{**usual, "shared.agreement.validators": three[:2]}))
     assert note.startswith("shared.agreement.validators names 2: the run stands still while one of them is down")
+    subnet = {"shared.incentive": {"name": "subnet", "netuid": 3}}
+    (note,) = notes(config(**usual, **subnet))
+    assert "[local.incentive] is empty" in note
+    assert notes(config(**usual, **subnet, **{"local.incentive": {"endpoint": "ws://127.0.0.1:9"}})) == []
 
 
 def test_a_new_identity_is_a_peer_id() -> None:

@@ -54,6 +54,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "RoundEvidence": {"run": "demo", "round": 7, "peer": PEER, "evidence": [{"verdict": VERDICT}]},
     "Scoreboard": {"round": 7, "scores": {PEER: 0.5}},
     "SignedScoreboard": {"run": "demo", "round": 7, "peer": PEER, "scores": {PEER: 0.5}},
+    "Invitation": {"run": "demo", "inviter": PEER, "number": 3, "invited": OTHER},
     "Counted": COUNTED,
     "Manifest": {
         "run": "demo", "round": 7, "previous": DIGEST, "anchor": DIGEST, "counted": [COUNTED], "roster": [PEER],

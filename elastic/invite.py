@@ -1,0 +1,64 @@
+"""Invitations: made by one peer, carried by the one it answers for."""
+
+import logging
+from pathlib import Path
+
+from elastic.check import check_peer
+from elastic.config import RunConfig
+from elastic.errors import ConfigError, MalformedError
+from elastic.messages import Invitation, PeerId
+from elastic.registry import resolve
+from elastic.state.store import write_durably
+from elastic.wire.signing import Identity
+
+logger = logging.getLogger(__name__)
+
+INVITATION_FILE = "invitation.json"
+"""A newcomer's, in its state directory."""
+GIVEN_FILE = "invited.jsonl"
+"""Those that a peer gave out, in its own."""
+
+
+def read_invitation(folder: Path) -> Invitation | None:
+    """What lies in a state directory, if it is one."""
+    path = folder / INVITATION_FILE
+    try:
+        return Invitation.from_bytes(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, MalformedError) as error:
+        logger.warning("%s: %s", path, error)
+        return None
+
+
+def invite(config: RunConfig, peer: PeerId) -> Invitation:
+    """Answer for a peer; asked again for the same one, it gives the same.
+
+    Raises:
+        ConfigError: the run knows no invitations, all of ours are given, or that is no peer id.
+    """
+    check_peer(peer, "invite")
+    _, settings = resolve("incentive", config.shared.incentive)
+    if getattr(settings, "entry", None) != "invited":
+        raise ConfigError('this run takes no invitations: its [shared.incentive] has not entry = "invited"')
+    path, mine = config.local.state_dir / GIVEN_FILE, Identity.load_or_create(config.key_path)
+    given = _given(path)
+    for each in given:
+        if each.invited == peer and each.inviter == mine.peer:
+            return each
+    most = int(getattr(settings, "invitations", 0))
+    if len(given) >= most:
+        raise ConfigError(f"all {most} invitations of this peer are given out: {', '.join(e.invited for e in given)}")
+    new = mine.sign(Invitation(run=config.shared.run, inviter=mine.peer, number=len(given), invited=peer))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, b"".join(each.canonical() + b"\n" for each in [*given, new]))
+    return new
+
+
+def _given(path: Path) -> list[Invitation]:
+    try:
+        return [Invitation.from_bytes(line) for line in path.read_bytes().splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, MalformedError) as error:
+        raise ConfigError(f"{path}: {error}; without it an invitation might be given twice, and be void") from error

@@ -1,0 +1,242 @@
+"""Who is let into a run, and what sybils cost: lists, invitations, work; and reputations that are carried over."""
+
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic.cli import main
+from elastic.config import load_config
+from elastic.errors import ConfigError, StateError
+from elastic.invite import GIVEN_FILE, INVITATION_FILE, invite, read_invitation
+from elastic.messages import ContributionHeader, Digest, Evidence, Invitation, PeerId, RejectReason, RoundIndex, Verdict
+from elastic.reports import EVIDENCE_FILE, RoundEvidence
+from elastic.wire.signing import Identity, verify
+from incentives.entry import MAX_INVITED, PROBATION_PART
+from incentives.reputation import Reputation
+
+KEYS = [Identity.generate() for _ in range(6)]
+ANN, BOB, CYD, DAN, EVE, FAY = PEERS = [key.peer for key in KEYS]
+ROUND = RoundIndex(5)
+
+
+def reputation(**settings: Any) -> Reputation:
+    return Reputation(Reputation.Config.model_validate(settings))
+
+
+def invitation(inviter: Identity, number: int, invited: PeerId, run: str = "demo") -> Invitation:
+    return inviter.sign(Invitation(run=run, inviter=inviter.peer, number=number, invited=invited))
+
+
+def header(peer: PeerId) -> ContributionHeader:
+    return ContributionHeader(
+        run="demo", round=ROUND, peer=peer, anchor=Digest("a" * 64), proof=Digest("c" * 64), payload=Digest("b" * 64),
+        size_bytes=1, steps=1, tokens=100, loss=1.0,
+    )  # fmt: skip
+
+
+def live(incentive: Reputation, rounds: range, **verdicts: RejectReason | None) -> None:
+    """The peers named by their variables do well, or not, in each of these rounds."""
+    for index in rounds:
+        seen = [
+            Evidence(verdict=Verdict(peer=globals()[name], round=RoundIndex(index), rejected=rejected))
+            for name, rejected in verdicts.items()
+        ]
+        incentive.score(RoundIndex(index), seen)
+
+
+def test_of_a_listed_run_nobody_else_contributes_however_many_come() -> None:
+    incentive = reputation(entry="listed", members=[ANN, BOB])
+    sybils = [Identity.generate().peer for _ in range(20)]
+    assert incentive.select(ROUND, [*PEERS, *sybils], 48) == sorted([ANN, BOB])
+
+
+def test_members_and_those_they_invite_come_in_and_nobody_else() -> None:
+    incentive = reputation(entry="invited", members=[ANN])
+    assert incentive.select(ROUND, PEERS, 48) == [ANN]
+    incentive.hear([invitation(KEYS[0], 0, BOB), invitation(KEYS[4], 0, FAY)])
+    assert incentive.select(ROUND, PEERS, 48) == sorted([ANN, BOB])
+
+
+def test_who_is_established_may_invite_and_who_is_not_may_not_yet() -> None:
+    incentive = reputation(entry="invited", members=[ANN], earn=0.2)
+    incentive.hear([invitation(KEYS[0], 0, BOB)])
+    live(incentive, range(1, 3), ANN=None, BOB=None)
+    incentive.hear([invitation(KEYS[1], 0, CYD)])
+    assert CYD not in incentive.select(RoundIndex(3), PEERS, 48)
+    live(incentive, range(3, 6), ANN=None, BOB=None)
+    assert CYD in incentive.select(RoundIndex(6), PEERS, 48)
+
+
+def test_an_inviter_has_so_many_and_one_given_twice_is_void_for_both() -> None:
+    incentive = reputation(entry="invited", members=[ANN], invitations=2)
+    incentive.hear([invitation(KEYS[0], 2, BOB)])
+    assert BOB not in incentive.select(ROUND, PEERS, 48)
+    incentive.hear([invitation(KEYS[0], 0, CYD), invitation(KEYS[0], 1, DAN)])
+    assert {CYD, DAN} <= set(incentive.select(ROUND, PEERS, 48))
+    incentive.hear([invitation(KEYS[0], 1, EVE)])
+    chosen = incentive.select(ROUND, PEERS, 48)
+    assert CYD in chosen and DAN not in chosen and EVE not in chosen
+
+
+def test_whoever_answered_for_one_that_is_shut_out_pays_for_it() -> None:
+    incentive = reputation(entry="invited", members=[ANN], vouched=0.5)
+    incentive.hear([invitation(KEYS[0], 0, BOB)])
+    live(incentive, range(1, 20), ANN=None, BOB=None)
+    before = incentive.score(RoundIndex(19), []).scores[ANN]
+    live(incentive, range(20, 22), BOB=RejectReason.MALFORMED)
+    after = incentive.score(RoundIndex(21), []).scores
+    assert after[BOB] == -1
+    assert after[ANN] < 0.55 * before
+    assert BOB not in incentive.select(RoundIndex(22), PEERS, 48)
+
+
+def test_strangers_cannot_fill_the_memory_with_invitations() -> None:
+    incentive = reputation(entry="invited", members=[ANN], invitations=64)
+    incentive.hear([invitation(Identity.generate(), 0, BOB) for _ in range(50)])
+    assert incentive.state()["invited"] == []
+    made = [Invitation(run="demo", inviter=ANN, number=each % 64, invited=PEERS[1]) for each in range(MAX_INVITED + 9)]
+    incentive.hear(made)
+    assert len(incentive.state()["invited"]) <= 64
+
+
+def test_invitations_survive_a_restart() -> None:
+    incentive = reputation(entry="invited", members=[ANN])
+    incentive.hear([invitation(KEYS[0], 0, BOB), invitation(KEYS[0], 1, CYD), invitation(KEYS[0], 1, DAN)])
+    again = reputation(entry="invited", members=[ANN])
+    again.restore(incentive.state())
+    assert again.select(ROUND, PEERS, 48) == incentive.select(ROUND, PEERS, 48) == sorted([ANN, BOB])
+    with pytest.raises(StateError):
+        again.restore({"peers": {}, "heard": [], "invited": [["x"]]})
+
+
+def test_work_that_nobody_knows_yet_counts_for_almost_nothing() -> None:
+    # given one who helped long enough, and one who just came
+    incentive = reputation(entry="work", probation=3)
+    live(incentive, range(1, 4), ANN=None)
+    live(incentive, range(3, 4), BOB=None)
+    # then
+    shares = incentive.shares([header(ANN), header(BOB)])
+    assert shares[BOB] < 1.2 * PROBATION_PART * shares[ANN]
+    # and it counts as other newcomers do once it has helped as often
+    live(incentive, range(4, 6), BOB=None)
+    shares = incentive.shares([header(ANN), header(BOB)])
+    assert shares[BOB] > 0.9 * shares[ANN]
+
+
+def test_at_the_beginning_of_a_run_everyone_is_new_and_all_count_alike() -> None:
+    shares = reputation(entry="work").shares([header(peer) for peer in PEERS])
+    assert all(share == pytest.approx(1 / 6) for share in shares.values())
+
+
+def test_a_run_begins_with_what_another_thought() -> None:
+    incentive = reputation(carried={ANN: 0.8, BOB: -1.0})
+    assert incentive.trust(RoundIndex(1), [ANN, BOB, CYD]) == pytest.approx({ANN: 0.8, BOB: -1.0, CYD: 0.0}, abs=0.01)
+    assert BOB not in incentive.select(RoundIndex(1), PEERS, 48)
+    shares = incentive.shares([header(ANN), header(CYD)])
+    assert shares[ANN] > 3 * shares[CYD]
+    # and it is no memory for ever
+    assert BOB in incentive.select(RoundIndex(60), PEERS, 48)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"entry": "listed"}, {"entry": "invited", "members": []}, {"entry": "friends"}, {"members": ["nobody"]},
+        {"carried": {ANN: float("nan")}}, {"carried": {ANN: 2.0}}, {"carried": {"x": 0.5}}, {"probation": 0},
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"members|entry|carried|probation"):
+        reputation(**settings)
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def elastic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["elastic", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
+
+    run("init", "run.toml", "--name", "demo")
+    return run
+
+
+def with_incentive(lines: str) -> None:
+    text = Path("run.toml").read_text()
+    start, end = text.index("[shared.incentive]"), text.index("[shared.scoring]")
+    Path("run.toml").write_text(text[:start] + f"[shared.incentive]\n{lines}\n\n" + text[end:])
+
+
+def test_an_invitation_is_written_once_for_each_newcomer(elastic: Run) -> None:
+    with_incentive(f'name = "reputation"\nentry = "invited"\nmembers = ["{ANN}"]\ninvitations = 2')
+    code, out, _ = elastic("incentives", "invite", "run.toml", BOB, "-o", "bob.json")
+    assert code == 0 and INVITATION_FILE in out
+    made = Invitation.from_bytes(Path("bob.json").read_bytes())
+    verify(made)
+    mine = Identity.load(load_config(Path("run.toml")).key_path).peer
+    assert (made.inviter, made.number, made.invited, made.run) == (mine, 0, BOB, "demo")
+    # asked again it is the same, and the next one has another number
+    assert invite(load_config(Path("run.toml")), BOB) == made
+    assert invite(load_config(Path("run.toml")), CYD).number == 1
+    code, _, err = elastic("incentives", "invite", "run.toml", DAN)
+    assert code == 1 and "all 2 invitations" in err
+
+
+def test_invitations_that_cannot_be_given(elastic: Run) -> None:
+    code, _, err = elastic("incentives", "invite", "run.toml", BOB)
+    assert code == 1 and "takes no invitations" in err
+    with_incentive(f'name = "reputation"\nentry = "invited"\nmembers = ["{ANN}"]')
+    code, _, err = elastic("incentives", "invite", "run.toml", "bob")
+    assert code == 1 and "is not a peer id" in err
+    state_dir = load_config(Path("run.toml")).local.state_dir
+    (state_dir / GIVEN_FILE).write_bytes(b"torn")
+    with pytest.raises(ConfigError, match="given twice"):
+        invite(load_config(Path("run.toml")), BOB)
+
+
+def test_a_newcomer_reads_its_invitation_or_has_none(tmp_path: Path) -> None:
+    assert read_invitation(tmp_path) is None
+    (tmp_path / INVITATION_FILE).write_bytes(b"{}")
+    assert read_invitation(tmp_path) is None
+    given = invitation(KEYS[0], 0, BOB)
+    (tmp_path / INVITATION_FILE).write_bytes(given.canonical() + b"\n")
+    assert read_invitation(tmp_path) == given
+
+
+def test_reputations_are_exported_into_the_next_run_file(elastic: Run) -> None:
+    # given a run in which one did well, and one badly
+    with_incentive('name = "reputation"')
+    state_dir = load_config(Path("run.toml")).local.state_dir
+    with (state_dir / EVIDENCE_FILE).open("wb") as file:
+        for index in range(1, 21):
+            bad = RejectReason.MALFORMED if index > 17 else None
+            seen = tuple(
+                Evidence(verdict=Verdict(peer=peer, round=RoundIndex(index), rejected=rejected))
+                for peer, rejected in ((ANN, None), (BOB, bad))
+            )
+            line = RoundEvidence(run="demo", round=RoundIndex(index), peer=CYD, evidence=seen)
+            file.write(line.canonical() + b"\n")
+    # when
+    code, out, _ = elastic("incentives", "export", state_dir, "--run-file", "run.toml")
+    # then it is a table of the next run file
+    assert code == 0
+    with_incentive('name = "reputation"\n' + out)
+    carried = tomllib.loads(out)["shared"]["incentive"]["carried"]
+    assert carried[BOB] == -1 and 0.5 < carried[ANN] < 1
+    assert elastic("check", "run.toml")[0] == 0
+    assert elastic("incentives", "export", state_dir, "--run-file", "run.toml", "-o", "next.toml")[0] == 0
+    with_incentive('name = "uniform"')
+    code, _, err = elastic("incentives", "export", state_dir, "--run-file", "run.toml")
+    assert code == 1 and "no reputations" in err
