@@ -93,7 +93,7 @@ def notes(config: RunConfig) -> list[str]:
         )
     if hasattr(resolve("incentive", shared.incentive)[0], "Local") and not config.local.incentive:
         found.append(
-            f'[local.incentive] is empty: this machine takes no part in what the incentive "{shared.incentive.name}" does '
+            f"[local.incentive] is empty: this machine takes no part in what {shared.incentive.name} does "
             "outside of the swarm. Right for most contributors; a validator should have its settings there"
         )
     if not config.local.network.bootstrap:
