@@ -20,6 +20,7 @@ from elastic.contracts import AveragingReducer, Times
 from elastic.deliberate import Deliberation
 from elastic.errors import AveragingError, DivergedError
 from elastic.exchange.gather import CONTRIBUTION, Gathered, Until, gather
+from elastic.firsts import noting
 from elastic.messages import (
     Amendment,
     Assessment,
@@ -70,9 +71,10 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
     with trace.round_span(plan):
         wish = wish_of(peer, plan)
         async with testifying(peer, plan, wish):
-            offer = await contribute(peer, plan, phases)
+            async with noting(peer, plan, phases) as firsts:
+                offer = await contribute(peer, plan, phases)
             async with assessing(peer, plan, offer.payload, phases) as assessor:
-                seen = judge(peer, plan, await collect(peer, plan, phases, assessor))
+                seen = judge(peer, plan, firsts.date(await collect(peer, plan, phases, assessor)))
                 manifest, seen = await agree(peer, plan, seen, wish, phases)
             decision = await conclude(peer, plan, manifest, seen, phases)
         seen = seen.corrected(decision)

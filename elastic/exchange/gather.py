@@ -94,9 +94,10 @@ async def gather(
     try:
         while True:
             shown = await exchange.records(CONTRIBUTION, plan.round) if noted is None else noted
+            committed = clock.now() - receiver.start  # one look shows no order
             for sender, body in shown.items():
                 if sender in expected and sender not in tasks:
-                    tasks[sender] = asyncio.create_task(receiver.receive(sender, body))
+                    tasks[sender] = asyncio.create_task(receiver.receive(sender, body, committed))
             _collect(tasks, arrivals)
             missing = expected - set(arrivals)
             over = not missing or clock.now() >= until.deadline or await until.decided()
@@ -127,9 +128,8 @@ class _Receiver:
     checks: Checks
     start: Seconds
 
-    async def receive(self, sender: PeerId, body: bytes) -> Arrival:
+    async def receive(self, sender: PeerId, body: bytes, committed: float) -> Arrival:
         """From a commitment's bytes to an arrival; waits for the payload as long as the caller lets it."""
-        committed = self.clock.now() - self.start
         with trace.span(trace.FETCH, remote=trace.service_name(sender), peer_from=sender) as span:
             header, verdict, payload = self._read(sender, body), None, None
             if header is not None:

@@ -273,3 +273,16 @@ async def test_nobody_waits_for_who_said_goodbye() -> None:
     # then it has the others, long before the deadline
     assert set(arrivals) == {ANN.peer, BOB.peer}
     assert scene.clock.now() < 5.0
+
+
+async def test_what_one_look_shows_has_no_order() -> None:
+    # given a clock that never stands still
+    scene = Scene()
+    await scene.contribute(BOB, b"bob")
+    await scene.contribute(CYD, b"cyd")
+    now, ticks = scene.clock.now, iter(range(10**6))
+    scene.clock.now = lambda: Seconds(now() + next(ticks) * 1e-6)  # type: ignore[method-assign]
+    # when
+    arrivals = await scene.gather(seconds=1.0)
+    # then whom the DHT names first was not first
+    assert arrivals[BOB.peer].committed == arrivals[CYD.peer].committed
