@@ -124,6 +124,9 @@ class RoundConfig(Section):
     deadline_factor: Annotated[float, Field(ge=1)] = 2.0
     """A straggler is waited for until this many times what the faster half of the roster usually needs, plus two \
 seconds, within the bounds above."""
+    reveal: bool = False
+    """Strict commit, then reveal: a peer serves its payload when everyone on the roster has committed, or half of the \
+deadline has gone, so that nobody can commit to a copy in time. No byte travels before the slowest has committed."""
     min_peers: Positive = 1
     """The run starts when this many peers are there that may contribute."""
     max_peers: Annotated[int, Field(ge=1, le=48)] = 48

@@ -2,6 +2,8 @@
 
 Gathering begins when our own work is done. Who was ready long before would then be seen together with those who copied
 it in the meantime, and a draw would have to tell them apart.
+
+Where the run wants that (`shared.round.reveal`), a payload is also kept back until no copy of it can be first.
 """
 
 import asyncio
@@ -11,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from elastic.errors import MalformedError, NetworkError
-from elastic.exchange.gather import CONTRIBUTION, POLL_SECONDS, Gathered
+from elastic.exchange.gather import CONTRIBUTION, POLL_SECONDS, Gathered, leaving
 from elastic.messages import ContributionHeader, Digest, PeerId, RoundPlan, Seconds
 from elastic.peer import Peer
 from elastic.schedule.phases import Phases
@@ -54,7 +56,8 @@ class Firsts:
 async def noting(peer: Peer, plan: RoundPlan, phases: Phases) -> AsyncIterator[Firsts]:
     """During the block note who commits to what, if we decide; what the network loses is seen the next time."""
     firsts = Firsts(plan.roster)
-    if not peer.shared.scoring.sequences or not plan.decides:
+    wanted = peer.shared.scoring.sequences > 0 or peer.shared.round.reveal
+    if not wanted or not plan.decides:
         yield firsts
         return
     looking = asyncio.create_task(_look(peer, plan, phases, firsts))
@@ -62,6 +65,18 @@ async def noting(peer: Peer, plan: RoundPlan, phases: Phases) -> AsyncIterator[F
         yield firsts
     finally:
         looking.cancel()  # not waited for: it would swallow our own end
+
+
+async def may_reveal(peer: Peer, plan: RoundPlan, phases: Phases) -> None:
+    """Where payloads are kept back, wait until all on the roster have committed, or half of the deadline has gone."""
+    while peer.shared.round.reveal and phases.elapsed() < plan.gather_seconds / 2:
+        try:
+            missing = set(plan.roster) - set(await peer.exchange.records(CONTRIBUTION, plan.round))
+            if missing <= await leaving(peer.exchange):
+                return
+        except NetworkError as error:
+            logger.info("round %d: commitments: %s", plan.round, error)
+        await peer.clock.sleep(POLL_SECONDS)
 
 
 async def _look(peer: Peer, plan: RoundPlan, phases: Phases, firsts: Firsts) -> None:

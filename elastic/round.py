@@ -20,7 +20,7 @@ from elastic.contracts import AveragingReducer, Times
 from elastic.deliberate import Deliberation
 from elastic.errors import AveragingError, DivergedError
 from elastic.exchange.gather import CONTRIBUTION, Gathered, Until, gather
-from elastic.firsts import noting
+from elastic.firsts import may_reveal, noting
 from elastic.messages import (
     Amendment,
     Assessment,
@@ -98,6 +98,7 @@ async def contribute(peer: Peer, plan: RoundPlan, phases: Phases) -> Offer:
     with phases("commit"):
         await peer.exchange.post(CONTRIBUTION, plan.round, header.canonical())
     with phases("publish"):
+        await may_reveal(peer, plan, phases)
         await peer.exchange.provide(payload)
     return Offer(inner, payload)
 

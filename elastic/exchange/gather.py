@@ -101,7 +101,7 @@ async def gather(
             _collect(tasks, arrivals)
             missing = expected - set(arrivals)
             over = not missing or clock.now() >= until.deadline or await until.decided()
-            if over or missing <= await _leaving(exchange):
+            if over or missing <= await leaving(exchange):
                 return Gathered(arrivals, frozenset(missing & set(tasks)))
             await clock.sleep(POLL_SECONDS)
     finally:
@@ -109,7 +109,7 @@ async def gather(
             task.cancel()
 
 
-async def _leaving(exchange: Exchange) -> set[PeerId]:
+async def leaving(exchange: Exchange) -> set[PeerId]:
     """Who said goodbye: nobody waits for them."""
     return {card.peer for card in await exchange.cards() if card.stage is PeerStage.LEAVING}
 

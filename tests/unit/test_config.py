@@ -199,6 +199,8 @@ def other(name: str, value: Any) -> Any:
         return PluginChoice.model_validate({"name": value.name, **value.settings, "more": 1})
     if isinstance(value, str):
         return value + "x"
+    if isinstance(value, bool):
+        return not value
     return value * 2 + 1 if isinstance(value, int) else value / 2 + 0.01
 
 
@@ -234,7 +236,7 @@ def test_the_digest_knows_no_order_of_keys_and_nothing_of_local(chance: Any) -> 
 
 
 def test_the_digest_of_a_run_does_not_change_between_versions() -> None:
-    assert parsed().shared.digest() == ("4aed346e0ecc9fc3d4d3e008b451d3df08249b4b54dd99ed9b7b07988d121192")
+    assert parsed().shared.digest() == ("677182f42635a07177c3bf182ceb6de2f85b10701518bb338abd458a40d0797f")
 
 
 def test_a_plug_ins_setting_that_cannot_be_hashed_is_refused() -> None:

@@ -8,8 +8,19 @@ from typing import Any, cast
 from elastic.contracts import Arrival
 from elastic.errors import NetworkError
 from elastic.exchange.gather import Gathered
-from elastic.firsts import Firsts, noting
-from elastic.messages import ContributionHeader, Digest, PeerId, RoundIndex, RoundPlan, Seconds, Verdict, digest_of
+from elastic.firsts import Firsts, may_reveal, noting
+from elastic.messages import (
+    ContributionHeader,
+    Digest,
+    PeerCard,
+    PeerId,
+    PeerStage,
+    RoundIndex,
+    RoundPlan,
+    Seconds,
+    Verdict,
+    digest_of,
+)
 from elastic.peer import Peer
 from elastic.schedule.clock import ManualClock
 from elastic.schedule.phases import Phases
@@ -81,6 +92,7 @@ class Network:
     def __init__(self, failures: int) -> None:
         self.looks, self.failures = 0, failures
         self.shown: dict[PeerId, bytes] = {}
+        self.told: list[PeerCard] = []
 
     async def records(self, kind: str, round_: RoundIndex) -> Mapping[PeerId, bytes]:
         assert (kind, round_) == ("contribution", ROUND)
@@ -89,10 +101,17 @@ class Network:
             raise NetworkError("nobody answers")
         return dict(self.shown)
 
+    async def cards(self) -> list[PeerCard]:
+        return self.told
 
-def peer_on(network: Network, clock: ManualClock, *, sequences: int = 8, validates: bool = True) -> Peer:
+
+def peer_on(
+    network: Network, clock: ManualClock, *, sequences: int = 8, validates: bool = True, reveal: bool = False
+) -> Peer:
     parts: dict[str, Any] = {
-        "shared": SimpleNamespace(scoring=SimpleNamespace(sequences=sequences)),
+        "shared": SimpleNamespace(
+            scoring=SimpleNamespace(sequences=sequences), round=SimpleNamespace(reveal=reveal)
+        ),
         "agreement": SimpleNamespace(validates=lambda _: validates), "exchange": network, "clock": clock, "id": ANN,
     }  # fmt: skip
     return cast(Peer, SimpleNamespace(**parts))
@@ -124,3 +143,23 @@ async def test_nothing_is_noted_after_the_block_nor_by_who_does_not_decide_or_sc
             await asyncio.sleep(0)
             await clock.sleep(Seconds(1.0))
     assert looks > 0 and network.looks == looks
+
+
+async def revealed_after(network: Network, clock: ManualClock, **changes: bool) -> float:
+    begin = clock.now()
+    await may_reveal(peer_on(network, clock, **changes), PLAN, Phases(clock, lambda _: None))
+    return clock.now() - begin
+
+
+async def test_a_payload_is_kept_back_until_everyone_has_committed_or_half_of_the_deadline_has_gone() -> None:
+    clock, network = ManualClock(), Network(failures=2)
+    network.shown = {ANN: record(ANN), BOB: record(BOB)}
+    # nobody waits unless the run says so
+    assert await revealed_after(network, clock) == 0
+    # for one that does not come half of the deadline is waited
+    assert 5.0 <= await revealed_after(network, clock, reveal=True) < 5.5
+    # not at all for one that has committed, or is leaving
+    network.told = [PeerCard(peer=EVE, name="eve", run="demo", shared=ANCHOR, stage=PeerStage.LEAVING, round=ROUND)]
+    assert await revealed_after(network, clock, reveal=True) == 0
+    network.told, network.shown[EVE] = [], record(EVE)
+    assert await revealed_after(network, clock, reveal=True) == 0
