@@ -261,6 +261,8 @@ class Evidence(Message):
     assessment: Assessment | None = None
     helped: bool | None = None
     """Whether it lowered the loss as a contribution should (`verify.ratings`), if that can be told."""
+    part: float | None = None
+    """How much of what is usual for its tokens it helps, over the rounds: most honest peers about 1; None: unknown."""
     works: bool | None = None
     """Whether it trains on the tokens it is assigned, as its assessments show over the rounds; None: too few."""
     score: float | None = None

@@ -46,7 +46,8 @@ class Reputation:
         newcomers: Fraction = 0.25
         """At least this part of the places goes to peers still on trial, as long as there are such."""
         floor: Annotated[float, Field(gt=0, le=1)] = 0.25
-        """A newcomer's share is this against floor + 1 for the best reputation, at equal tokens."""
+        """A newcomer's share is this against floor + 1 for the best reputation of those who contribute, at equal \
+tokens."""
         decides: Fraction = 0.5
         """With so much reputation a peer may become a validator, where the run has seats to fill."""
         carried: Annotated[dict[PeerIdField, Score], Field(max_length=1024)] = {}  # noqa: RUF012 (pydantic copies it)
@@ -84,7 +85,8 @@ class Reputation:
         if not tokens:
             return {}
         known = {peer: max(0.0, each) for peer, each in self._standing(accepted[0].round, list(tokens)).items()}
-        worth = {peer: (self._config.floor + each) * self._entry.part(each) for peer, each in known.items()}
+        least = self._config.floor * (max(known.values()) or 1.0)
+        worth = {peer: (least + each) * self._entry.part(each) for peer, each in known.items()}
         return normalised({peer: tokens[peer] * worth[peer] for peer in tokens})
 
     def trust(self, round_: RoundIndex, peers: Sequence[PeerId]) -> Mapping[PeerId, float]:

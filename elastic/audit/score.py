@@ -31,6 +31,8 @@ class Move:
             return "accepted, not assessed"
         gains = f"{assessment.gain_heldout:+.3%} on others' tokens, {assessment.gain_assigned:+.3%} on its own"
         found = [gains]
+        if self.evidence.part is not None:
+            found.append(f"{self.evidence.part:.0%} of the usual over the rounds")
         if self.evidence.helped is False:
             found.append("did not help as is usual")
         if self.evidence.works is False:

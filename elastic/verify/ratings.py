@@ -10,7 +10,7 @@ rounds in which most arrived, and that what may be another's fault never plays.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from statistics import median_low
 
 from openskill.models import PlackettLuce, PlackettLuceRating
@@ -35,6 +35,11 @@ HELP_PACE, HELP_TRIAL = 0.2, 4
 """Weight of the last assessment in the mean of how much of the usual a peer helps, and how many tell anything."""
 HELP_BOUND = 2.0
 """No single round says more than this, for or against."""
+ROUNDING = 1.001
+"""Sums of products may exceed a bound by so much."""
+PART_PACE = 0.1
+"""Weight of the last assessment in what part of the usual a peer helps, were all rounds alike. They are not: where
+there is less to gain, noise is as loud as ever, so a round weighs as the square of what was asked in it."""
 LEAST_ASKED = 0.25
 """Who trained on few tokens is asked for less, but for no less than this part."""
 FEW = 3
@@ -74,6 +79,10 @@ class Standing:
     """Weighted sum of how much of the usual it helps, and"""
     weight: float = 0.0
     """of the weights, in [0, 1]."""
+    gained: float = 0.0
+    """Weighted sum of its gains times what was asked of it, and"""
+    asked: float = 0.0
+    """of the squares of that."""
     assessed: int = 0
     """Assessments so far."""
     last: int = 0
@@ -98,6 +107,11 @@ class Standing:
         enough = self.weight >= 1 - (1 - HELP_PACE) ** HELP_TRIAL - 1e-9
         return self.help >= LEAST_GAIN * self.weight if enough else None
 
+    @property
+    def part(self) -> float | None:
+        """How much of the usual it helps (least squares: its gains against what was asked); None: never assessed."""
+        return self.gained / self.asked if self.asked > 0 else None
+
     def score(self, round_: int) -> float:
         """What the assessments up to that round amount to: at least 0, without an upper bound."""
         if self.works is False:
@@ -114,6 +128,8 @@ class Help:
 
     part: float
     """Of what is usual for its tokens, within ± HELP_BOUND."""
+    asked: float
+    """What is usual for its tokens, a gain above 0."""
     clear: bool
     """Whether this round alone shows that it did not help."""
 
@@ -134,7 +150,7 @@ def helps(evidence: Sequence[Evidence]) -> dict[PeerId, Help]:
     for peer, gain in gains.items():
         asked = usual * max(LEAST_ASKED, min(1.0, tokens[peer] / most if most else 1.0))
         clear = gain < LEAST_GAIN * asked and gain < asked - CLEAR * spread
-        found[peer] = Help(max(-HELP_BOUND, min(HELP_BOUND, gain / asked)), clear)
+        found[peer] = Help(max(-HELP_BOUND, min(HELP_BOUND, gain / asked)), asked, clear)
     return found
 
 
@@ -169,7 +185,7 @@ class Ratings:
         known = self[each.verdict.peer]
         helped = None if shown is None else known.helps is not False and not shown.clear
         score = known.score(round_) if known.assessed else None
-        return each.model_copy(update={"helped": helped, "works": known.works, "score": score})
+        return each.model_copy(update={"helped": helped, "part": known.part, "works": known.works, "score": score})
 
     def order(self, peers: Sequence[PeerId]) -> list[PeerId]:
         """Whom to assess first: who was not for longest, then of whom least is known."""
@@ -206,7 +222,9 @@ class Ratings:
         known = self[peer]
         total = (1 - HELP_PACE) * known.help + HELP_PACE * shown.part
         weight = (1 - HELP_PACE) * known.weight + HELP_PACE
-        self._standings[peer] = replace(known, help=total, weight=weight)
+        gained = (1 - PART_PACE) * known.gained + PART_PACE * shown.part * shown.asked**2
+        asked = (1 - PART_PACE) * known.asked + PART_PACE * shown.asked**2
+        self._standings[peer] = replace(known, help=total, weight=weight, gained=gained, asked=asked)
 
     def _play(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> None:
         """One match: the assessed by their gain, and behind them who sent nothing that could be."""
@@ -233,7 +251,10 @@ class Ratings:
 
 def _standing(fields: JSON) -> Standing:
     mean, spread, work, help_, weight = (float(fields[name]) for name in ("mean", "spread", "work", "help", "weight"))
-    skilled = isfinite(mean) and isfinite(spread) and spread > 0
-    if not (skilled and abs(work) <= 1 and abs(help_) <= HELP_BOUND and 0 <= weight <= 1):
+    gained, asked = float(fields["gained"]), float(fields["asked"])
+    skilled = isfinite(mean) and isfinite(spread) and spread > 0 and abs(work) <= 1
+    helped = abs(help_) <= HELP_BOUND and 0 <= weight <= 1
+    if not (skilled and helped and 0 <= asked < inf and abs(gained) <= HELP_BOUND * asked * ROUNDING):
         raise ValueError(f"out of range: {fields}")
-    return Standing(mean, spread, work, help_, weight, *(int(fields[name]) for name in ("assessed", "last", "played")))
+    whole = (int(fields[name]) for name in ("assessed", "last", "played"))
+    return Standing(mean, spread, work, help_, weight, gained, asked, *whole)

@@ -260,10 +260,43 @@ def test_only_more_than_half_of_the_validators_shut_out(scores: tuple[float, ...
     assert (PEERS[0] in chosen) is inside
 
 
+def shares_after(rounds: int, parts: dict[PeerId, float | None], **settings: Any) -> dict[PeerId, float]:
+    """Shares at equal tokens, against the largest, of peers that help these parts of what is usual."""
+    incentive = reputation(**settings)
+    for round_ in range(1, rounds + 1):
+        seen = [evidence(peer, round_).model_copy(update={"part": part}) for peer, part in parts.items()]
+        incentive.score(RoundIndex(round_), seen)
+    shares = incentive.shares([header(peer, 100, rounds + 1) for peer in [*parts, PEERS[9]]])
+    return {peer: share / max(shares.values()) for peer, share in shares.items()}
+
+
+@pytest.mark.parametrize("rounds", [1, 40])
+def test_shares_follow_how_much_a_peer_helps(rounds: int) -> None:
+    # given peers that help as is usual, or more, or nobody knows how much; three quarters of it; half; and do harm
+    parts = dict(zip(PEERS, [1.0, 1.9, None, 0.92, 0.75, 0.5, -1.0], strict=False))
+    found = shares_after(rounds, parts, floor=0.25)
+    # then the share is between a newcomer's and that of the best, from the first round on
+    newcomer = pytest.approx(0.2)
+    assert list(found.values()) == [pytest.approx(1)] * 4 + [pytest.approx(0.6)] + [newcomer] * 3
+
+
+def test_who_helps_little_is_not_shut_out_for_it_and_keeps_what_it_earned() -> None:
+    incentive = reputation()
+    live(incentive, [dict.fromkeys(PEERS[:3])] * 30)
+    before = incentive.score(RoundIndex(31), []).scores[PEERS[0]]
+    little = evidence(PEERS[0], 32).model_copy(update={"part": 0.6})
+    assert incentive.score(RoundIndex(32), [little]).scores[PEERS[0]] == 0
+    assert PEERS[0] in incentive.select(RoundIndex(33), PEERS[:3], 3)
+    again = evidence(PEERS[0], 33).model_copy(update={"part": 1.0})
+    assert incentive.score(RoundIndex(33), [again]).scores[PEERS[0]] > before
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -3, 7])
 def test_numbers_out_of_range_are_not_taken_over(value: float) -> None:
     incentive = reputation()
-    record = {"reputation": value, "rounds": 3, "last": 3, "strikes": value, "shut": 0, "until": 0}
+    record = {
+        "reputation": value, "help": value, "rounds": 3, "last": 3, "strikes": value, "shut": 0, "until": 0,
+    }  # fmt: skip
     incentive.restore({"peers": {PEERS[0]: record}, "heard": []})
     (score,) = incentive.score(RoundIndex(4), []).scores.values()
     assert 0 <= score <= 1

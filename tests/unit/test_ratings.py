@@ -25,7 +25,8 @@ PEERS = [PeerId("12D3KooW" + letter * 44) for letter in "ABCDEFGH"]
 ANN, BEN, CAT, DAN = PEERS[:4]
 SEED = 20261125
 WHOLE = {
-    "mean": 1.0, "spread": 1.0, "work": 0.0, "help": 0.0, "weight": 0.5, "assessed": 1, "last": 1, "played": 1,
+    "mean": 1.0, "spread": 1.0, "work": 0.0, "help": 0.0, "weight": 0.5, "gained": 1.0, "asked": 1.0, "assessed": 1,
+    "last": 1, "played": 1,
 }  # fmt: skip
 """A standing as it is kept."""
 
@@ -156,6 +157,9 @@ def test_a_restored_validator_thinks_the_same_whatever_order_things_come_in(hist
         {ANN: WHOLE | {"work": 7.0}},
         {ANN: WHOLE | {"help": float("inf")}},
         {ANN: WHOLE | {"weight": -1.0}},
+        {ANN: WHOLE | {"gained": 3.0}},
+        {ANN: WHOLE | {"gained": float("nan")}},
+        {ANN: WHOLE | {"asked": float("inf")}},
         {ANN: {name: value for name, value in WHOLE.items() if name != "help"}},
     ],
 )
@@ -207,6 +211,33 @@ def test_who_does_not_help_over_the_rounds_is_found_in_the_noise() -> None:
         wrong += sum(rated[peer] is False for peer in PEERS[:7])
     # and hardly ever anyone else
     assert wrong / (200 * 7) < 0.01
+
+
+def test_how_much_a_peer_helps_is_learnt_where_there_is_much_to_gain() -> None:
+    # given gains that shrink to a twentieth while their noise stays, and two peers that do half and four fifths
+    print(f"seed {SEED}")  # noqa: T201
+    rng, ratings, rated = random.Random(SEED), Ratings(), []
+    does = dict(zip(PEERS, [0.5, 0.8, *[1.0] * 6], strict=True))
+    for round_ in range(1, 25):
+        usual = 0.02 * 0.88**round_
+        evidence = [seen(round_, peer, rng.gauss(part * usual, 0.0006)) for peer, part in does.items()]
+        rated = ratings.take_in(RoundIndex(round_), evidence)
+    # then it is known to a tenth, though the last rounds alone show nothing
+    assert all(each.part == pytest.approx(does[each.verdict.peer], abs=0.1) for each in rated)
+    lasts = [found.part for found in helps(evidence).values()]
+    assert max(lasts) - min(lasts) > 1
+
+
+def test_of_a_peer_that_was_never_assessed_no_part_is_known() -> None:
+    ratings = after(3, {ANN: 0.02, BEN: 0.02, CAT: 0.01})
+    rated = ratings.take_in(RoundIndex(4), [seen(4, ANN), seen(4, DAN), seen(4, CAT, rejected=RejectReason.MISSING)])
+    assert [each.part for each in rated] == [pytest.approx(1.0), None, pytest.approx(0.5)]
+
+
+def test_one_round_says_no_more_of_a_peers_part_than_its_bound() -> None:
+    ratings = after(1, {ANN: 0.02, BEN: 0.02, CAT: 0.02, DAN: -9.0})
+    assert ratings[DAN].part == pytest.approx(-2)
+    assert after(30, {ANN: 0.02, BEN: 0.02, CAT: 0.02, DAN: 0.02}, ratings, first=2)[DAN].part > 0.8
 
 
 def test_who_trained_on_half_the_tokens_is_asked_for_half() -> None:
