@@ -247,6 +247,8 @@ def attack(  # noqa: PLR0913 - options of a command
     bad: Annotated[float, typer.Option(min=0, max=0.5, help="part of them that is bad")] = 0.25,
     rounds: Annotated[int, typer.Option(min=0, help="of each swarm; 0: 24, or 16 with --quick")] = 0,
     seeds: Annotated[int, typer.Option(min=0, help="swarms of each kind; 0: 3, or 1 with --quick")] = 0,
+    first_seed: Annotated[int, typer.Option(min=0, help="of them; the rules were chosen on 0 to 2")] = 0,
+    defences: Annotated[str, typer.Option(help='as in --defences "none, reputation, subnet"; the first two')] = "",
     processes: Annotated[int, typer.Option(min=0, help="at a time; 0: one per core")] = 0,
     json: Annotated[Path | None, typer.Option("--json", help="keep finished cells here, and skip those it has")] = None,
 ) -> None:
@@ -259,13 +261,20 @@ def attack(  # noqa: PLR0913 - options of a command
     so far.
     """
     _can_be_written(json)
-    from elastic.bench.attack.suite import cells, chosen, run
+    from elastic.bench.attack.suite import cells, chosen, defended, run
     from elastic.bench.attack.swarm import Setting
-    from elastic.bench.attack.table import table
+    from elastic.bench.attack.table import slashes, table
 
-    wanted = chosen([each.strip() for each in kinds.split(",") if each.strip()], quick)
+    wanted, against = chosen(_names(kinds), quick), defended(_names(defences))
     setting = Setting(peers, bad, rounds or (16 if quick else 24))
-    say(table(run(cells(wanted, setting, seeds or (1 if quick else 3)), processes, json, say)))
+    last = first_seed + (seeds or (1 if quick else 3))
+    outcomes = run(cells(wanted, against, setting, range(first_seed, last)), processes, json, say)
+    say(table(outcomes))
+    say(slashes(outcomes))
+
+
+def _names(listed: str) -> list[str]:
+    return [each.strip() for each in listed.split(",") if each.strip()]
 
 
 def _count(argument: str) -> int:

@@ -25,6 +25,14 @@ def test_of_sybils_one_counts() -> None:
     assert cell("sybils", rounds=3).detected == 1
 
 
+def test_on_a_chain_who_does_harm_would_earn_nothing_and_who_trains_something() -> None:
+    harmful, honest = cell("sign flip", "subnet"), cell("honest", "subnet")
+    assert (harmful.detected, harmful.gets) == (2, 0.0)
+    assert 0 < honest.gets < 0.5
+    # and all else is as without one
+    assert harmful.held_out == cell("sign flip").held_out
+
+
 def test_honest_peers_in_the_places_of_bad_ones_are_not_found() -> None:
     found = cell("honest")
     assert (found.detected, found.slashed) == (0, 0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from statistics import median_high
+from statistics import mean, median_high
 
 from elastic.bench.attack.conduct import Conduct
 from elastic.bench.attack.member import Member, opinions
@@ -48,6 +48,8 @@ class Outcome:
     honest: int
     slashed: int
     """Honest peers that were shut out at any time."""
+    gets: float
+    """Part of all shares that bad peers got, mean over the rounds; with a chain: of its weights after the last one."""
     held_out: float
     """Loss of the last anchor, nats per token."""
     validator_cost: float
@@ -80,10 +82,20 @@ def _outcome(cell: Cell, swarm: Swarm) -> Outcome:
         kind=cell.kind, defence=cell.defence, seed=cell.seed, peers=cell.setting.peers, rounds=rounds, bad=len(bad),
         detected=len(gone), ejected_after=sorted(last[peer] for peer in gone),
         honest=len(honest), slashed=sum(member.id in ever for member in honest),
+        gets=_gets({member.id for member in bad}, chain, [member.books.weights for member in deciding]),
         held_out=judge.session.evaluate(HELD_OUT_SEQUENCES),
         validator_cost=sum(member.trainer.assess_seconds for member in deciding) / max(worked, 1e-9),
         round_seconds=sum(report.seconds["total"] for report in judge.reports) / max(1, len(judge.reports)),
     )  # fmt: skip
+
+
+def _gets(bad: Set[PeerId], chain: Sequence[Manifest], books: Sequence[Mapping[PeerId, float]]) -> float:
+    """Part that those peers got: of the weights that validators would have set, or of the shares if there are none."""
+    paid = [weights for weights in books if sum(weights.values()) > 0] or [
+        {entry.peer: entry.share for entry in manifest.counted} for manifest in chain if manifest.counted
+    ]
+    parts = [sum(each.get(peer, 0.0) for peer in bad) / sum(each.values()) for each in paid]
+    return mean(parts) if parts else 0.0
 
 
 def last_counted(chain: Sequence[Manifest], peer: PeerId) -> int:

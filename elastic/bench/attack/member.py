@@ -17,6 +17,7 @@ from elastic.exchange.gather import CONTRIBUTION
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
 from elastic.life import Life, Presence
 from elastic.messages import (
+    JSON,
     Assessment,
     ContributionHeader,
     Digest,
@@ -25,6 +26,7 @@ from elastic.messages import (
     PeerId,
     RoundIndex,
     RoundPlan,
+    Scoreboard,
     Seconds,
     SignedScoreboard,
 )
@@ -114,14 +116,24 @@ class ZooExchange(MemoryExchange):
         return await super().fetch(digest, size_bytes, holders)
 
 
+class Books:
+    """In a settler's place: keeps the board that would go to the chain."""
+
+    def __init__(self) -> None:
+        self.weights: Mapping[PeerId, float] = {}
+
+    async def settle(self, board: Scoreboard) -> None:
+        self.weights = board.scores
+
+
 class Member:
     """A peer and its life; also the `Watch` of that life."""
 
     def __init__(  # noqa: PLR0913 - what the swarm shares, and what makes this one of it
         self, identity: Identity, conduct: Conduct, session: Session, folder: Path, clock: Clock,
-        network: MemoryNetwork, gang: frozenset[PeerId], rng: Any,
+        network: MemoryNetwork, gang: frozenset[PeerId], rng: Any, news: JSON | None,
     ) -> None:  # fmt: skip
-        """`rng`: a numpy generator of its own; what it draws follows from its seed alone."""
+        """`rng`: a numpy generator of its own; what it draws follows from its seed alone. `news`: of a settler."""
         shared, me = session.shared, identity.peer
         self.id, self.bad, self.session, self.clock = me, me in gang, session, clock
         self.exchange = ZooExchange(network, identity, shared.run, conduct)
@@ -133,7 +145,8 @@ class Member:
             Memory(None, lambda said: None),
         )  # fmt: skip
         self.chain = Chain(folder / "chain.jsonl")
-        self._identity = identity
+        self.books = Books()
+        self._identity, self._news = identity, news
         self._luck = random.Random(int(rng.integers(2**62)))
         self.reports: list[RoundReport] = []
 
@@ -145,10 +158,14 @@ class Member:
         presence = Presence(self.id, self.id[-6:], self.session.shared, self.exchange)
         life = Life(presence, self.clock, self, CARD_SECONDS)
         shared = self.session.shared
+        incentive = build("incentive", shared.incentive)
+        if self._news is not None:
+            incentive.learn(self._news)
+            incentive.attach(self.books)
         peer = Peer(
             identity=self._identity, name=self.id[-6:], shared=shared, clock=self.clock, trainer=self.trainer,
             reducer=self.session.reducer, like=self.session.like, exchange=self.exchange, agreement=self.agreement,
-            incentive=build("incentive", shared.incentive), chain=self.chain, state=self.session.state(),
+            incentive=incentive, chain=self.chain, state=self.session.state(),
             draw_seed=lambda: self._luck.getrandbits(62),
         )  # fmt: skip
         async with life.heartbeat(peer):

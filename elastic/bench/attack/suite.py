@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from elastic.bench.attack.measure import Cell, Outcome, measure
-from elastic.bench.attack.swarm import DEFENCES, Setting
+from elastic.bench.attack.swarm import DEFENCES, USUAL, Setting
 from elastic.bench.attack.zoo import ABSENT, CONTROL, QUICK, ZOO
 from elastic.errors import ConfigError
 
@@ -23,14 +23,25 @@ Say = Callable[[str], None]
 Keep = dict[str, Outcome]
 """Key of a cell → what came of it."""
 
-VERSION = 1
+VERSION = 2
 """Raised when a cell's outcome no longer compares with one from before."""
 
 
-def cells(kinds: Sequence[str], setting: Setting, seeds: int) -> list[Cell]:
+def cells(kinds: Sequence[str], defences: Sequence[str], setting: Setting, seeds: Iterable[int]) -> list[Cell]:
     """Seed by seed, so that a run that is cut short has every kind."""
     wanted = dict.fromkeys((ABSENT, CONTROL, *kinds))
-    return [Cell(kind, name, seed, setting) for seed in range(seeds) for kind in wanted for name in DEFENCES]
+    return [Cell(kind, name, seed, setting) for seed in seeds for kind in wanted for name in defences]
+
+
+def defended(names: Sequence[str]) -> list[str]:
+    """Names of defences as asked for.
+
+    Raises:
+        ConfigError: one that there is not.
+    """
+    if unknown := set(names) - set(DEFENCES):
+        raise ConfigError(f"--defences {min(unknown)}: expected some of {', '.join(DEFENCES)}")
+    return list(names) or list(USUAL)
 
 
 def chosen(kinds: Sequence[str], quick: bool) -> list[str]:

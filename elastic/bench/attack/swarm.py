@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from elastic.bench.attack.conduct import UNLUCKY, Conduct
 from elastic.bench.attack.member import CARD_SECONDS, Member
 from elastic.config import PluginChoice, Shared
 from elastic.exchange.memory import MemoryNetwork
-from elastic.messages import PeerId, RoundPlan
+from elastic.messages import JSON, PeerId, RoundPlan
 from elastic.registry import READ_CORPUS, build, load
 from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 from elastic.sim.loop import VirtualClock
@@ -63,9 +63,28 @@ class Defence:
     incentive: str
     sequences: int = 8
     """On which contributions are assessed; 0: they are not."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the incentive."""
+    news: Callable[[Sequence[PeerId]], JSON] | None = None
+    """What its settler would tell, if it has one, of a chain on which all these peers are bound."""
 
 
-DEFENCES = {each.name: each for each in (Defence("none", "uniform", sequences=0), Defence("reputation", "reputation"))}
+def _all_bound(peers: Sequence[PeerId]) -> JSON:
+    """A subnet's news, from a look at a chain that never changes."""
+    keys = {"stake": 0, "validator_permit": False}
+    return {"block": 1, "roster": {peer: {"hotkey": f"of {uid}", "uid": uid, **keys} for uid, peer in enumerate(peers)}}
+
+
+DEFENCES = {
+    each.name: each
+    for each in (
+        Defence("none", "uniform", sequences=0),
+        Defence("reputation", "reputation"),
+        Defence("subnet", "subnet", settings={"netuid": 1}, news=_all_bound),
+    )
+}
+USUAL = ("none", "reputation")
+"""A subnet trains as reputation does; what differs is whom its chain would pay."""
 
 
 def identity(name: str) -> Identity:
@@ -93,16 +112,17 @@ class Swarm:
         conducts = [leader if leader.together or not kind else kind() for _ in bad]
         unlucky = [each() for each in UNLUCKY[: max(0, len(honest) - VALIDATORS)]]
         conducts += [Conduct() for _ in honest[len(unlucky) :]] + [*unlucky]
+        news = defence.news([each.peer for each in [*bad, *honest]]) if defence.news else None
         self.members = [
-            self._member(each, conduct, gang if each.peer in gang else frozenset())
+            self._member(each, conduct, gang if each.peer in gang else frozenset(), news)
             for each, conduct in zip([*bad, *honest], conducts, strict=True)
         ]
 
-    def _member(self, who: Identity, conduct: Conduct, gang: frozenset[PeerId]) -> Member:
+    def _member(self, who: Identity, conduct: Conduct, gang: frozenset[PeerId], news: JSON | None) -> Member:
         place = self._folder / who.peer
         number = int(hashlib.sha256(f"{self._seed}/{who.peer}".encode()).hexdigest()[:15], 16)
         session = _session(self.shared, place)
-        return Member(who, conduct, session, place, self.clock, self.network, gang, np.random.default_rng(number))
+        return Member(who, conduct, session, place, self.clock, self.network, gang, np.random.default_rng(number), news)
 
     async def live(self) -> None:
         """Until the run is complete for everyone; a failure of any peer raises."""
@@ -132,7 +152,8 @@ def _corpus() -> SimpleNamespace:
 
 def _shared(setting: Setting, defence: Defence, seed: int, validators: list[PeerId], peers: int) -> Shared:
     tree: dict[str, Any] = {
-        "run": RUN, "seed": seed, "rounds": setting.rounds, "model": MODEL, "incentive": {"name": defence.incentive},
+        "run": RUN, "seed": seed, "rounds": setting.rounds, "model": MODEL,
+        "incentive": {"name": defence.incentive, **defence.settings},
         "inner": {"steps": 8, "batch_size": 8, "sequence_length": 32, "warmup_steps": 8, "learning_rate": 4e-3},
         "reducer": {"name": "sparseloco", "chunk": 1024, "k": 32},
         "round": {"train_seconds": 30.0, "gather_seconds": 10.0, "min_peers": peers},
