@@ -79,7 +79,14 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Body, RoundPlan, b
 
 @pytest.mark.parametrize(
     ("kind", "least", "most"),
-    [("sign flip", -1.0, -0.98), ("scale x100", 0.98, 1.0), ("noise", -0.15, 0.15), ("slow poison", 0.2, 0.8)],
+    [
+        ("sign flip", -1.0, -0.98),
+        ("scale x100", 0.98, 1.0),
+        ("noise", -0.15, 0.15),
+        ("slow poison 10 %", 0.7, 0.9),
+        ("slow poison", 0.4, 0.6),
+        ("slow poison 40 %", 0.1, 0.3),
+    ],
 )
 def test_spoilt_work_points_where_it_should(honest: Any, kind: str, least: float, most: float) -> None:
     me, the, payload = honest
@@ -141,7 +148,8 @@ def test_what_is_never_served_is_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "steps"), [("sandbag 10 %", 1), ("sandbag 25 %", 2), ("sandbag 50 %", 4), ("sandbag 90 %", 7)]
+    ("kind", "steps"),
+    [("sandbag 10 %", 1), ("sandbag 25 %", 2), ("sandbag 50 %", 4), ("sandbag 75 %", 6), ("sandbag 90 %", 7)],
 )
 def test_who_sandbags_does_less_than_it_claims(tmp_path: Path, kind: str, steps: int) -> None:
     here = swarm(tmp_path, ZOO[kind])

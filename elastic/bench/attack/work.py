@@ -134,6 +134,12 @@ class Sandbag25(Sandbag):
     part = 0.25
 
 
+class Sandbag75(Sandbag):
+    """Does three quarters of the steps and claims all tokens."""
+
+    part = 0.75
+
+
 class Sandbag90(Sandbag):
     """Does nine tenths of the steps (at most all but one) and claims all tokens."""
 
@@ -151,6 +157,18 @@ class SlowPoison(Conduct):
             return torch.where(turned, -value, value)
 
         return body.packed({name: spoilt(value) for name, value in body.dense(payload).items()})
+
+
+class SlowPoison10(SlowPoison):
+    """Turns the sign of a tenth."""
+
+    part = 0.1
+
+
+class SlowPoison40(SlowPoison):
+    """Turns the sign of two fifths: on the whole it says next to nothing."""
+
+    part = 0.4
 
 
 class PoisonSome(SignFlip):

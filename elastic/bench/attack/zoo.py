@@ -20,10 +20,13 @@ from elastic.bench.attack.work import (
     Sandbag,
     Sandbag10,
     Sandbag25,
+    Sandbag75,
     Sandbag90,
     Scale,
     SignFlip,
     SlowPoison,
+    SlowPoison10,
+    SlowPoison40,
     Stale,
     WrongData,
 )
@@ -55,10 +58,13 @@ ZOO: dict[str, type[Conduct]] = {
     "sandbag 10 %": Sandbag10,
     "sandbag 25 %": Sandbag25,
     "sandbag 50 %": Sandbag,
+    "sandbag 75 %": Sandbag75,
     "sandbag 90 %": Sandbag90,
     "sybils": Sybils,
     "colluders": Colluders,
     "slow poison": SlowPoison,
+    "slow poison 10 %": SlowPoison10,
+    "slow poison 40 %": SlowPoison40,
     "poison 1 in 4": PoisonSome,
 }
 QUICK = ("sign flip", "copy", "copy + noise", "nan", "slow poison")
