@@ -21,6 +21,7 @@ from elastic.messages import (
     RejectReason,
     RoundIndex,
     Scoreboard,
+    SignedScoreboard,
     Verdict,
 )
 from elastic.registry import build
@@ -278,6 +279,30 @@ def test_shares_follow_how_much_a_peer_helps(rounds: int) -> None:
     # then the share is between a newcomer's and that of the best, from the first round on
     newcomer = pytest.approx(0.2)
     assert list(found.values()) == [pytest.approx(1)] * 4 + [pytest.approx(0.6)] + [newcomer] * 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_who_did_not_hear_one_validator_gives_nearly_the_same_shares(seed: int) -> None:
+    # given four validators that find how much peers help to two or three hundredths, as they do
+    chance, helped = (
+        random.Random(seed),
+        dict(zip(PEERS, [1.1, 1.0, 0.95, 0.9, 0.85, 0.75, 0.7, 0.62, 0.5], strict=False)),
+    )
+    words = []
+    for number in range(4):
+        one = reputation()
+        for round_ in (1, 2):
+            seen = [evidence(peer, round_).model_copy(update={"part": part}) for peer, part in helped.items()]
+            seen = [each.model_copy(update={"part": chance.gauss(each.part or 0, 0.02)}) for each in seen]
+            board = one.score(RoundIndex(round_), seen)
+        words.append(SignedScoreboard(run="demo", round=board.round, peer=PEERS[number], scores=board.scores))
+    # then whoever lacks the word of one of them has shares that the others would sign
+    views = []
+    for lacks in range(5):
+        one = reputation()
+        one.hear([word for number, word in enumerate(words) if number != lacks])
+        views.append(one.shares([header(peer, 100, 3) for peer in helped]))
+    assert all(view[peer] / views[4][peer] < 1.5 > views[4][peer] / view[peer] for view in views for peer in helped)
 
 
 def test_who_helps_little_is_not_shut_out_for_it_and_keeps_what_it_earned() -> None:

@@ -25,6 +25,16 @@ def test_of_sybils_one_counts() -> None:
     assert cell("sybils", rounds=3).detected == 1
 
 
+def test_half_the_work_is_not_shut_out_and_gets_little_for_it() -> None:
+    # given two peers of eight that do half of their steps
+    found, free = cell("sandbag 50 %"), cell("sandbag 50 %", "none")
+    assert (found.detected, found.slashed) == (0, 0)
+    # then they get less than half of what they claim to be worth, which without a defence they get
+    assert free.gets > 0.25
+    assert found.gets < 0.5 * free.gets
+    assert found.held_out < free.held_out
+
+
 def test_on_a_chain_who_does_harm_would_earn_nothing_and_who_trains_something() -> None:
     harmful, honest = cell("sign flip", "subnet"), cell("honest", "subnet")
     assert (harmful.detected, harmful.gets) == (2, 0.0)
