@@ -12,6 +12,7 @@ from dataclasses import replace
 from math import inf
 
 from elastic.agreement.errands import Errands
+from elastic.agreement.votes import Notes
 from elastic.amend import is_shared
 from elastic.errors import MalformedError, SignatureInvalidError
 from elastic.exchange.gather import CONTRIBUTION, Gathered, Until, gather
@@ -21,7 +22,6 @@ from elastic.messages import (
     ContributionHeader,
     Digest,
     Manifest,
-    Notes,
     PeerId,
     RejectReason,
     RoundPlan,

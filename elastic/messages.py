@@ -308,14 +308,8 @@ Said = SignedScoreboard | Invitation
 """What is told to everyone, beside the rounds."""
 
 
-class Notes(Message):
-    """The commitments that a validator has seen and accepts: for those that others were shown differently, or not."""
-
-    headers: Annotated[tuple[ContributionHeader, ...], Field(max_length=1024)]
-
-
 class BlobRef(Message):
-    """Where notes are to be had: a record is too small for them."""
+    """Where something is to be had that a record is too small for."""
 
     digest: HexDigest
     size_bytes: Annotated[int, Field(ge=0, le=2**20)]

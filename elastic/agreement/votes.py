@@ -1,4 +1,4 @@
-"""What validators say to each other in one round: votes, proposals, and the ballot that carries them.
+"""What validators say to each other in one round: votes, proposals, the ballot that carries them, and notes.
 
 A ballot is what a validator posts, again whenever it has more to say, and what it writes to disk before it does.
 """
@@ -14,6 +14,7 @@ from pydantic import Field
 from elastic.messages import (
     MAX_VALIDATORS,
     NO_DIGEST,
+    ContributionHeader,
     HexDigest,
     Index,
     Manifest,
@@ -109,3 +110,9 @@ class Ballot(Message):
                     run=self.run, round=self.round, view=tally.view, kind=tally.kind, manifest=tally.manifest,
                     peer=peer, signature=signature,
                 )  # fmt: skip
+
+
+class Notes(Message):
+    """The commitments that a validator has seen and accepts: for those that others were shown differently, or not."""
+
+    headers: Annotated[tuple[ContributionHeader, ...], Field(max_length=1024)]

@@ -8,7 +8,7 @@ Source: Gauntlet, arXiv 2505.21684; we differ in that a rating is kept over rest
 rounds in which most arrived, and that what may be another's fault never plays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite
 from statistics import median_low
@@ -40,6 +40,9 @@ ROUNDING = 1.001
 PART_PACE = 0.1
 """Weight of the last assessment in what part of the usual a peer helps, were all rounds alike. They are not: where
 there is less to gain, noise is as loud as ever, so a round weighs as the square of what was asked in it."""
+WARM_UP = 5
+"""A newcomer's first assessments say little: its optimizer is cold and its residual empty, so that it helps some 0.2,
+0.3, 0.4, … of what those do who were there before. Only harm is held against it."""
 LEAST_ASKED = 0.25
 """Who trained on few tokens is asked for less, but for no less than this part."""
 FEW = 3
@@ -171,7 +174,7 @@ class Ratings:
             The evidence, with what is thought of it now.
         """
         fresh = [each for each in evidence if self[each.verdict.peer].played < round_]
-        shown = helps(evidence)
+        shown = self._without_newcomers(helps(evidence))
         for each in sorted(fresh, key=lambda each: each.verdict.peer):
             self._prove_work(round_, each)
             self._weigh(each.verdict.peer, shown.get(each.verdict.peer))
@@ -205,6 +208,12 @@ class Ratings:
             self._standings = {PeerId(peer): _standing(fields) for peer, fields in state.items()}
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StateError(f"not a state of ratings: {error!r}") from error
+
+    def _without_newcomers(self, shown: Mapping[PeerId, Help]) -> dict[PeerId, Help]:
+        """What a round shows of those who can be compared; of others no more than that they did harm."""
+        usual = median_low(self[peer].assessed for peer in shown) if shown else 0
+        late = {peer for peer in shown if self[peer].assessed < WARM_UP <= usual}
+        return {peer: help_ for peer, help_ in shown.items() if peer not in late or (help_.clear and help_.part < 0)}
 
     def _prove_work(self, round_: RoundIndex, each: Evidence) -> None:
         if each.assessment is None:

@@ -236,7 +236,7 @@ def test_the_digest_knows_no_order_of_keys_and_nothing_of_local(chance: Any) -> 
 
 
 def test_the_digest_of_a_run_does_not_change_between_versions() -> None:
-    assert parsed().shared.digest() == ("677182f42635a07177c3bf182ceb6de2f85b10701518bb338abd458a40d0797f")
+    assert parsed().shared.digest() == ("3eb2710b8ad21945f88c05dde7d37405acbcd60a54bd5308980e9e0c90a27581")
 
 
 def test_a_plug_ins_setting_that_cannot_be_hashed_is_refused() -> None:

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
-from elastic.contracts import Arrival
 from elastic.errors import NetworkError
-from elastic.exchange.gather import Gathered
+from elastic.exchange.gather import Arrival, Gathered
 from elastic.firsts import Firsts, may_reveal, noting
 from elastic.messages import (
     ContributionHeader,
@@ -30,7 +29,7 @@ WORK, OTHER = digest_of(b"work"), digest_of(b"other work")
 ROUND, ANCHOR = RoundIndex(3), digest_of(b"anchor")
 PLAN = RoundPlan(
     run="demo", round=ROUND, previous=digest_of(b"previous"), anchor=ANCHOR, peer=ANN, roster=(ANN, BOB, EVE), slot=0,
-    inner_steps=1, seed=0, train_seconds=1.0, gather_seconds=10.0,
+    inner_steps=1, seed=0, train_seconds=1.0, gather_seconds=10.0, validators=(ANN,),
 )  # fmt: skip
 
 
@@ -105,14 +104,12 @@ class Network:
         return self.told
 
 
-def peer_on(
-    network: Network, clock: ManualClock, *, sequences: int = 8, validates: bool = True, reveal: bool = False
-) -> Peer:
+def peer_on(network: Network, clock: ManualClock, *, sequences: int = 8, reveal: bool = False) -> Peer:
     parts: dict[str, Any] = {
         "shared": SimpleNamespace(
             scoring=SimpleNamespace(sequences=sequences), round=SimpleNamespace(reveal=reveal)
         ),
-        "agreement": SimpleNamespace(validates=lambda _: validates), "exchange": network, "clock": clock, "id": ANN,
+        "exchange": network, "clock": clock, "id": ANN,
     }  # fmt: skip
     return cast(Peer, SimpleNamespace(**parts))
 
@@ -138,8 +135,9 @@ async def test_nothing_is_noted_after_the_block_nor_by_who_does_not_decide_or_sc
     async with noting(peer_on(network, clock), PLAN, Phases(clock, lambda _: None)):
         await clock.sleep(Seconds(1.0))
     looks = network.looks
-    for other in (peer_on(network, clock, sequences=0), peer_on(network, clock, validates=False)):
-        async with noting(other, PLAN, Phases(clock, lambda _: None)):
+    watching = PLAN.model_copy(update={"validators": (BOB,)})
+    for other, plan in ((peer_on(network, clock, sequences=0), PLAN), (peer_on(network, clock), watching)):
+        async with noting(other, plan, Phases(clock, lambda _: None)):
             await asyncio.sleep(0)
             await clock.sleep(Seconds(1.0))
     assert looks > 0 and network.looks == looks

@@ -14,6 +14,7 @@ from elastic.verify.ratings import (
     FADE,
     HELP_TRIAL,
     MEMORY_ROUNDS,
+    WARM_UP,
     WORK_FLOOR,
     WORK_PACE,
     WORK_TRIAL,
@@ -238,6 +239,36 @@ def test_one_round_says_no_more_of_a_peers_part_than_its_bound() -> None:
     ratings = after(1, {ANN: 0.02, BEN: 0.02, CAT: 0.02, DAN: -9.0})
     assert ratings[DAN].part == pytest.approx(-2)
     assert after(30, {ANN: 0.02, BEN: 0.02, CAT: 0.02, DAN: 0.02}, ratings, first=2)[DAN].part > 0.8
+
+
+def test_a_newcomer_that_warms_up_is_not_held_against_those_who_were_there() -> None:
+    # given three that have helped for a while, and one that comes: cold optimizer, empty residual
+    gains = {ANN: 0.010, BEN: 0.0101, CAT: 0.0102}
+    ratings = after(10, gains)
+    warming = [0.0017, 0.0029, 0.0048, 0.0063, 0.0089, 0.0100, 0.0100]
+    # when
+    told = [
+        ratings.take_in(RoundIndex(round_), [seen(round_, who, gain) for who, gain in {**gains, DAN: mine}.items()])[-1]
+        for round_, mine in enumerate(warming, start=11)
+    ]
+    # then nothing is said of it at first, and later what it does then
+    assert [each.helped for each in told] == [None] * WARM_UP + [True, True]
+    assert [each.part for each in told[:WARM_UP]] == [None] * WARM_UP
+    assert told[-1].part == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_newcomer_that_does_harm_is_found_at_once() -> None:
+    gains = {ANN: 0.010, BEN: 0.0101, CAT: 0.0102}
+    ratings = after(10, gains)
+    told = ratings.take_in(RoundIndex(11), [seen(11, who, gain) for who, gain in {**gains, DAN: -0.01}.items()])
+    assert told[-1].helped is False
+
+
+def test_where_all_are_new_all_are_judged() -> None:
+    told = Ratings().take_in(
+        RoundIndex(1), [seen(1, who, gain) for who, gain in {ANN: 0.01, BEN: 0.0101, CAT: 0.0102, DAN: 0.0001}.items()]
+    )
+    assert [each.helped for each in told] == [True, True, True, False]
 
 
 def test_who_trained_on_half_the_tokens_is_asked_for_half() -> None:
