@@ -128,7 +128,7 @@ tokens."""
         try:
             heard = [SignedScoreboard.model_validate(each) for each in state["heard"]]
             self._opinions.restore(state["peers"])
-            self._entry.restore(state.get("invited", []))
+            self._entry.restore(state["invited"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StateError(f"not a state of the reputation incentive: {error!r}") from error
         self._heard = {}
