@@ -23,7 +23,7 @@ STRIKES_KEPT = 0.8
 """Part of the strikes that is left after each round with evidence."""
 NO_HELP, WHOLE_HELP = 0.6, 0.9
 """Who helps this part of what is usual for its tokens, or less, has no reputation; and from this part on all of it.
-Honest peers were found between 0.85 and 1.1, half the work at 0.62 (`elastic bench attack`)."""
+Honest peers were found between 0.85 and 1.2, half the work at 0.65 (`elastic bench attack`)."""
 SHUT_OUT = -1.0
 """The opinion of a peer that should not contribute; others lie in [0, 1]."""
 

@@ -38,8 +38,8 @@ HELP_BOUND = 2.0
 ROUNDING = 1.001
 """Sums of products may exceed a bound by so much."""
 PART_PACE = 0.1
-"""Weight of the last assessment in what part of the usual a peer helps, were all rounds alike. They are not: where
-there is less to gain, noise is as loud as ever, so a round weighs as the square of what was asked in it."""
+"""Weight of the last assessment in what part of the usual a peer helps, were all rounds alike. They are not: a round
+weighs as what was asked in it, for where there is less to gain noise is as loud as ever."""
 WARM_UP = 5
 """A newcomer's first assessments say little: its optimizer is cold and its residual empty, so that it helps some 0.2,
 0.3, 0.4, … of what those do who were there before. Only harm is held against it."""
@@ -83,9 +83,9 @@ class Standing:
     weight: float = 0.0
     """of the weights, in [0, 1]."""
     gained: float = 0.0
-    """Weighted sum of its gains times what was asked of it, and"""
+    """Weighted sum of its gains, and"""
     asked: float = 0.0
-    """of the squares of that."""
+    """of what was asked of it."""
     assessed: int = 0
     """Assessments so far."""
     last: int = 0
@@ -112,7 +112,7 @@ class Standing:
 
     @property
     def part(self) -> float | None:
-        """How much of the usual it helps (least squares: its gains against what was asked); None: never assessed."""
+        """How much of the usual it helps: what it gained of late against what was asked of it; None: unknown."""
         return self.gained / self.asked if self.asked > 0 else None
 
     def score(self, round_: int) -> float:
@@ -231,8 +231,8 @@ class Ratings:
         known = self[peer]
         total = (1 - HELP_PACE) * known.help + HELP_PACE * shown.part
         weight = (1 - HELP_PACE) * known.weight + HELP_PACE
-        gained = (1 - PART_PACE) * known.gained + PART_PACE * shown.part * shown.asked**2
-        asked = (1 - PART_PACE) * known.asked + PART_PACE * shown.asked**2
+        gained = (1 - PART_PACE) * known.gained + PART_PACE * shown.part * shown.asked
+        asked = (1 - PART_PACE) * known.asked + PART_PACE * shown.asked
         self._standings[peer] = replace(known, help=total, weight=weight, gained=gained, asked=asked)
 
     def _play(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> None:
