@@ -1,5 +1,6 @@
 """The peer's incentive with its memory and its way outside: the run file's, or what the run agrees on later."""
 
+import asyncio
 import logging
 from typing import cast
 
@@ -22,6 +23,8 @@ class Backend:
         self._config, self._journal = config, journal
         self._settler: RemoteSettler | None = None
         self._began = False
+        self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[None]] = set()
 
     async def take_up(self, choice: PluginChoice) -> Incentive:
         """An incentive that knows what it knew, or what this peer saw of the run so far; the one before is let go.
@@ -30,32 +33,44 @@ class Backend:
             ConfigError: there is none of that name, or settings that it refuses.
             ElasticError: its way outside needs a person, and the peer only begins. Later training goes on without.
         """
-        await self.close()
         incentive: Incentive = build("incentive", choice)
         if not self._journal.restore(memory_of(self._config.shared, choice.canonical()), incentive):
             self._tell_what_was(incentive)
-        if self._config.local.incentive and local_settings(self._config, choice) is not None:
-            await self._settle(choice, cast(SettledIncentive, incentive))
         if self._began:
             logger.warning("the run agreed on another incentive: %s", choice.name)
+            self._changes.add(asyncio.create_task(self._change_patiently(choice, incentive)))
+        else:
+            await self._change(choice, incentive)
         self._began = True
         return incentive
 
     async def close(self) -> None:
         """Let go of what is outside."""
-        if self._settler is not None:
-            settler, self._settler = self._settler, None
-            await settler.close()
+        for change in self._changes:
+            change.cancel()
+        async with self._changing:
+            await self._let_go()
 
-    async def _settle(self, choice: PluginChoice, incentive: SettledIncentive) -> None:
-        self._settler = RemoteSettler(self._config, choice, incentive)
+    async def _change_patiently(self, choice: PluginChoice, incentive: Incentive) -> None:
+        """Beside the rounds, none of which waits for what is outside."""
         try:
-            await self._settler.start()
-            incentive.attach(self._settler)
+            await self._change(choice, incentive)
         except ElasticError as error:
-            if not self._began:
-                raise
             logger.error("the incentive %s has no way outside: %s", choice.name, error)
+
+    async def _change(self, choice: PluginChoice, incentive: Incentive) -> None:
+        async with self._changing:
+            await self._let_go()
+            if self._config.local.incentive and local_settings(self._config, choice) is not None:
+                settled = cast(SettledIncentive, incentive)
+                self._settler = RemoteSettler(self._config, choice, settled)
+                await self._settler.start()
+                settled.attach(self._settler)
+
+    async def _let_go(self) -> None:
+        if self._settler is not None:
+            await self._settler.close()
+            self._settler = None
 
     def _tell_what_was(self, incentive: Incentive) -> None:
         try:

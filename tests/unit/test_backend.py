@@ -1,5 +1,6 @@
 """The incentive of a peer, and what follows when the run agrees on another."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ def settlers(monkeypatch: pytest.MonkeyPatch) -> list[FakeSettler]:
     return FakeSettler.made
 
 
+async def changed(backend: Backend) -> None:
+    """Until what is outside has changed over."""
+    await asyncio.gather(*backend._changes)
+
+
 def saw(journal: Journal, rounds: int) -> None:
     """So many rounds in which the other peer did well."""
     for index in range(1, rounds + 1):
@@ -97,6 +103,7 @@ async def test_what_is_outside_begins_and_ends_with_its_incentive(tmp_path: Path
     # when it is one no more
     assert isinstance(await backend.take_up(REPUTATION), Reputation)
     # then nothing goes to the chain
+    await changed(backend)
     assert [each.closed for each in settlers] == [True]
 
 
@@ -108,6 +115,7 @@ async def test_a_run_that_becomes_a_subnet_finds_the_settings_that_name_it(
     await backend.take_up(UNIFORM)
     assert settlers == []
     await backend.take_up(SUBNET)
+    await changed(backend)
     assert [each.choice for each in settlers] == [SUBNET]
 
 
@@ -122,7 +130,28 @@ async def test_a_way_outside_that_fails_ends_a_peer_that_begins_and_no_training(
     backend = Backend(settings, Journal(settings, ME))
     await backend.take_up(UNIFORM)
     assert isinstance(await backend.take_up(SUBNET), Subnet)
+    await changed(backend)
     assert "open to others" in caplog.text
+
+
+async def test_no_round_waits_for_what_is_outside(tmp_path: Path, settlers: list[FakeSettler]) -> None:
+    # given a settler that does not stop, as its chain hangs
+    backend = Backend(config(tmp_path, SUBNET, incentive=ENDPOINT), Journal(config(tmp_path), ME))
+    await backend.take_up(SUBNET)
+    hangs = asyncio.Event()
+
+    async def close() -> None:
+        await hangs.wait()
+        settlers[0].closed = True
+
+    settlers[0].close = close  # type: ignore[method-assign]
+    # when the run agrees on another incentive, it is there at once
+    assert isinstance(await backend.take_up(REPUTATION), Reputation)
+    assert not settlers[0].closed
+    # and the old one is gone in its own time
+    hangs.set()
+    await changed(backend)
+    assert settlers[0].closed
 
 
 def test_settings_of_this_machine_are_for_the_run_files_incentive_or_for_the_one_they_name(tmp_path: Path) -> None:
