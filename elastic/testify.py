@@ -120,6 +120,8 @@ def invitations(peer: Peer, plan: RoundPlan, shown: Mapping[PeerId, bytes]) -> l
 
 
 def _ours(peer: Peer, board: Scoreboard) -> SignedScoreboard:
-    best = sorted(board.scores, key=lambda each: (-abs(board.scores[each]), each))[:MAX_SCORES]
-    scores = {each: round(board.scores[each], 6) for each in sorted(best)}
+    """If there are too many: the best, and the worst; a crowd that is shut out keeps nobody's reputation untold."""
+    ranked = sorted(board.scores, key=lambda each: (-board.scores[each], each))
+    told = {*ranked[: MAX_SCORES // 2], *ranked[-MAX_SCORES // 2 :]}
+    scores = {each: round(board.scores[each], 6) for each in sorted(told)}
     return peer.identity.sign(SignedScoreboard(run=peer.shared.run, round=board.round, peer=peer.id, scores=scores))

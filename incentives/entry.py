@@ -30,8 +30,8 @@ class EntryConfig(OpinionConfig):
     """With so much reputation a peer may invite others."""
     vouched: Fraction = 0.25
     """Whoever invited a peer that is shut out loses this part of its reputation."""
-    probation: Annotated[int, Field(ge=1, le=1000)] = 8
-    """With "work": helpful rounds until a newcomer counts as other newcomers do; its first five are hardly judged."""
+    probation: Annotated[int, Field(ge=1, le=1000)] = 5
+    """With "work": rounds in which it was found to help until a newcomer counts as other newcomers do."""
 
     @model_validator(mode="after")
     def _somebody_is_in(self) -> Self:

@@ -74,8 +74,9 @@ class Record:
 class Opinions:
     """Everybody, as seen by one peer."""
 
-    def __init__(self, config: OpinionConfig) -> None:
-        self._config = config
+    def __init__(self, config: OpinionConfig, *, proven_only: bool = False) -> None:
+        """`proven_only`: nothing is earned but by work that was found to help."""
+        self._config, self._proven_only = config, proven_only
         self._records: dict[PeerId, Record] = {}
 
     def take_in(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> None:
@@ -153,7 +154,7 @@ class Opinions:
             reputation, strike = reputation * (1 - config.lose), 1.0
         elif each.works is False:
             reputation, strike = reputation * (1 - config.miss), UNPROVEN_STRIKE
-        else:
+        elif each.helped or not self._proven_only:
             reputation += config.earn * (1 - reputation)
         strikes = STRIKES_KEPT * record.strikes + strike
         after = replace(

@@ -57,7 +57,7 @@ tokens."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._opinions = Opinions(config)
+        self._opinions = Opinions(config, proven_only=config.entry == "work")
         self._opinions.carry(config.carried)
         self._entry = Entry(config)
         self._heard: dict[PeerId, SignedScoreboard] = {}

@@ -61,7 +61,7 @@ async def test_who_is_invited_comes_in_and_who_shows_anothers_invitation_does_no
 
 async def test_where_work_is_the_price_newcomers_count_little_at_first_and_no_round_is_lost(tmp_path: Path) -> None:
     async with Swarm(
-        tmp_path, "ann", "bob", "cyd", validators=("ann", "bob", "cyd"), rounds=12,
+        tmp_path, "ann", "bob", "cyd", validators=("ann", "bob", "cyd"), rounds=18,
         incentive={"name": "reputation", "entry": "work", "probation": 2},
     ) as swarm:  # fmt: skip
         swarm.start()

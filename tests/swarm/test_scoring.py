@@ -11,9 +11,9 @@ from elastic.audit.compare import play, table
 from elastic.audit.evidence import best_witness, find_peer, names_in
 from elastic.audit.score import history, line
 from elastic.errors import ConfigError
-from elastic.messages import ContributionHeader, Digest, RoundIndex, RoundPlan, SignedScoreboard
+from elastic.messages import MAX_SCORES, ContributionHeader, Digest, RoundIndex, RoundPlan, Scoreboard, SignedScoreboard
 from elastic.reports import EVIDENCE_FILE, STATUS_FILE, PeerStatus, RoundEvidence
-from elastic.testify import SCORES, heard
+from elastic.testify import SCORES, _ours, heard
 from incentives.reputation import Reputation
 from incentives.uniform import Uniform
 
@@ -219,3 +219,16 @@ def test_a_folder_without_evidence_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / EVIDENCE_FILE).write_bytes(b"garbage\n{}\n")
     with pytest.raises(ConfigError, match="line 1"):
         best_witness(tmp_path)
+
+
+async def test_a_crowd_that_is_shut_out_keeps_nobodys_reputation_untold(tmp_path: Path) -> None:
+    async with Swarm(tmp_path, "ann", rounds=1) as swarm:
+        swarm.start()
+        await swarm.finish()
+        # given more that are shut out than a scoreboard has room for
+        crowd = {identity(f"crowd {number}").peer: -1.0 for number in range(2 * MAX_SCORES)}
+        good = {identity(f"good {number}").peer: 0.5 for number in range(10)}
+        # when
+        told = _ours(swarm["ann"].peer, Scoreboard(round=RoundIndex(1), scores=crowd | good))
+        # then
+        assert len(told.scores) == MAX_SCORES and good.items() <= told.scores.items()

@@ -38,11 +38,11 @@ def header(peer: PeerId) -> ContributionHeader:
     )  # fmt: skip
 
 
-def live(incentive: Reputation, rounds: range, **verdicts: RejectReason | None) -> None:
-    """The peers named by their variables do well, or not, in each of these rounds."""
+def live(incentive: Reputation, rounds: range, helped: bool | None = None, **verdicts: RejectReason | None) -> None:
+    """The peers named by their variables do well, or not, in each of these rounds; `helped`: as validators found."""
     for index in rounds:
         seen = [
-            Evidence(verdict=Verdict(peer=globals()[name], round=RoundIndex(index), rejected=rejected))
+            Evidence(verdict=Verdict(peer=globals()[name], round=RoundIndex(index), rejected=rejected), helped=helped)
             for name, rejected in verdicts.items()
         ]
         incentive.score(RoundIndex(index), seen)
@@ -116,15 +116,23 @@ def test_invitations_survive_a_restart() -> None:
 def test_work_that_nobody_knows_yet_counts_for_almost_nothing() -> None:
     # given one who helped long enough, and one who just came
     incentive = reputation(entry="work", probation=3)
-    live(incentive, range(1, 4), ANN=None)
-    live(incentive, range(3, 4), BOB=None)
+    live(incentive, range(1, 4), True, ANN=None)
+    live(incentive, range(3, 4), True, BOB=None)
     # then
     shares = incentive.shares([header(ANN), header(BOB)])
     assert shares[BOB] < 1.2 * PROBATION_PART * shares[ANN]
     # and it counts as other newcomers do once it has helped as often
-    live(incentive, range(4, 6), BOB=None)
+    live(incentive, range(4, 6), True, BOB=None)
     shares = incentive.shares([header(ANN), header(BOB)])
     assert shares[BOB] > 0.9 * shares[ANN]
+
+
+def test_where_work_is_the_price_nothing_else_earns() -> None:
+    incentive = reputation(entry="work")
+    live(incentive, range(1, 30), None, ANN=None)
+    live(incentive, range(1, 30), True, BOB=None)
+    trust = incentive.trust(RoundIndex(30), [ANN, BOB])
+    assert trust[ANN] == 0 and trust[BOB] > 0.5
 
 
 def test_at_the_beginning_of_a_run_everyone_is_new_and_all_count_alike() -> None:
