@@ -43,6 +43,9 @@ weighs as what was asked in it, for where there is less to gain noise is as loud
 WARM_UP = 5
 """A newcomer's first assessments say little: its optimizer is cold and its residual empty, so that it helps some 0.2,
 0.3, 0.4, … of what those do who were there before. Only harm is held against it."""
+USEFUL = 0.6
+"""Who helps this part of what is usual is not charged for a few unlucky rounds: late in a run, where gains drown in
+noise, peers that were charged falsely had helped 0.88 and more of it (`elastic bench attack`)."""
 LEAST_ASKED = 0.25
 """Who trained on few tokens is asked for less, but for no less than this part."""
 FEW = 3
@@ -108,7 +111,8 @@ class Standing:
     def helps(self) -> bool | None:
         """Whether it helps as a contributor should, over the rounds; None: too few assessments to tell."""
         enough = self.weight >= 1 - (1 - HELP_PACE) ** HELP_TRIAL - 1e-9
-        return self.help >= LEAST_GAIN * self.weight if enough else None
+        helps = self.help >= LEAST_GAIN * self.weight or self.gained >= USEFUL * self.asked
+        return helps if enough else None
 
     @property
     def part(self) -> float | None:

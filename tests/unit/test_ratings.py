@@ -271,6 +271,36 @@ def test_where_all_are_new_all_are_judged() -> None:
     assert [each.helped for each in told] == [True, True, True, False]
 
 
+def test_who_has_helped_is_not_charged_for_unlucky_rounds_where_gains_drown_in_noise() -> None:
+    # given honest peers whose gains shrink to a quarter of their noise, in a few runs
+    print(f"seed {SEED}")  # noqa: T201
+    rng, charged = random.Random(SEED), 0
+    for _ in range(20):
+        ratings = Ratings()
+        for round_ in range(1, 25):
+            evidence = [seen(round_, peer, rng.gauss(0.02 * 0.8**round_, 0.0004)) for peer in PEERS]
+            charged += sum(each.helped is False for each in ratings.take_in(RoundIndex(round_), evidence))
+    # then one in two hundred contributions is (it was one in seventy-five)
+    assert charged / (20 * 24 * len(PEERS)) < 0.007
+
+
+@pytest.mark.parametrize("gain", [0.0, -0.002])
+def test_who_helped_and_no_longer_does_is_found_in_the_noise(gain: float) -> None:
+    # given a peer that worked honestly for thirty rounds
+    print(f"seed {SEED}")  # noqa: T201
+    rng, ratings, changed = random.Random(SEED), Ratings(), PEERS[7]
+    found = []
+    for round_ in range(1, 51):
+        gains = [rng.gauss(0.002, 0.001) for _ in PEERS[:7]]
+        gains.append(rng.gauss(0.002 if round_ <= 30 else gain, 0.001))
+        evidence = [seen(round_, peer, each) for peer, each in zip(PEERS, gains, strict=True)]
+        rated = {each.verdict.peer: each.helped for each in ratings.take_in(RoundIndex(round_), evidence)}
+        found += [round_] * (rated[changed] is False)
+    # then it is, within ten rounds, and nearly always from then on
+    assert 30 < found[0] <= 40
+    assert len(found) >= 0.9 * (51 - found[0])
+
+
 def test_who_trained_on_half_the_tokens_is_asked_for_half() -> None:
     slow = {DAN: 50}
     gains = (0.020, 0.020, 0.020, 0.008)
