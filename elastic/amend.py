@@ -31,7 +31,7 @@ def wish_of(peer: Peer, plan: RoundPlan) -> Amendment | None:
     order = peer.ordered()
     if order is not None and (order.run, order.amended) == (plan.run, plan.amended):
         wanted = _what_is_new(order.amendment, terms)
-        if wanted is not None:
+        if wanted is not None and _all_are_there(peer, plan, terms, wanted):
             return wanted
     return _election(peer, plan, terms)
 
@@ -52,6 +52,13 @@ def read_order(folder: Path) -> Order | None:
     except (OSError, MalformedError) as error:
         logger.warning("%s: %s", folder / ORDER_FILE, error)
         return None
+
+
+def _all_are_there(peer: Peer, plan: RoundPlan, terms: Terms, wanted: Amendment) -> bool:
+    """Whether those who shall join the validators contribute: with one who never comes, no quorum might ever be."""
+    last = peer.chain.get(RoundIndex(plan.round - 1))
+    new = set(wanted.validators or ()) - set(terms.validators)
+    return all(last is not None and last.counts(each) for each in new)
 
 
 def _what_is_new(amendment: Amendment, terms: Terms) -> Amendment | None:

@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 NOTES = "notes"
 """Record kind: which commitments a validator has seen."""
+PATIENCE, MOST_PATIENCE = Seconds(5.0), 8.0
+"""After each so many seconds without agreement twice as much is borne of what is each validator's own view, up to so
+many times."""
 NOTES_SECONDS = Seconds(1.0)
 """So long we wait for another's notes: the second proposer has two seconds in all."""
 
@@ -47,7 +50,7 @@ class Deliberation:
 
     def __init__(self, peer: Peer, plan: RoundPlan, seen: Seen, wish: Amendment | None) -> None:
         """`seen` is what was gathered, and `wish` what we would change about the run."""
-        self.seen, self._wish = seen, wish
+        self.seen, self._wish, self._began = seen, wish, peer.clock.now()
         self._peer, self._plan = peer, plan
         self._commitments: dict[PeerId, dict[Digest, ContributionHeader]] = {}
         """Sender → payload → its signed commitment; two prove that it cannot be trusted, and more prove no more."""
@@ -83,10 +86,15 @@ class Deliberation:
             await self._compare_notes()
             await self._fetch(disputed)
         cards = await self._peer.exchange.cards()
-        against = objection(self._peer, self._plan, self.seen, cards, manifest, self._wish)
+        against = objection(self._peer, self._plan, self.seen, cards, manifest, self._wish, self._patience())
         if against is not None:
             logger.warning("round %d: not signed, by %s: %s", manifest.round, manifest.proposer, against)
         return against is None
+
+    def _patience(self) -> float:
+        """Who was told other scores than we, by a liar or by bad luck, must not keep a round from ending for ever."""
+        waited = self._peer.clock.now() - self._began
+        return float(min(2 ** int(waited / PATIENCE), MOST_PATIENCE))
 
     @property
     def _alone(self) -> bool:

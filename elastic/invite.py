@@ -4,11 +4,12 @@ import logging
 from pathlib import Path
 
 from elastic.check import check_peer
-from elastic.config import RunConfig
+from elastic.config import PluginChoice, RunConfig
 from elastic.errors import ConfigError, MalformedError
 from elastic.messages import Invitation, PeerId
 from elastic.registry import resolve
 from elastic.state.store import write_durably
+from elastic.terms import standing
 from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,12 @@ def invite(config: RunConfig, peer: PeerId) -> Invitation:
         ConfigError: the run knows no invitations, all of ours are given, or that is no peer id.
     """
     check_peer(peer, "invite")
-    _, settings = resolve("incentive", config.shared.incentive)
+    _, settings = resolve("incentive", PluginChoice.model_validate_json(standing(config).terms.incentive))
     if getattr(settings, "entry", None) != "invited":
         raise ConfigError('this run takes no invitations: its [shared.incentive] has not entry = "invited"')
     path, mine = config.local.state_dir / GIVEN_FILE, Identity.load_or_create(config.key_path)
+    if peer == mine.peer:
+        raise ConfigError("that is this machine's own peer id: an invitation is for another")
     given = _given(path)
     for each in given:
         if each.invited == peer and each.inviter == mine.peer:

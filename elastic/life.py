@@ -235,7 +235,8 @@ class Life:
         await self._become(peer, PeerStage.READY)
         self._unsure = True  # the other validators may begin without us
         mine, needed = peer.shared.digest(), peer.shared.round.min_peers
-        ready = live_peers(await peer.exchange.cards(), mine)
+        # Who holds a later anchor belongs to a run that began long ago, whatever we have lost.
+        ready = live_peers([card for card in await peer.exchange.cards() if card.round <= 1], mine)
         roster = peer.incentive.select(RoundIndex(1), sorted(ready), peer.shared.round.max_peers)
         if len(roster) < needed:
             self._watch.note(phase=f"waiting for peers ({len(roster)} of {needed})")

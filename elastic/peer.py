@@ -68,6 +68,8 @@ class Peer:
     """What the incentive thought after the last round."""
     _measure: str = field(init=False)
     """Which incentive we have."""
+    _lacking: str = ""
+    """Which one we should have and have not."""
     draw_seed: Callable[[], int] = lambda: secrets.randbits(64)
     """Of the tokens on which contributions are assessed: nobody may guess them."""
 
@@ -105,14 +107,16 @@ class Peer:
             ConfigError: there is none of that name on this machine, and we decide.
         """
         wanted = self.agreement.terms(round_).incentive
-        if anew or wanted != self._measure:
+        if anew or wanted not in (self._measure, self._lacking):
             try:
                 self.incentive = await self.take_up(PluginChoice.model_validate_json(wanted))
             except ConfigError as error:
-                if anew or self.decides(round_):
+                if self.decides(round_) or wanted == self.shared.incentive.canonical():
                     raise
                 logger.error("%s; this peer does not decide, and goes on with the incentive that it had", error)
-            self._measure = wanted
+                self._lacking = wanted
+            else:
+                self._measure, self.board = wanted, None  # what the last one thought is no score of this one
 
     def learn(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """A round's evidence moves ratings, and with them what the incentive thinks."""

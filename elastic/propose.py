@@ -54,11 +54,14 @@ def own_manifest(
     )  # fmt: skip
 
 
-def objection(
+def objection(  # noqa: PLR0913 - what it weighs is no one thing
     peer: Peer, plan: RoundPlan, seen: Seen, cards: Iterable[PeerCard], manifest: Manifest,
-    wish: Amendment | None = None,
+    wish: Amendment | None = None, patience: float = 1.0,
 ) -> str | None:  # fmt: skip
-    """Why we would not sign another validator's manifest, sound by itself; None: we would."""
+    """Why we would not sign another validator's manifest, sound by itself; None: we would.
+
+    `patience`: times as far as usual its shares may lie from ours.
+    """
     if (manifest.previous, manifest.anchor) != (plan.previous, plan.anchor):
         return "it applies to another anchor than ours"
     if not manifest.keeps_pace(plan.pace):
@@ -69,7 +72,7 @@ def objection(
         return "it changes the terms as we do not wish it"
     return (
         _against_counted(peer, seen, manifest)
-        or _against_shares(peer, seen, manifest)
+        or _against_shares(peer, seen, manifest, SHARE_FACTOR * patience)
         or _against_roster(peer, plan, seen, list(cards), manifest)
     )
 
@@ -92,13 +95,13 @@ def _against_counted(peer: Peer, seen: Seen, manifest: Manifest) -> str | None:
     return None
 
 
-def _against_shares(peer: Peer, seen: Seen, manifest: Manifest) -> str | None:
+def _against_shares(peer: Peer, seen: Seen, manifest: Manifest, factor: float) -> str | None:
     if manifest.void:
         return None
     ours = peer.incentive.shares([seen.arrivals[entry.peer].header for entry in manifest.counted])
     for entry in manifest.counted:
         usual = ours.get(entry.peer, 0.0)
-        if not usual / SHARE_FACTOR <= entry.share <= usual * SHARE_FACTOR:
+        if not usual / factor <= entry.share <= usual * factor:
             return f"it gives {entry.peer} a share of {entry.share:.3f}, we {usual:.3f}"
     return None
 

@@ -63,7 +63,8 @@ def amend(
     """Change the incentive or the validators of a run that goes on.
 
     Every validator's operator runs this command with the same options. As soon as a quorum has, the change is agreed
-    with the next round and holds from the one after it; no round is lost. Without options: show how things stand.
+    with the next round and holds from the one after it; no round is lost. Who is added must contribute to the run by
+    then: the order waits for that. Without options: show how things stand.
     """
     config = load_config(run_file)
     path, now = config.local.state_dir / ORDER_FILE, standing(config)
@@ -84,6 +85,8 @@ def amend(
     validators = len(now.terms.validators)
     for line in _lines(wanted.applied(now.terms)):
         say(f"ordered  {line}")
+    for peer in sorted(set(wanted.validators or ()) - set(now.terms.validators)):
+        say(f"waits for {peer} to contribute, without which it will not hold")
     say(f"it holds as soon as {quorum(validators)} of the {validators} validators ordered the same; the peer that runs")
     say("from this run file takes the order up by itself, now or when it is started")
 

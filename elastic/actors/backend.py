@@ -35,7 +35,7 @@ class Backend:
         """
         incentive: Incentive = build("incentive", choice)
         if not self._journal.restore(memory_of(self._config.shared, choice.canonical()), incentive):
-            self._tell_what_was(incentive)
+            await asyncio.to_thread(self._tell_what_was, incentive)
         if self._began:
             logger.warning("the run agreed on another incentive: %s", choice.name)
             self._changes.add(asyncio.create_task(self._change_patiently(choice, incentive)))

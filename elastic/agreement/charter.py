@@ -53,6 +53,8 @@ class Charter:
         self._amendments: dict[RoundIndex, Manifest] = {}
         self._rounds = [GENESIS]
         """Their keys, in order."""
+        self._vain: dict[PeerId, int] = {}
+        """How often what somebody posted could not be fetched."""
         self._read: dict[tuple[int, PeerId], bytes] = {}
         """Records that were read."""
         self._told = Seconds(float("-inf"))
@@ -121,11 +123,12 @@ class Charter:
         records = await exchange.records(AMENDMENTS, RoundIndex(page))
         validators = set(self.newest().validators)
         fresh = [author for author in sorted(records) if self._read.get((page, author)) != records[author]]
-        fresh = sorted(fresh, key=lambda author: author not in validators)[:WITNESSES]
+        fresh = sorted(fresh, key=lambda author: (author not in validators, self._vain.get(author, 0)))[:WITNESSES]
         found = await asyncio.gather(*(self._fetched(exchange, author, records[author]) for author in fresh))
         for author, manifests in found:
             if manifests is None:
-                continue  # it may be to be had the next time
+                self._vain[author] = self._vain.get(author, 0) + 1
+                continue  # it may be to be had the next time, behind those who were not asked yet
             try:
                 for manifest in manifests:
                     self._take(manifest)
@@ -133,6 +136,7 @@ class Charter:
                 logger.info("the amendments that %s posted do not hold: %s", author, error)
             if len(self._read) >= REMEMBERED:
                 self._read.clear()
+                self._vain.clear()
             self._read[page, author] = records[author]
         return len(self._amendments) // PAGE > page
 

@@ -147,7 +147,8 @@ class Quorum:
         """The newest final manifest, looked for around the rounds that validators are working on."""
         cards, self._in_the_dark = await self._exchange.cards(), False
         found = await self._newest_of(cards)
-        lost = found is None and any(card.round > 1 for card in cards)
+        # Those whom we know may be gone, or left behind; a card that says so falsely costs one look.
+        lost = any(card.round > (found.round if found is not None else 0) + 1 for card in cards)
         if (lost or self._in_the_dark) and await self._charter.learn(self._exchange):
             found = await self._newest_of(cards)
         return found

@@ -33,7 +33,7 @@ def score(
     witness, names = best_witness(where), names_in(where)
     config = _config(run_file, where)
     found = find_peer(peer, witness.peers, names)
-    choice = config.shared.incentive
+    choice = _agreed(config)
     moves = list(history(witness, found, build("incentive", choice)))
     say(f"{names.get(found, '')} {found}, as {names.get(witness.peer, witness.peer)} saw it, incentive {choice.name}")
     say(HEADER)
@@ -59,7 +59,7 @@ def compare(
     from elastic.audit.evidence import best_witness, names_in
     from elastic.registry import build
 
-    witness, own = best_witness(where), _config(run_file, where).shared.incentive
+    witness, own = best_witness(where), _agreed(_config(run_file, where))
     choices = {own.name: own}
     for name in backends or ["uniform", "reputation"]:
         choices.setdefault(name, PluginChoice(name=name))
@@ -82,7 +82,8 @@ def export(
     """
     from elastic.audit.export import reputations
 
-    text = reputations(where, _config(run_file, where))
+    config = _config(run_file, where)
+    text = reputations(where, config, _agreed(config))
     if output is None:
         say(text)
         return
@@ -90,7 +91,7 @@ def export(
         output.write_text(text + "\n")
     except OSError as error:
         raise ConfigError(f"{output}: {error.strerror}") from error
-    say(f"wrote {output}; put it behind [shared.incentive] of the next run file")
+    say(f"wrote {output}; put it behind the last line of [shared.incentive] in the next run file")
 
 
 @incentives.command("invite")
@@ -114,6 +115,13 @@ def invite(
         raise ConfigError(f"{path}: {error.strerror}") from error
     say(f"wrote {path}: invitation {invitation.number + 1} of this peer")
     say(f"the newcomer puts it into its state directory as {room.INVITATION_FILE}, and joins")
+
+
+def _agreed(config: RunConfig) -> PluginChoice:
+    """The run's incentive as it is now, if it was changed while the run went on."""
+    from elastic.terms import standing
+
+    return PluginChoice.model_validate_json(standing(config).terms.incentive)
 
 
 def _config(run_file: Path | None, where: Path) -> RunConfig:

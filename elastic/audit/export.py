@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from elastic.audit.evidence import best_witness, names_in
-from elastic.config import RunConfig
+from elastic.config import PluginChoice, RunConfig
 from elastic.errors import ConfigError
 from elastic.messages import PeerId
 from elastic.registry import resolve
@@ -14,15 +14,14 @@ from elastic.registry import resolve
 DIGITS = 4
 
 
-def reputations(where: Path, config: RunConfig) -> str:
+def reputations(where: Path, config: RunConfig, choice: PluginChoice) -> str:
     """A table for a run file: peer id = reputation, best first, with names as remarks.
 
-    Computed again from the evidence of the peer there that knows most.
+    Computed again, with the incentive `choice`, from the evidence of the peer there that knows most.
 
     Raises:
         ConfigError: there is no evidence, or the run's incentive is none that could begin with reputations.
     """
-    choice = config.shared.incentive
     cls, settings = resolve("incentive", choice)
     table = _table_of(settings)
     if table is None:

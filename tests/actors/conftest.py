@@ -141,12 +141,20 @@ def bootstrap(tmp_path: Path) -> Iterator[str]:
         assert program.ends() == 0, program.output()
 
 
+def listing() -> list[str]:
+    """Everything that runs on this machine."""
+    command = ["ps", "-eww", "-o", "pid,ppid,stat,args"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+OTHERS = frozenset(line.split()[0] for line in listing())
+"""What ran before the tests: a peer of whoever runs them must not be taken for one of theirs, and killed."""
+
+
 def processes(pattern: str) -> list[str]:
-    """Command lines of running processes that match."""
-    listing = subprocess.run(
-        ["ps", "-eww", "-o", "pid,ppid,stat,args"], capture_output=True, text=True, check=True
-    ).stdout
-    return [line for line in listing.splitlines() if re.search(pattern, line) and " Z" not in line[:24]]
+    """Command lines of processes that match and were started since the tests began."""
+    found = [line for line in listing() if re.search(pattern, line) and " Z" not in line[:24]]
+    return [line for line in found if line.split()[0] not in OTHERS]
 
 
 def run_file(path: Path, *, shared: str, bootstrap: str | None, ray: str, more: str = "") -> Path:

@@ -292,9 +292,9 @@ def _() -> Any:
 def _() -> Any:
     honest = propose.objection
 
-    def objection(peer: Any, plan: Any, seen: Any, cards: Any, manifest: Manifest) -> str | None:
+    def objection(peer: Any, plan: Any, seen: Any, cards: Any, manifest: Manifest, *more: Any) -> str | None:
         fitting = manifest.model_copy(update={"previous": plan.previous, "anchor": plan.anchor})
-        return honest(peer, plan, seen, cards, fitting)
+        return honest(peer, plan, seen, cards, fitting, *more)
 
     return patch.object(deliberate, "objection", objection)
 
@@ -343,8 +343,8 @@ def _() -> Any:
     honest = propose.objection
 
     def objection(*args: Any) -> str | None:
-        *others, manifest, _ = args
-        return honest(*others, manifest, manifest.amendment)
+        *others, manifest, _, patience = args
+        return honest(*others, manifest, manifest.amendment, patience)
 
     return patch.object(deliberate, "objection", objection)
 

@@ -1,16 +1,20 @@
 """A run changes its validators and its incentive while it goes on."""
 
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from elastic.agreement.charter import AMENDMENTS
+from elastic.agreement.talk import MANIFEST
 from elastic.config import PluginChoice
 from elastic.errors import ConfigError
 from elastic.messages import Amendment, RoundIndex
+from elastic.testify import SCORES
 from incentives.reputation import Reputation
 from incentives.uniform import Uniform
-from tests.swarm.builder import Swarm, identity
+from tests.swarm.builder import RUN, Swarm, identity
 
 REPUTATION = PluginChoice(name="reputation").canonical()
 LATER = RoundIndex(1000)
@@ -34,6 +38,8 @@ async def test_another_incentive_holds_from_the_round_after_it_was_agreed_and_no
         assert all(isinstance(node.peer.incentive, Reputation) for node in swarm.nodes.values())
         (change,) = [each for each in swarm.check_chain("dan") if each.amendment is not None]
         assert change.round >= 3
+        # and what was thought with the old one is told as no score of the new one
+        assert (RUN, SCORES, change.round) not in swarm.network.records
         assert [len(each.counted) for each in swarm.check_chain("dan")] == [0] + [4] * 6
         assert len(swarm.anchors()) == 1
 
@@ -46,6 +52,21 @@ async def test_what_fewer_than_a_quorum_ordered_changes_nothing(tmp_path: Path) 
         await swarm.finish()
         assert all(each.amendment is None for each in swarm.check_chain("cyd"))
         assert all(report.counted for node in swarm.nodes.values() for report in node.reports)
+
+
+async def test_a_validator_that_is_not_there_is_waited_for_and_not_the_run(tmp_path: Path) -> None:
+    # given an order to decide together with one that never came
+    async with Swarm(tmp_path, "ann", "bob", validators=("ann",), rounds=8) as swarm:
+        swarm["ann"].ordered = deciding("ann", "zoe")
+        swarm.start()
+        await swarm.rounds_done(3)
+        assert swarm["ann"].peer.agreement.amendments() == []
+        # when it comes
+        swarm.add("zoe").start()
+        await swarm.finish()
+        # then it decides too
+        assert swarm["bob"].peer.agreement.terms(LATER).validators == deciding("ann", "zoe").validators
+        assert len(swarm.anchors()) == 1
 
 
 async def test_every_first_validator_may_leave_for_good_and_who_comes_then_finds_out(tmp_path: Path) -> None:
@@ -63,6 +84,48 @@ async def test_every_first_validator_may_leave_for_good_and_who_comes_then_finds
         assert len(swarm.anchors("bob", "cyd", "dan")) == 1
         assert any(report.counted for report in swarm["dan"].reports)
         assert swarm["dan"].peer.agreement.terms(LATER).validators == deciding("bob", "cyd").validators
+
+
+async def test_who_knew_only_validators_that_are_gone_by_now_finds_back(tmp_path: Path) -> None:
+    # given a peer that was away while the one validator it knew handed over and left for good
+    async with Swarm(tmp_path, "ann", "bob", "cyd", validators=("ann",), rounds=14) as swarm:
+        swarm.start()
+        await swarm.rounds_done(1)
+        await swarm["cyd"].stop()
+        swarm["ann"].ordered = deciding("bob")
+        await swarm.until(lambda: bool(swarm["bob"].peer.decides(LATER)))
+        at = swarm["bob"].peer.holds()
+        await swarm.rounds_done(at + 2, "ann", "bob")
+        await swarm["ann"].stop()
+        await swarm.rounds_done(at + 4, "bob")
+        # when records of those rounds have expired, and it comes back
+        for key in [each for each in swarm.network.records if each[1] == MANIFEST and each[2] < at + 3]:
+            del swarm.network.records[key]
+        swarm["cyd"].start()
+        await swarm.finish("bob", "cyd")
+        # then
+        assert len(swarm.anchors("bob", "cyd")) == 1
+
+
+async def test_a_founder_that_handed_over_and_lost_its_disk_does_not_found_again(tmp_path: Path) -> None:
+    # given a run that its founder handed over
+    async with Swarm(tmp_path, "ann", "bob", validators=("ann",), rounds=12) as swarm:
+        swarm["ann"].ordered = deciding("bob")
+        swarm.start()
+        await swarm.until(lambda: swarm["bob"].peer is not None and swarm["bob"].peer.decides(LATER))
+        await swarm.rounds_done(4)
+        # when it comes back with nothing, and nobody tells it at first
+        await swarm["ann"].stop()
+        shutil.rmtree(swarm["ann"].directory)
+        records = swarm.network.records
+        told = {key: records.pop(key) for key in list(records) if key[1] in (AMENDMENTS, MANIFEST)}
+        swarm["ann"].start()
+        await swarm.rounds_done(swarm["bob"].peer.holds() + 2, "bob")
+        # then it waits; and it follows once it is told
+        assert swarm["ann"].peer.chain.head() is None
+        records.update(told)
+        await swarm.finish()
+        assert len(swarm.anchors()) == 1
 
 
 async def test_who_was_away_while_it_changed_comes_back_to_it(tmp_path: Path) -> None:
@@ -144,4 +207,5 @@ async def test_who_does_not_decide_and_lacks_the_incentive_goes_on_training(
         assert isinstance(swarm["ann"].peer.incentive, Reputation)
         assert isinstance(swarm["bob"].peer.incentive, Uniform)
         assert caplog.text.count("reputation cannot be imported") == 1
+        assert "incentive" in swarm["bob"].peer.memories(), "what it remembers is the old one's, under its name"
         assert all(report.counted for report in swarm["bob"].reports)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from elastic.amend import read_order
+from elastic.audit.commands import _agreed
 from elastic.cli import main
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.messages import Amendment, Manifest
@@ -125,6 +126,13 @@ def test_who_does_not_decide_cannot_order(elastic: Run) -> None:
     Path("run.toml").write_text(Path("run.toml").read_text().replace(mine, KEYS[0].peer))
     code, _, err = elastic("amend", "run.toml", "--incentive", "reputation")
     assert code == 1 and "no validator of the run" in err
+
+
+def test_what_is_told_of_a_run_is_told_with_the_incentive_that_it_has_now(elastic: Run) -> None:
+    me = Identity.load(config().key_path)
+    Path("run.toml").write_text(Path("run.toml").read_text().replace(me.peer, KEYS[0].peer))
+    had(run_of(None, to(incentive='{"earn":0.2,"name":"reputation"}')))
+    assert _agreed(config()) == PluginChoice.model_validate({"name": "reputation", "earn": 0.2})
 
 
 def test_an_order_that_cannot_be_read_is_no_order(elastic: Run) -> None:

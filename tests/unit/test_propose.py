@@ -73,8 +73,8 @@ def entries(*senders: PeerId, shares: list[float] | None = None) -> tuple[Counte
     )
 
 
-def against(manifest: Manifest, what: Seen | None = None, **settings: Any) -> str | None:
-    return objection(peer(**settings), PLAN, what or seen(), CARDS, manifest)
+def against(manifest: Manifest, what: Seen | None = None, patience: float = 1.0, **settings: Any) -> str | None:
+    return objection(peer(**settings), PLAN, what or seen(), CARDS, manifest, patience=patience)
 
 
 def test_who_saw_the_same_signs() -> None:
@@ -129,6 +129,14 @@ def test_a_share_is_neither_much_larger_nor_much_smaller_than_ours(share: float)
     rest = (1 - share) / 5
     shares = [share, *[rest] * 5]
     assert "a share of" in (against(theirs(counted=entries(*PEERS, shares=shares))) or "")
+
+
+def test_who_was_told_other_scores_bears_more_the_longer_there_is_no_agreement() -> None:
+    # given shares further from ours than is usual, as a validator with two faces can bring about
+    theirs_ = theirs(counted=entries(*PEERS, shares=[0.3, *[0.14] * 5]))
+    # then they are refused at first, and not for ever
+    assert "a share of" in (against(theirs_) or "")
+    assert against(theirs_, patience=2.0) is None
 
 
 def test_scores_may_differ_a_little() -> None:
