@@ -45,7 +45,7 @@ def own_manifest(
     counted = [
         Counted(peer=each.peer, payload=each.payload, size_bytes=each.size_bytes, share=shares[each.peer])
         for each in accepted
-        if each.peer in shares
+        if shares.get(each.peer, 0.0) > 0  # an incentive may say 0 where it should have left somebody out
     ]
     return Manifest(
         run=plan.run, round=plan.round, previous=plan.previous, anchor=plan.anchor, counted=tuple(counted),

@@ -54,7 +54,7 @@ class Charter:
         self._rounds = [GENESIS]
         """Their keys, in order."""
         self._vain: dict[PeerId, int] = {}
-        """How often what somebody posted could not be fetched."""
+        """How often what somebody posted could not be had, or did not hold."""
         self._read: dict[tuple[int, PeerId], bytes] = {}
         """Records that were read."""
         self._told = Seconds(float("-inf"))
@@ -126,14 +126,16 @@ class Charter:
         fresh = sorted(fresh, key=lambda author: (author not in validators, self._vain.get(author, 0)))[:WITNESSES]
         found = await asyncio.gather(*(self._fetched(exchange, author, records[author]) for author in fresh))
         for author, manifests in found:
-            if manifests is None:
-                self._vain[author] = self._vain.get(author, 0) + 1
-                continue  # it may be to be had the next time, behind those who were not asked yet
             try:
-                for manifest in manifests:
+                for manifest in manifests or ():
                     self._take(manifest)
             except ElasticError as error:
                 logger.info("the amendments that %s posted do not hold: %s", author, error)
+                manifests = []
+            if not manifests:  # who was not asked yet, or not in vain, comes first the next time
+                self._vain[author] = self._vain.get(author, 0) + 1
+            if manifests is None:
+                continue
             if len(self._read) >= REMEMBERED:
                 self._read.clear()
                 self._vain.clear()

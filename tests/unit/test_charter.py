@@ -192,6 +192,27 @@ async def test_a_crowd_of_strangers_is_looked_at_a_few_at_a_time() -> None:
     assert len(asked) == 3 * room.WITNESSES, "nothing is read twice"
 
 
+@pytest.mark.parametrize("lie", ["garbage", "nowhere"])
+async def test_names_that_cost_nothing_cannot_keep_those_who_know_from_being_read(lie: str) -> None:
+    # given more liars than are read at a time, all before the honest one, who post anew whenever they are read
+    house, chain = House(), run_of(to(KEYS[1]))
+    crowd = sorted((Identity.generate() for _ in range(40)), key=lambda key: key.peer)
+    liars, honest = crowd[: room.WITNESSES + 1], crowd[-1]
+    await house.told(honest, chain)
+    terms = Charter("demo", FIRST)
+    for attempt in range(4):
+        for liar in liars:
+            if lie == "garbage":
+                await house.posted(liar, b"garbage %d" % attempt)
+            else:
+                reference = BlobRef(digest=digest_of(b"nowhere"), size_bytes=100 + attempt)
+                await house.network.join(liar.peer, "demo").post(AMENDMENTS, GENESIS, reference.canonical())
+        # when
+        await terms.learn(house.reader)
+    # then
+    assert len(terms.amendments()) == 1
+
+
 async def test_amendments_are_told_again_while_the_run_goes_on() -> None:
     house, chain = House(), run_of(to(KEYS[1]))
     terms, exchange = Charter("demo", FIRST, chain), house.network.join(KEYS[1].peer, "demo")

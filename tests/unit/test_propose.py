@@ -82,6 +82,15 @@ def test_who_saw_the_same_signs() -> None:
     assert len(theirs().counted) == len(PEERS)
 
 
+def test_a_share_of_nothing_leaves_its_peer_out_and_ends_nobody() -> None:
+    who = peer()
+    who.incentive = SimpleNamespace(
+        shares=lambda accepted: {each.peer: float(each.peer == PEERS[1]) for each in accepted},
+        select=lambda round_, candidates, limit: list(candidates),
+    )
+    assert [entry.peer for entry in own_manifest(who, PLAN, seen(), CARDS).counted] == [PEERS[1]]
+
+
 def test_a_few_may_be_missing() -> None:
     assert against(theirs(counted=entries(*PEERS[:4]))) is None
     assert against(theirs(counted=entries(*PEERS[:3]))) == "it counts 3, we accept 6"
