@@ -72,12 +72,13 @@ def _what_is_new(amendment: Amendment, terms: Terms) -> Amendment | None:
 def _election(peer: Peer, plan: RoundPlan, terms: Terms) -> Amendment | None:
     """One seat filled, by what all validators see alike: the manifests, and what they told each other of trust."""
     seats, span = peer.shared.agreement.seats, peer.shared.agreement.absent_rounds
-    recent = [peer.chain.get(RoundIndex(each)) for each in range(plan.round - span, plan.round)] if seats else []
-    if not recent or plan.round <= span:
+    if not seats or plan.round <= span:
         return None
-    counted = Counter(entry.peer for manifest in recent if manifest is not None for entry in manifest.counted)
-    if None in recent:
+    rounds = range(plan.round - span, plan.round)
+    recent = [manifest for each in rounds if (manifest := peer.chain.get(RoundIndex(each))) is not None]
+    if len(recent) < span:
         return None  # we were away ourselves
+    counted = Counter(entry.peer for manifest in recent for entry in manifest.counted)
     everyone = sorted({*counted, *terms.validators})
     trust = peer.incentive.trust(plan.round, everyone)
     gone = [each for each in terms.validators if not counted[each] or trust.get(each, 0.0) < 0]

@@ -9,7 +9,7 @@ import ipaddress
 import re
 from typing import Any
 
-from elastic.config import RunConfig
+from elastic.config import RunConfig, Shared
 from elastic.errors import ConfigError, SignatureInvalidError
 from elastic.messages import PeerId
 from elastic.registry import local_settings, resolve
@@ -67,12 +67,30 @@ def check_plugins(config: RunConfig) -> None:
         raise ConfigError(
             f'local.exchange.name = "{config.local.exchange.name}" works inside one process only; write "hivemind"'
         )
-    resolve("incentive", shared.incentive)
+    _, incentive = resolve("incentive", shared.incentive)
+    _check_newcomers(incentive, shared)
     if config.local.incentive:
         local_settings(config, shared.incentive)
     resolve("reducer", shared.reducer)
     _, model = resolve("model", shared.model)
     _check_model(config, getattr(model, "shape", model))
+
+
+def admission(settings: Any) -> Any:
+    """Of an incentive's settings those that say who gets in: its own, or those of the reputation that it builds on."""
+    return getattr(settings, "reputation", settings)
+
+
+def _check_newcomers(settings: Any, shared: Shared) -> None:
+    """Who shall get in can: members are peer ids, and what is told beside the rounds is told at all."""
+    for peer in getattr(admission(settings), "members", ()):
+        check_peer(PeerId(peer), "shared.incentive.members")
+    entry = getattr(admission(settings), "entry", "open")
+    if entry in ("invited", "work") and not shared.scoring.sequences:
+        raise ConfigError(
+            f'shared.incentive.entry = "{entry}" needs validators that assess: shared.scoring.sequences is 0, so that '
+            "nobody would ever be let in"
+        )
 
 
 def notes(config: RunConfig) -> list[str]:

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from elastic.check import check_peer
+from elastic.check import admission, check_peer
 from elastic.config import PluginChoice, RunConfig
 from elastic.errors import ConfigError, MalformedError
 from elastic.messages import Invitation, PeerId
@@ -40,6 +40,7 @@ def invite(config: RunConfig, peer: PeerId) -> Invitation:
     """
     check_peer(peer, "invite")
     _, settings = resolve("incentive", PluginChoice.model_validate_json(standing(config).terms.incentive))
+    settings = admission(settings)
     if getattr(settings, "entry", None) != "invited":
         raise ConfigError('this run takes no invitations: its [shared.incentive] has not entry = "invited"')
     path, mine = config.local.state_dir / GIVEN_FILE, Identity.load_or_create(config.key_path)

@@ -25,7 +25,7 @@ class EntryConfig(OpinionConfig):
     members: Annotated[tuple[PeerIdField, ...], Field(max_length=1024)] = ()
     """Peer ids that need no invitation."""
     invitations: Annotated[int, Field(ge=0, le=64)] = 3
-    """So many each member or established peer may give out; `elastic invite` makes them."""
+    """So many each member or established peer may give out; `elastic incentives invite` makes them."""
     established: Annotated[float, Field(gt=0, le=1)] = 0.5
     """With so much reputation a peer may invite others."""
     vouched: Fraction = 0.25

@@ -38,7 +38,9 @@ class Backend:
             await asyncio.to_thread(self._tell_what_was, incentive)
         if self._began:
             logger.warning("the run agreed on another incentive: %s", choice.name)
-            self._changes.add(asyncio.create_task(self._change_patiently(choice, incentive)))
+            change = asyncio.create_task(self._change_patiently(choice, incentive))
+            self._changes.add(change)
+            change.add_done_callback(self._changes.discard)
         else:
             await self._change(choice, incentive)
         self._began = True

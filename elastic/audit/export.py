@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from elastic.audit.evidence import best_witness, names_in
+from elastic.check import admission
 from elastic.config import PluginChoice, RunConfig
 from elastic.errors import ConfigError
 from elastic.messages import PeerId
@@ -40,6 +41,7 @@ def reputations(where: Path, config: RunConfig, choice: PluginChoice) -> str:
 
 def _table_of(settings: object) -> str | None:
     """Where an incentive's settings have reputations to begin with."""
-    if hasattr(settings, "carried"):
-        return "carried"
-    return "reputation.carried" if hasattr(getattr(settings, "reputation", None), "carried") else None
+    holder = admission(settings)
+    if not hasattr(holder, "carried"):
+        return None
+    return "carried" if holder is settings else "reputation.carried"

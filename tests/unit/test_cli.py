@@ -11,30 +11,15 @@ from typing import Any
 import pytest
 
 from elastic import __version__
-from elastic.cli import main, spelled_out
+from elastic.cli import spelled_out
 from elastic.config import load_config
 from elastic.messages import PeerId
 from elastic.reports import PeerStatus
 from elastic.wire.signing import Identity
+from tests.unit.conftest import Run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["quickstart", "init", "id", "check", "bootstrap", "join", "status", "doctor", "replay", "amend"]
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def elastic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in an empty folder; gives exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["elastic", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
-
-    return run
 
 
 @pytest.fixture

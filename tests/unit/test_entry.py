@@ -1,14 +1,11 @@
 """Who is let into a run, and what sybils cost: lists, invitations, work; and reputations that are carried over."""
 
-import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from elastic.cli import main
 from elastic.config import load_config
 from elastic.errors import ConfigError, StateError
 from elastic.invite import GIVEN_FILE, INVITATION_FILE, invite, read_invitation
@@ -17,6 +14,7 @@ from elastic.reports import EVIDENCE_FILE, RoundEvidence
 from elastic.wire.signing import Identity, verify
 from incentives.entry import MAX_INVITED, PROBATION_PART
 from incentives.reputation import Reputation
+from tests.unit.conftest import Run
 
 KEYS = [Identity.generate() for _ in range(6)]
 ANN, BOB, CYD, DAN, EVE, FAY = PEERS = [key.peer for key in KEYS]
@@ -164,22 +162,6 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
 
 # --- the commands ---------------------------------------------------------------------------------------------------
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def elastic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["elastic", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
-
-    run("init", "run.toml", "--name", "demo")
-    return run
-
 
 def with_incentive(lines: str) -> None:
     text = Path("run.toml").read_text()
@@ -187,9 +169,9 @@ def with_incentive(lines: str) -> None:
     Path("run.toml").write_text(text[:start] + f"[shared.incentive]\n{lines}\n\n" + text[end:])
 
 
-def test_an_invitation_is_written_once_for_each_newcomer(elastic: Run) -> None:
+def test_an_invitation_is_written_once_for_each_newcomer(validator: Run) -> None:
     with_incentive(f'name = "reputation"\nentry = "invited"\nmembers = ["{ANN}"]\ninvitations = 2')
-    code, out, _ = elastic("incentives", "invite", "run.toml", BOB, "-o", "bob.json")
+    code, out, _ = validator("incentives", "invite", "run.toml", BOB, "-o", "bob.json")
     assert code == 0 and INVITATION_FILE in out
     made = Invitation.from_bytes(Path("bob.json").read_bytes())
     verify(made)
@@ -198,20 +180,42 @@ def test_an_invitation_is_written_once_for_each_newcomer(elastic: Run) -> None:
     # asked again it is the same, and the next one has another number
     assert invite(load_config(Path("run.toml")), BOB) == made
     assert invite(load_config(Path("run.toml")), CYD).number == 1
-    code, _, err = elastic("incentives", "invite", "run.toml", DAN)
+    code, _, err = validator("incentives", "invite", "run.toml", DAN)
     assert code == 1 and "all 2 invitations" in err
 
 
-def test_invitations_that_cannot_be_given(elastic: Run) -> None:
-    code, _, err = elastic("incentives", "invite", "run.toml", BOB)
+def test_invitations_that_cannot_be_given(validator: Run) -> None:
+    code, _, err = validator("incentives", "invite", "run.toml", BOB)
     assert code == 1 and "takes no invitations" in err
     with_incentive(f'name = "reputation"\nentry = "invited"\nmembers = ["{ANN}"]')
-    code, _, err = elastic("incentives", "invite", "run.toml", "bob")
+    code, _, err = validator("incentives", "invite", "run.toml", "bob")
     assert code == 1 and "is not a peer id" in err
     state_dir = load_config(Path("run.toml")).local.state_dir
     (state_dir / GIVEN_FILE).write_bytes(b"torn")
     with pytest.raises(ConfigError, match="given twice"):
         invite(load_config(Path("run.toml")), BOB)
+
+
+def test_a_subnet_whose_reputation_takes_invitations_gives_them_too(validator: Run) -> None:
+    with_incentive(
+        f'name = "subnet"\nnetuid = 3\n[shared.incentive.reputation]\nentry = "invited"\nmembers = ["{ANN}"]'
+    )
+    assert validator("incentives", "invite", "run.toml", BOB)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "sequences", "says"),
+    [
+        (f'entry = "listed"\nmembers = ["12D3KooW{"A" * 44}"]', 8, "shared.incentive.members"),
+        (f'entry = "invited"\nmembers = ["{ANN}"]', 0, "needs validators that assess"),
+        ('entry = "work"', 0, "needs validators that assess"),
+    ],
+)
+def test_a_run_into_which_nobody_could_come_is_refused(validator: Run, lines: str, sequences: int, says: str) -> None:
+    with_incentive(f'name = "reputation"\n{lines}')
+    Path("run.toml").write_text(Path("run.toml").read_text().replace("sequences = 8", f"sequences = {sequences}"))
+    code, _, err = validator("check", "run.toml")
+    assert code == 1 and says in err
 
 
 def test_a_newcomer_reads_its_invitation_or_has_none(tmp_path: Path) -> None:
@@ -223,7 +227,7 @@ def test_a_newcomer_reads_its_invitation_or_has_none(tmp_path: Path) -> None:
     assert read_invitation(tmp_path) == given
 
 
-def test_reputations_are_exported_into_the_next_run_file(elastic: Run) -> None:
+def test_reputations_are_exported_into_the_next_run_file(validator: Run) -> None:
     # given a run in which one did well, and one badly
     with_incentive('name = "reputation"')
     state_dir = load_config(Path("run.toml")).local.state_dir
@@ -237,14 +241,14 @@ def test_reputations_are_exported_into_the_next_run_file(elastic: Run) -> None:
             line = RoundEvidence(run="demo", round=RoundIndex(index), peer=CYD, evidence=seen)
             file.write(line.canonical() + b"\n")
     # when
-    code, out, _ = elastic("incentives", "export", state_dir, "--run-file", "run.toml")
+    code, out, _ = validator("incentives", "export", state_dir, "--run-file", "run.toml")
     # then it is a table of the next run file
     assert code == 0
     with_incentive('name = "reputation"\n' + out)
     carried = tomllib.loads(out)["shared"]["incentive"]["carried"]
     assert carried[BOB] == -1 and 0.5 < carried[ANN] < 1
-    assert elastic("check", "run.toml")[0] == 0
-    assert elastic("incentives", "export", state_dir, "--run-file", "run.toml", "-o", "next.toml")[0] == 0
+    assert validator("check", "run.toml")[0] == 0
+    assert validator("incentives", "export", state_dir, "--run-file", "run.toml", "-o", "next.toml")[0] == 0
     with_incentive('name = "uniform"')
-    code, _, err = elastic("incentives", "export", state_dir, "--run-file", "run.toml")
+    code, _, err = validator("incentives", "export", state_dir, "--run-file", "run.toml")
     assert code == 1 and "no reputations" in err
