@@ -206,7 +206,7 @@ def test_a_subnet_whose_reputation_takes_invitations_gives_them_too(validator: R
 @pytest.mark.parametrize(
     ("lines", "sequences", "says"),
     [
-        (f'entry = "listed"\nmembers = ["12D3KooW{"A" * 44}"]', 8, "shared.incentive.members"),
+        (f'entry = "listed"\nmembers = ["Qm{"A" * 44}"]', 8, "shared.incentive.members"),
         (f'entry = "invited"\nmembers = ["{ANN}"]', 0, "needs validators that assess"),
         ('entry = "work"', 0, "needs validators that assess"),
     ],
