@@ -19,8 +19,8 @@ Positive = Annotated[int, Field(ge=1, le=2**40)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 TomlPath = Annotated[Path, Field(strict=False)]
 """Written as a string."""
-Addresses = Annotated[tuple[str, ...], Field(strict=False)]
-"""Written as a list of strings."""
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
+"""Written as a list of them."""
 
 
 class Section(BaseModel):
@@ -47,6 +47,18 @@ class PluginChoice(BaseModel):
     def canonical(self) -> str:
         """The one form in which peers name it to each other."""
         return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS).decode()
+
+    @classmethod
+    def from_canonical(cls, text: str) -> "PluginChoice":
+        """Back from that form.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ConfigError(f"{text[:200]!r} names no implementation: {explain(error, cls)}") from error
 
     @model_validator(mode="after")
     def _can_be_hashed(self) -> "PluginChoice":
@@ -222,20 +234,20 @@ class RayConfig(Section):
 class NetworkConfig(Section):
     """[local.network]: this peer's place in the DHT."""
 
-    bootstrap: Addresses = ()
-    """Addresses of entry points, "/ip4/…/tcp/…/p2p/12D3Koo…", as `elastic bootstrap` prints them."""
+    bootstrap: Strings = ()
+    """Strings of entry points, "/ip4/…/tcp/…/p2p/12D3Koo…", as `elastic bootstrap` prints them."""
     host: str = "0.0.0.0"
     """Address to listen on; "127.0.0.1" keeps a trial on this machine."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """TCP port to listen on; 0: any free one. Fix it if you forward a port."""
-    announce: Addresses = ()
-    """Addresses to tell others instead of the ones found, e.g. "/dns4/peer.example.org/tcp/4001"."""
+    announce: Strings = ()
+    """Strings to tell others instead of the ones found, e.g. "/dns4/peer.example.org/tcp/4001"."""
     listen: bool = True
     """False: dial out only, for a peer that nobody can dial. It serves over connections that it dialled, and keeps \
 no records for others."""
     map_port: bool = True
     """Ask the router to forward the port (UPnP, NAT-PMP); never on loopback."""
-    relays: Addresses = ()
+    relays: Strings = ()
     """Peers that pass small messages on to one nobody can dial, "/ip4/…/tcp/…/p2p/12D3Koo…". Payloads do not travel \
 through relays, which cut them off."""
     hole_punching: bool = False
@@ -272,6 +284,9 @@ class Local(Section):
     """How records and bytes travel between peers."""
     incentive: dict[str, Any] = {}
     """What the run's incentive needs to know of this machine, such as a wallet; most need nothing."""
+    incentives: Strings = ()
+    """Incentives of others, "package.module:Class", that this peer takes up if the run agrees on them while it goes \
+on; those that come with the project it always does."""
     ray: RayConfig = RayConfig()
     """The Ray cluster."""
     network: NetworkConfig = NetworkConfig()

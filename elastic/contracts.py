@@ -362,8 +362,8 @@ class Incentive(Protocol):
         """The only I/O: what leaves the swarm, as weights on a chain. Returns at once."""
         ...
 
-    def state(self) -> JSON:
-        """Everything that must survive a restart, as JSON."""
+    def state(self) -> JSON | None:
+        """Everything that must survive a restart, as JSON. None: nothing is known, and what was saved stays."""
         ...
 
     def restore(self, state: JSON) -> None: ...

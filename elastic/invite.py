@@ -39,7 +39,7 @@ def invite(config: RunConfig, peer: PeerId) -> Invitation:
         ConfigError: the run knows no invitations, all of ours are given, or that is no peer id.
     """
     check_peer(peer, "invite")
-    _, settings = resolve("incentive", PluginChoice.model_validate_json(standing(config).terms.incentive))
+    _, settings = resolve("incentive", PluginChoice.from_canonical(standing(config).terms.incentive))
     settings = admission(settings)
     if getattr(settings, "entry", None) != "invited":
         raise ConfigError('this run takes no invitations: its [shared.incentive] has not entry = "invited"')

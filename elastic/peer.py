@@ -103,20 +103,25 @@ class Peer:
     async def follow_terms(self, round_: RoundIndex, *, anew: bool = False) -> None:
         """Take up the incentive that is agreed for a round, if we have another, or `anew`.
 
+        One that cannot be had leaves us with what we have: a run whose peers it ended could not agree on a better one.
+
         Raises:
-            ConfigError: there is none of that name on this machine, and we decide.
+            ConfigError: it is the run file's.
         """
-        wanted = self.agreement.terms(round_).incentive
-        if anew or wanted not in (self._measure, self._lacking):
-            try:
-                self.incentive = await self.take_up(PluginChoice.model_validate_json(wanted))
-            except ConfigError as error:
-                if self.decides(round_) or wanted == self.shared.incentive.canonical():
-                    raise
-                logger.error("%s; this peer does not decide, and goes on with the incentive that it had", error)
-                self._lacking = wanted
-            else:
-                self._measure, self.board = wanted, None  # what the last one thought is no score of this one
+        wanted, own = self.agreement.terms(round_).incentive, self.shared.incentive
+        if not anew and wanted in (self._measure, self._lacking):
+            return
+        try:
+            taken, measure = await self.take_up(PluginChoice.from_canonical(wanted)), wanted
+        except ConfigError as error:
+            if wanted == own.canonical():
+                raise
+            logger.error("%s; until the run agrees on another this peer goes on with the incentive that it had", error)
+            self._lacking = wanted
+            if not anew:
+                return
+            taken, measure = await self.take_up(own), own.canonical()
+        self.incentive, self._measure, self.board = taken, measure, None  # what the last one thought is no score now
 
     def learn(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """A round's evidence moves ratings, and with them what the incentive thinks."""
@@ -127,7 +132,8 @@ class Peer:
 
     def memories(self) -> dict[str, JSON]:
         """What must survive a restart, by name."""
-        return {memory_of(self.shared, self._measure): self.incentive.state(), "ratings": self.ratings.state()}
+        known = {memory_of(self.shared, self._measure): self.incentive.state(), "ratings": self.ratings.state()}
+        return {name: state for name, state in known.items() if state is not None}
 
     def holds(self) -> RoundIndex:
         """The round whose anchor we hold."""

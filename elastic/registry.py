@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from elastic.config import PluginChoice, RunConfig
-from elastic.errors import ConfigError, MissingExtraError
+from elastic.errors import ConfigError, ElasticError, MissingExtraError
 from elastic.explain import explain
 
 KNOWN: dict[str, dict[str, str]] = {
@@ -118,10 +118,32 @@ def local_settings(config: RunConfig, choice: PluginChoice) -> BaseModel | None:
     return found if name == choice.name else None
 
 
+def require_accepted(config: RunConfig, choice: PluginChoice) -> None:
+    """Whether this machine runs an incentive that others name: ours, the run file's, and what the run file accepts.
+
+    Raises:
+        ConfigError: it does not. Importing a module runs it, so a quorum may not name any that is installed.
+    """
+    if choice.name not in {*KNOWN["incentive"], config.shared.incentive.name, *config.local.incentives}:
+        raise ConfigError(
+            f'the incentive "{choice.name}" is not accepted on this machine: if you trust it, add it to '
+            f"local.incentives in the run file and start the peer again"
+        )
+
+
 def build(slot: str, choice: PluginChoice) -> Any:
-    """An instance of the class chosen for a slot, made from its settings alone."""
+    """An instance of the class chosen for a slot, made from its settings alone.
+
+    Raises:
+        ConfigError: see `resolve`; or it cannot be made.
+    """
     cls, settings = resolve(slot, choice)
-    return cls(settings)
+    try:
+        return cls(settings)
+    except ElasticError:
+        raise
+    except Exception as error:  # whatever others' code raises
+        raise ConfigError(f"{slot} {choice.name}: cannot be made: {error!r}") from error
 
 
 def load(target: str) -> Any:
@@ -152,8 +174,8 @@ def _module(name: str, target: str) -> Any:
             raise MissingExtraError(f"{target} needs {missing}: pip install 'elastic[{EXTRAS[missing]}]'") from error
         hint = " (is it installed, or its folder on PYTHONPATH?)" if missing == name.partition(".")[0] else ""
         raise ConfigError(f'"{target}" cannot be imported: {error}{hint}') from error
-    except (ImportError, SyntaxError, AttributeError) as error:
-        raise ConfigError(f'"{target}" cannot be imported: {error}') from error
+    except Exception as error:  # whatever others' code raises
+        raise ConfigError(f'"{target}" cannot be imported: {error!r}') from error
 
 
 def _has_config(cls: Any) -> bool:

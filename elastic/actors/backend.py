@@ -9,11 +9,15 @@ from elastic.actors.settling import RemoteSettler
 from elastic.audit.evidence import account_of
 from elastic.config import PluginChoice, RunConfig
 from elastic.contracts import Incentive, SettledIncentive
-from elastic.errors import ConfigError, ElasticError
+from elastic.errors import ConfigError
+from elastic.guard import Guarded
 from elastic.peer import memory_of
-from elastic.registry import build, local_settings
+from elastic.registry import build, local_settings, require_accepted
 
 logger = logging.getLogger(__name__)
+
+NEUTRAL = PluginChoice(name="uniform")
+"""What answers where an incentive fails."""
 
 
 class Backend:
@@ -26,25 +30,26 @@ class Backend:
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
 
-    async def take_up(self, choice: PluginChoice) -> Incentive:
-        """An incentive that knows what it knew, or what this peer saw of the run so far; the one before is let go.
+    async def take_up(self, choice: PluginChoice) -> Guarded:
+        """An incentive that knows what it knew and what this peer saw since; the one before is let go.
 
         Raises:
-            ConfigError: there is none of that name, or settings that it refuses.
+            ConfigError: there is none of that name, it cannot be made, or this machine does not accept it.
             ElasticError: its way outside needs a person, and the peer only begins. Later training goes on without.
         """
-        incentive: Incentive = build("incentive", choice)
-        if not self._journal.restore(memory_of(self._config.shared, choice.canonical()), incentive):
-            await asyncio.to_thread(self._tell_what_was, incentive)
+        require_accepted(self._config, choice)
+        guarded = Guarded(choice.name, build("incentive", choice), build("incentive", NEUTRAL))
+        self._journal.restore(memory_of(self._config.shared, choice.canonical()), guarded)
+        await asyncio.to_thread(self._tell_what_was, guarded)
         if self._began:
             logger.warning("the run agreed on another incentive: %s", choice.name)
-            change = asyncio.create_task(self._change_patiently(choice, incentive))
+            change = asyncio.create_task(self._change_patiently(choice, guarded.within))
             self._changes.add(change)
             change.add_done_callback(self._changes.discard)
         else:
-            await self._change(choice, incentive)
+            await self._change(choice, guarded.within)
         self._began = True
-        return incentive
+        return guarded
 
     async def close(self) -> None:
         """Let go of what is outside."""
@@ -57,8 +62,8 @@ class Backend:
         """Beside the rounds, none of which waits for what is outside."""
         try:
             await self._change(choice, incentive)
-        except ElasticError as error:
-            logger.error("the incentive %s has no way outside: %s", choice.name, error)
+        except Exception as error:  # others' code
+            logger.exception("the incentive %s has no way outside: %s", choice.name, error)
 
     async def _change(self, choice: PluginChoice, incentive: Incentive) -> None:
         async with self._changing:
@@ -74,11 +79,13 @@ class Backend:
             await self._settler.close()
             self._settler = None
 
-    def _tell_what_was(self, incentive: Incentive) -> None:
+    def _tell_what_was(self, incentive: Guarded) -> None:
+        """What it has missed: all of the run, the rounds under another incentive, or those before a crash."""
         try:
             account = account_of(self._config.local.state_dir)
         except ConfigError as error:
-            logger.warning("the incentive begins with nothing: %s", error)
+            logger.warning("the incentive is not told what this peer saw before: %s", error)
             return
         for seen in account.rounds if account is not None else ():
-            incentive.score(seen.round, seen.evidence)
+            if seen.round > incentive.round:
+                incentive.score(seen.round, seen.evidence)

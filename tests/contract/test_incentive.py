@@ -13,6 +13,7 @@ from elastic import messages
 from elastic.config import PluginChoice
 from elastic.contracts import Incentive
 from elastic.errors import StateError
+from elastic.guard import Guarded
 from elastic.messages import (
     ContributionHeader,
     Digest,
@@ -41,6 +42,7 @@ CHOICES: list[dict[str, Any]] = [
     {"name": "subnet", "netuid": 3, "burn": 0.1, "burn_uid": 0},
     {"name": "subnet", "netuid": 3, "burn": 0.2, "burn_uid": 0, "seats": "stake"},
     {"name": "examples.your_incentive:YourIncentive"},
+    {"name": "reputation", "guarded": True},
 ]
 
 peers = st.sampled_from(PEERS)
@@ -51,7 +53,10 @@ every_incentive = pytest.mark.parametrize("choice", CHOICES, ids=lambda each: "-
 
 def made(choice: dict[str, Any]) -> Incentive:
     """A fresh one; a subnet that burns has heard that everyone is bound, another one has heard of no chain yet."""
-    incentive: Incentive = build("incentive", PluginChoice.model_validate(choice))
+    settings = {name: value for name, value in choice.items() if name != "guarded"}
+    incentive: Incentive = build("incentive", PluginChoice.model_validate(settings))
+    if "guarded" in choice:
+        return Guarded("guarded", incentive, Uniform(Uniform.Config()))
     if isinstance(incentive, Subnet) and "burn" in choice:
         bound = {"stake": 0, "validator_permit": False}
         roster = {peer: {"hotkey": f"5{uid}", "uid": uid, **bound} for uid, peer in enumerate(PEERS)}

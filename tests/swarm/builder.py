@@ -249,6 +249,7 @@ class Node:
         )  # fmt: skip
         peer.ordered = self._order
         self.on_start(peer)
+        await peer.follow_terms(peer.state.round, anew=True)
         return peer
 
     def _order(self) -> Order | None:

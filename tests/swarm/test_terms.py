@@ -1,16 +1,20 @@
 """A run changes its validators and its incentive while it goes on."""
 
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 
 from elastic.agreement.charter import AMENDMENTS
 from elastic.agreement.talk import MANIFEST
 from elastic.config import PluginChoice
+from elastic.contracts import Incentive
 from elastic.errors import ConfigError
+from elastic.guard import Guarded
 from elastic.messages import Amendment, RoundIndex
+from elastic.peer import as_new
 from elastic.testify import SCORES
 from incentives.reputation import Reputation
 from incentives.uniform import Uniform
@@ -190,15 +194,83 @@ async def test_seats_are_filled_with_those_who_earned_it_and_who_is_gone_is_repl
         assert len(swarm.anchors(*left)) == 1
 
 
+BROKEN = PluginChoice(name="broken").canonical()
+
+
+class Broken:
+    """Nothing works."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise ZeroDivisionError(name)
+
+
+async def lacking(choice: PluginChoice) -> Incentive:
+    """What a machine does on which the broken one is not installed."""
+    if choice.name == "broken":
+        raise ConfigError("broken cannot be imported")
+    return await as_new(choice)
+
+
+async def guarding(choice: PluginChoice) -> Incentive:
+    """What a machine does on which it is."""
+    within = Broken() if choice.name == "broken" else await as_new(choice)
+    return Guarded(choice.name, cast(Incentive, within), Uniform(Uniform.Config()))
+
+
+@pytest.mark.parametrize("take_up", [lacking, guarding])
+async def test_an_incentive_that_does_not_work_costs_no_round_and_is_amended_away(
+    tmp_path: Path, take_up: Callable[[PluginChoice], Awaitable[Incentive]], caplog: pytest.LogCaptureFixture
+) -> None:
+    # given three who agreed on one
+    names = ("ann", "bob", "cyd")
+    async with Swarm(tmp_path, *names, validators=("ann", "bob", "cyd"), rounds=8) as swarm:
+        for name in names:
+            swarm[name].on_start = lambda peer: setattr(peer, "take_up", take_up)
+            swarm[name].ordered = Amendment(validators=None, incentive=BROKEN)
+        swarm.start()
+        await swarm.until(lambda: swarm["cyd"].peer is not None and swarm["cyd"].peer.agreement.amendments() != [])
+        await swarm.rounds_done(4)
+        assert swarm["cyd"].peer.agreement.terms(LATER).incentive == BROKEN
+        # when they agree on another
+        for name in names:
+            swarm[name].ordered = Amendment(validators=None, incentive=REPUTATION)
+        await swarm.finish()
+        # then nobody ended, and every round counted everyone
+        assert [len(each.counted) for each in swarm.check_chain("ann")] == [0] + [3] * 8
+        assert swarm["ann"].peer.agreement.terms(LATER).incentive == REPUTATION
+        assert "broken" in caplog.text
+        assert len(swarm.anchors()) == 1
+
+
+async def test_who_restarts_under_an_incentive_it_cannot_have_goes_on_with_the_run_files(tmp_path: Path) -> None:
+    # given a run that agreed on one that is not installed anywhere
+    async with Swarm(tmp_path, "ann", "bob", validators=("ann",), rounds=8) as swarm:
+        for name in ("ann", "bob"):
+            swarm[name].on_start = lambda peer: setattr(peer, "take_up", lacking)
+        swarm["ann"].ordered = Amendment(validators=None, incentive=BROKEN)
+        swarm.start()
+        await swarm.until(lambda: swarm["ann"].peer is not None and swarm["ann"].peer.agreement.amendments() != [])
+        # when the one who decides is restarted
+        await swarm["ann"].stop()
+        swarm["ann"].start()
+        await swarm.finish()
+        # then
+        assert isinstance(swarm["ann"].peer.incentive, Uniform)
+        assert "incentive" in swarm["ann"].peer.memories()
+        assert len(swarm.anchors()) == 1
+
+
 async def test_who_does_not_decide_and_lacks_the_incentive_goes_on_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a contributor on whose machine the next incentive is not installed
-    async def lacking(choice: PluginChoice) -> NoReturn:
-        raise ConfigError(f"{choice.name} cannot be imported")
+    async def lacks(choice: PluginChoice) -> Incentive:
+        if choice.name == "reputation":
+            raise ConfigError("reputation cannot be imported")
+        return await as_new(choice)
 
     async with Swarm(tmp_path, "ann", "bob", validators=("ann",), rounds=5) as swarm:
-        swarm["bob"].on_start = lambda peer: setattr(peer, "take_up", lacking)
+        swarm["bob"].on_start = lambda peer: setattr(peer, "take_up", lacks)
         swarm["ann"].ordered = Amendment(validators=None, incentive=REPUTATION)
         # when
         swarm.start()

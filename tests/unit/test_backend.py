@@ -78,16 +78,17 @@ async def test_another_incentive_begins_with_what_this_peer_saw_and_comes_back_t
     settings = config(tmp_path)
     journal = Journal(settings, ME)
     backend = Backend(settings, journal)
-    assert isinstance(await backend.take_up(UNIFORM), Uniform)
+    assert isinstance((await backend.take_up(UNIFORM)).within, Uniform)
     saw(journal, 20)
     # when it agrees on reputation
     taken = await backend.take_up(REPUTATION)
     # then that is known, and nobody else is
-    assert isinstance(taken, Reputation)
+    assert isinstance(taken.within, Reputation)
     assert taken.trust(RoundIndex(21), [OTHER, ME])[OTHER] > 0.5
     # and a later life has it from the memory that was saved under a name of its own
     kept = taken.state()
-    kept["peers"][OTHER]["reputation"] = 0.75
+    assert kept is not None
+    kept["memory"]["peers"][OTHER]["reputation"] = 0.75
     name = memory_of(settings.shared, REPUTATION.canonical())
     assert name not in ("incentive", "ratings")
     (tmp_path / "state" / f"{name}.json").write_text(json.dumps(kept))
@@ -95,13 +96,39 @@ async def test_another_incentive_begins_with_what_this_peer_saw_and_comes_back_t
     assert again.trust(RoundIndex(21), [OTHER])[OTHER] == 0.75
 
 
+async def test_an_incentive_that_comes_back_hears_of_the_rounds_it_missed(tmp_path: Path) -> None:
+    # given one whose memory is of round 10, and a peer that went on under another
+    settings = config(tmp_path, REPUTATION)
+    journal = Journal(settings, ME)
+    saw(journal, 10)
+    kept = await Backend(settings, journal).take_up(REPUTATION)
+    path = tmp_path / "state" / f"{memory_of(settings.shared, REPUTATION.canonical())}.json"
+    path.write_text(json.dumps(kept.state()))
+    saw(journal, 20)
+    # when it is taken up again
+    again = await Backend(settings, journal).take_up(REPUTATION)
+    # then it knows all twenty, each once
+    whole = await Backend(config(tmp_path), Journal(config(tmp_path), ME)).take_up(REPUTATION)
+    assert again.round == 20
+    assert again.trust(RoundIndex(21), [OTHER]) == whole.trust(RoundIndex(21), [OTHER])
+    assert again.trust(RoundIndex(21), [OTHER])[OTHER] > kept.trust(RoundIndex(21), [OTHER])[OTHER]
+
+
+async def test_others_code_is_imported_only_if_the_run_file_accepts_it(tmp_path: Path) -> None:
+    theirs = PluginChoice(name="examples.your_incentive:YourIncentive")
+    with pytest.raises(ConfigError, match=r"add it to local\.incentives"):
+        await Backend(config(tmp_path), Journal(config(tmp_path), ME)).take_up(theirs)
+    settings = config(tmp_path, incentives=[theirs.name])
+    assert type((await Backend(settings, Journal(settings, ME)).take_up(theirs)).within).__name__ == "YourIncentive"
+
+
 async def test_what_is_outside_begins_and_ends_with_its_incentive(tmp_path: Path, settlers: list[FakeSettler]) -> None:
     # given a run that is a subnet
     backend = Backend(config(tmp_path, SUBNET, incentive=ENDPOINT), Journal(config(tmp_path), ME))
-    assert isinstance(await backend.take_up(SUBNET), Subnet)
+    assert isinstance((await backend.take_up(SUBNET)).within, Subnet)
     assert [each.choice for each in settlers] == [SUBNET]
     # when it is one no more
-    assert isinstance(await backend.take_up(REPUTATION), Reputation)
+    assert isinstance((await backend.take_up(REPUTATION)).within, Reputation)
     # then nothing goes to the chain
     await changed(backend)
     assert [each.closed for each in settlers] == [True]
@@ -129,7 +156,7 @@ async def test_a_way_outside_that_fails_ends_a_peer_that_begins_and_no_training(
     settings = config(tmp_path, UNIFORM, incentive={"name": "subnet", **ENDPOINT})
     backend = Backend(settings, Journal(settings, ME))
     await backend.take_up(UNIFORM)
-    assert isinstance(await backend.take_up(SUBNET), Subnet)
+    assert isinstance((await backend.take_up(SUBNET)).within, Subnet)
     await changed(backend)
     assert "open to others" in caplog.text
 
@@ -146,7 +173,7 @@ async def test_no_round_waits_for_what_is_outside(tmp_path: Path, settlers: list
 
     settlers[0].close = close  # type: ignore[method-assign]
     # when the run agrees on another incentive, it is there at once
-    assert isinstance(await backend.take_up(REPUTATION), Reputation)
+    assert isinstance((await backend.take_up(REPUTATION)).within, Reputation)
     assert not settlers[0].closed
     # and the old one is gone in its own time
     hangs.set()
