@@ -354,8 +354,8 @@ class Incentive(Protocol):
         ...
 
     def hear(self, said: Sequence[Said]) -> None:
-        """What validators of the run, ourselves included, said of everyone's scores; and invitations that their bearers
-        showed. Signatures were checked."""
+        """What validators of the run, ourselves included, said of everyone's scores, two of one on one round if it told
+        others something else; and invitations that their bearers showed. Signatures were checked."""
         ...
 
     async def settle(self, board: Scoreboard) -> None:

@@ -24,7 +24,7 @@ Seconds = NewType("Seconds", float)
 View = NewType("View", int)
 """Views of a round's agreement count from 0; see `agreement.simplex`."""
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Raised when peers of two versions can no longer understand each other's records."""
 GENESIS = RoundIndex(0)
 """The round of the manifest that starts a run."""
@@ -283,7 +283,11 @@ class SignedScoreboard(Signed):
     round: Index
     peer: PeerIdField
     """Whose word it is."""
+    amended: Index = GENESIS
+    """Under which terms; see `Manifest.amended`."""
     scores: Annotated[dict[PeerIdField, float], Field(max_length=MAX_SCORES)]
+    heard: Annotated[dict[PeerIdField, HexDigest], Field(max_length=MAX_VALIDATORS)] = {}
+    """Validator → digest of the body of what it said, as far as we know, on the round before."""
 
     @property
     def signer(self) -> PeerId:

@@ -9,6 +9,7 @@ from typing import Any
 from elastic.config import PluginChoice, Shared
 from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer, TrainerState
 from elastic.errors import ConfigError
+from elastic.hearsay import Hearsay
 from elastic.messages import JSON, Evidence, Invitation, Manifest, PeerId, RoundIndex, RoundPlan, Scoreboard, digest_of
 from elastic.registry import build
 from elastic.reports import Order, RoundEvidence
@@ -64,6 +65,8 @@ class Peer:
     """Who did not come."""
     ratings: Ratings = field(default_factory=Ratings)
     """Who helps, as far as we assessed it ourselves."""
+    hearsay: Hearsay = field(default_factory=Hearsay)
+    """What validators said of late."""
     board: Scoreboard | None = None
     """What the incentive thought after the last round."""
     _measure: str = field(init=False)

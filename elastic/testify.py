@@ -25,12 +25,15 @@ from elastic.messages import (
     digest_of,
 )
 from elastic.peer import Peer
+from elastic.verify.ratings import SEASONED
 from elastic.wire.signing import verify
 
 logger = logging.getLogger(__name__)
 
 SCORES = "scores"
 """Record kind of a signed scoreboard."""
+WITNESS = ("witness", "witness-too")
+"""Of others' signed scoreboards, by validators who heard them when others heard something else."""
 INVITATION = "invitation"
 """Of an invitation, by its bearer."""
 INVITATIONS = 64
@@ -63,21 +66,66 @@ async def _talk(peer: Peer, plan: RoundPlan, wish: Amendment | None, scored: boo
     if scored and peer.invitation is not None:
         with _tolerant(plan.round):
             await peer.exchange.post(INVITATION, GENESIS, peer.invitation.canonical())
-    round_ = RoundIndex(plan.round - 1)
-    if scored and plan.decides and peer.board is not None and peer.board.round == round_:
-        with _tolerant(round_):
-            await peer.exchange.post(SCORES, round_, _ours(peer, peer.board).canonical())
     if scored and plan.decides:
+        await _tell(peer, plan)
         with _tolerant(plan.round):
             peer.incentive.hear(invitations(peer, plan, await peer.exchange.records(INVITATION, GENESIS)))
-    missing = set(plan.validators) if scored else set()
-    while missing:
-        with _tolerant(round_):
-            said = await peer.exchange.records(SCORES, round_)
-            found = heard(peer, round_, {sender: said[sender] for sender in missing & said.keys()})
-            peer.incentive.hear(found)
+    if scored:
+        await _listen(peer, plan)
+
+
+async def _tell(peer: Peer, plan: RoundPlan) -> None:
+    """What we thought after the last round, if that is worth hearing."""
+    board, last = peer.board, RoundIndex(plan.round - 1)
+    if board is not None and board.round == last and worth_hearing(peer, last):
+        with _tolerant(last):
+            await peer.exchange.post(SCORES, last, _ours(peer, plan, board).canonical())
+
+
+async def _listen(peer: Peer, plan: RoundPlan) -> None:
+    """Hear every validator on the last round; if they heard different things on the one before, find out who lies."""
+    missing, asked, last = set(plan.validators), set[PeerId](), RoundIndex(plan.round - 1)
+    with _tolerant(last):
+        await _show(peer, plan, asked)
+    while missing or asked:
+        with _tolerant(last):
+            said = await peer.exchange.records(SCORES, last)
+            found = heard(plan, {sender: said[sender] for sender in missing & said.keys()})
             missing -= {each.peer for each in found}
+            peer.incentive.hear(peer.hearsay.take(found))
+            if questions := {each for word in found for each in peer.hearsay.questions(word)} - asked:
+                asked |= questions
+                await _show(peer, plan, asked)
+            if asked and (proof := peer.hearsay.convict(await _shown(peer, plan))):
+                logger.warning("round %d: %s tells different peers different things", plan.round, proof[0].peer)
+                peer.incentive.hear(proof)
+                asked.discard(proof[0].peer)
         await peer.clock.sleep(LOOK)
+
+
+async def _show(peer: Peer, plan: RoundPlan, asked: set[PeerId]) -> None:
+    """What others cannot have heard."""
+    if plan.decides:
+        for kind, word in zip(WITNESS, peer.hearsay.shows(plan.round, asked), strict=False):
+            await peer.exchange.post(kind, plan.round, word.canonical())
+
+
+async def _shown(peer: Peer, plan: RoundPlan) -> list[SignedScoreboard]:
+    """Genuine words of validators that validators show, in PeerId order."""
+    found = []
+    for kind in WITNESS:
+        shown = await peer.exchange.records(kind, plan.round)
+        words = [_genuine(plan, shown[sender]) for sender in sorted(shown.keys() & set(plan.validators))]
+        found += [word for word in words if word is not None and word.peer in plan.validators]
+    return found
+
+
+def worth_hearing(peer: Peer, round_: RoundIndex) -> bool:
+    """Whether our scores are more than a list of who arrived.
+
+    Who became a validator late, or lost its disk, has measured nobody; the first ones of a run all begin with nothing.
+    """
+    return peer.ratings.seasoned or round_ <= SEASONED
 
 
 @contextmanager
@@ -89,19 +137,24 @@ def _tolerant(round_: RoundIndex) -> Iterator[None]:
         logger.info("round %d: scores: %s", round_, error)
 
 
-def heard(peer: Peer, round_: RoundIndex, said: Mapping[PeerId, bytes]) -> list[SignedScoreboard]:
-    """Genuine testimonies of validators on that round, in PeerId order; the rest is nobody's."""
-    found, deciding = [], peer.agreement.terms(RoundIndex(round_ + 1)).validators
-    for sender in sorted(said.keys() & set(deciding)):
-        try:
-            testimony = SignedScoreboard.from_bytes(said[sender])
-            verify(testimony)
-        except (MalformedError, SignatureInvalidError) as error:
-            logger.info("round %d: the scores of %s: %s", round_, sender, error)
-            continue
-        if (testimony.run, testimony.round, testimony.peer) == (peer.shared.run, round_, sender):
-            found.append(testimony)
+def heard(plan: RoundPlan, said: Mapping[PeerId, bytes]) -> list[SignedScoreboard]:
+    """Genuine testimonies of validators on the round before, in PeerId order; the rest is nobody's."""
+    found = []
+    for sender in sorted(said.keys() & set(plan.validators)):
+        word = _genuine(plan, said[sender])
+        if word and (word.round, word.peer, word.amended) == (plan.round - 1, sender, plan.amended):
+            found.append(word)
     return found
+
+
+def _genuine(plan: RoundPlan, data: bytes) -> SignedScoreboard | None:
+    try:
+        word = SignedScoreboard.from_bytes(data)
+        verify(word)
+    except (MalformedError, SignatureInvalidError) as error:
+        logger.info("round %d: scores: %s", plan.round, error)
+        return None
+    return word if word.run == plan.run else None
 
 
 def invitations(peer: Peer, plan: RoundPlan, shown: Mapping[PeerId, bytes]) -> list[Invitation]:
@@ -119,9 +172,13 @@ def invitations(peer: Peer, plan: RoundPlan, shown: Mapping[PeerId, bytes]) -> l
     return found
 
 
-def _ours(peer: Peer, board: Scoreboard) -> SignedScoreboard:
+def _ours(peer: Peer, plan: RoundPlan, board: Scoreboard) -> SignedScoreboard:
     """If there are too many: the best, and the worst; a crowd that is shut out keeps nobody's reputation untold."""
     ranked = sorted(board.scores, key=lambda each: (-board.scores[each], each))
     told = {*ranked[: MAX_SCORES // 2], *ranked[-MAX_SCORES // 2 :]}
-    scores = {each: round(board.scores[each], 6) for each in sorted(told)}
-    return peer.identity.sign(SignedScoreboard(run=peer.shared.run, round=board.round, peer=peer.id, scores=scores))
+    said = SignedScoreboard(
+        run=plan.run, round=board.round, peer=peer.id, amended=plan.amended,
+        scores={each: round(board.scores[each], 6) for each in sorted(told)},
+        heard=peer.hearsay.digests(RoundIndex(board.round - 1)),
+    )  # fmt: skip
+    return peer.identity.sign(said)

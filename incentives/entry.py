@@ -31,7 +31,7 @@ class EntryConfig(OpinionConfig):
     vouched: Fraction = 0.25
     """Whoever invited a peer that is shut out loses this part of its reputation."""
     probation: Annotated[int, Field(ge=1, le=1000)] = 5
-    """With "work": rounds in which it was found to help until a newcomer counts as other newcomers do."""
+    """With "work": rounds in which it was found to help until a newcomer counts as other newcomers do; by degrees."""
 
     @model_validator(mode="after")
     def _somebody_is_in(self) -> Self:
@@ -82,11 +82,14 @@ class Entry:
         return {inviter for (inviter, number), invited in self._invited.items() if invited == peer}
 
     def part(self, standing: float) -> float:
-        """Of a share: all of it, or almost nothing while a newcomer has not shown that it helps."""
-        most = self._config.probation
-        before, after = (1 - (1 - self._config.earn) ** rounds for rounds in (most - 1, most))
-        on_probation = standing < (before + after) / 2  # in the middle: reputation fades a little when unused
-        return PROBATION_PART if self._config.entry == "work" and on_probation else 1.0
+        """Of a share: almost nothing for who has not shown that it helps, then in each round so many times more.
+
+        A slope and not a step: validators that see a reputation a little differently come to nearly the same.
+        """
+        if self._config.entry != "work":
+            return 1.0
+        enough = 1 - (1 - self._config.earn) ** self._config.probation
+        return float(PROBATION_PART ** max(0.0, 1 - standing / enough)) if enough else 1.0
 
     def state(self) -> list[list[str | int]]:
         """What must survive a restart."""

@@ -1,6 +1,6 @@
 """What one peer thinks of the others: slow to earn, fast to lose, fading when unused."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Annotated
@@ -113,6 +113,12 @@ class Opinions:
         """Who should not contribute in that round."""
         return {peer for peer, record in self._records.items() if round_ < record.until}
 
+    def shut(self, round_: RoundIndex, peers: Collection[PeerId]) -> None:
+        """Shut these out from the next round on, as others did."""
+        for peer in peers:
+            if round_ >= self[peer].until:
+                self._records[peer] = self._outside(round_, replace(self[peer], reputation=0.0, last=round_))
+
     def charge(self, peer: PeerId, part: float) -> None:
         """For another's fault, which it answers for."""
         record = self[peer]
@@ -161,10 +167,11 @@ class Opinions:
             record, reputation=reputation, rounds=record.rounds + 1, last=round_, strikes=strikes,
             help=record.help if each.part is None else _worth(each.part),
         )  # fmt: skip
-        if strikes < config.strikes:
-            return after
-        shut = max(config.shut_rounds, 2 * record.shut)
-        return replace(after, strikes=0.0, shut=shut, until=round_ + 1 + shut)
+        return after if strikes < config.strikes else self._outside(round_, after)
+
+    def _outside(self, round_: RoundIndex, record: Record) -> Record:
+        shut = max(self._config.shut_rounds, 2 * record.shut)
+        return replace(record, strikes=0.0, shut=shut, until=round_ + 1 + shut)
 
 
 NOBODY = Record()

@@ -62,6 +62,10 @@ tokens."""
         self._entry = Entry(config)
         self._heard: dict[PeerId, SignedScoreboard] = {}
         """Validator → what it said last."""
+        self._two_faced: set[PeerId] = set()
+        """Who told different peers different things: shut out, and never heard again."""
+        self._out: set[PeerId] = set()
+        """Whom the validators shut out, as of the last round."""
 
     def select(self, round_: RoundIndex, candidates: Sequence[PeerId], limit: int) -> Sequence[PeerId]:
         """The newcomers' places are drawn, anew every round; the others go by reputation. In PeerId order.
@@ -98,6 +102,10 @@ tokens."""
         """Take in a round's evidence. The scores are our own opinions, -1 for who is shut out."""
         before = self._opinions.shut_out(RoundIndex(round_ + 1))
         self._opinions.take_in(round_, evidence)
+        out = self._told_out(round_) | self._two_faced
+        # Who becomes a validator later has not measured whom the others shut out, and shall not let them in again.
+        self._opinions.shut(round_, out - self._out)
+        self._out = out
         for peer in sorted(self._opinions.shut_out(RoundIndex(round_ + 1)) - before):
             for inviter in sorted(self._entry.inviters(peer)):
                 self._opinions.charge(inviter, self._config.vouched)
@@ -105,9 +113,10 @@ tokens."""
 
     def hear(self, said: Sequence[Said]) -> None:
         self._entry.hear([each for each in said if isinstance(each, Invitation)], self._opinions.knows)
-        for each in said:
-            if isinstance(each, Invitation):
-                continue
+        boards = [each for each in said if isinstance(each, SignedScoreboard)]
+        words = {(each.peer, each.round): each.body() for each in boards}
+        self._two_faced |= {each.peer for each in boards if each.body() != words[each.peer, each.round]}
+        for each in boards:
             known = self._heard.get(each.peer)
             if known is None or known.round < each.round:
                 self._heard[each.peer] = each
@@ -117,7 +126,10 @@ tokens."""
 
     def state(self) -> JSON:
         heard = [each.model_dump(mode="json") for _, each in sorted(self._heard.items())]
-        return {"peers": self._opinions.state(), "heard": heard, "invited": self._entry.state()}
+        return {
+            "peers": self._opinions.state(), "heard": heard, "invited": self._entry.state(),
+            "two_faced": sorted(self._two_faced),
+        }  # fmt: skip
 
     def restore(self, state: JSON) -> None:
         """Take back what `state` returned.
@@ -127,16 +139,25 @@ tokens."""
         """
         try:
             heard = [SignedScoreboard.model_validate(each) for each in state["heard"]]
+            two_faced = {PeerId(str(each)) for each in state["two_faced"]}
             self._opinions.restore(state["peers"])
             self._entry.restore(state["invited"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StateError(f"not a state of the reputation incentive: {error!r}") from error
-        self._heard = {}
+        self._heard, self._two_faced, self._out = {}, two_faced, set(two_faced)
         self.hear(heard)
+
+    def _voices(self, round_: RoundIndex) -> list[Mapping[PeerId, float]]:
+        heard = [each for each in self._heard.values() if each.peer not in self._two_faced]
+        return [each.scores for each in heard if each.round > round_ - FRESH_ROUNDS]
+
+    def _told_out(self, round_: RoundIndex) -> set[PeerId]:
+        told = {peer for voice in self._voices(round_) for peer in voice}
+        return {peer for peer, score in self._standing(round_, sorted(told)).items() if score == SHUT_OUT}
 
     def _standing(self, round_: RoundIndex, peers: Sequence[PeerId]) -> dict[PeerId, float]:
         """Peer → what the validators think of it; what we think, if none has said anything of late."""
-        voices = [each.scores for each in self._heard.values() if each.round > round_ - FRESH_ROUNDS]
+        voices = self._voices(round_)
         if not voices:
             return {peer: self._opinions.of(round_, peer) for peer in peers}
         return {peer: _agreed([each.get(peer, 0.0) for each in voices]) for peer in peers}

@@ -43,6 +43,11 @@ weighs as what was asked in it, for where there is less to gain noise is as loud
 WARM_UP = 5
 """A newcomer's first assessments say little: its optimizer is cold and its residual empty, so that it helps some 0.2,
 0.3, 0.4, … of what those do who were there before. Only harm is held against it."""
+AGAIN = 6 * WARM_UP
+"""Who was away comes back with a cold optimizer too, and warms up again; but not more often than after so many
+assessments, or being away would be a way not to be measured."""
+SEASONED = HELP_TRIAL + 2
+"""Assessments of one peer until a bad one is shut out for what they show: an opinion before is an amnesty."""
 USEFUL = 0.6
 """Who helps this part of what is usual is not charged for a few unlucky rounds: late in a run, where gains drown in
 noise, peers that were charged falsely had helped 0.88 and more of it (`elastic bench attack`)."""
@@ -90,7 +95,9 @@ class Standing:
     asked: float = 0.0
     """of what was asked of it."""
     assessed: int = 0
-    """Assessments so far."""
+    """Assessments so far, and"""
+    warm: int = 0
+    """since its optimizer was cold."""
     last: int = 0
     """Round of the last one."""
     played: int = 0
@@ -180,6 +187,7 @@ class Ratings:
         fresh = [each for each in evidence if self[each.verdict.peer].played < round_]
         shown = self._without_newcomers(helps(evidence))
         for each in sorted(fresh, key=lambda each: each.verdict.peer):
+            self._cool(each)
             self._prove_work(round_, each)
             self._weigh(each.verdict.peer, shown.get(each.verdict.peer))
         self._play(round_, fresh)
@@ -193,6 +201,11 @@ class Ratings:
         helped = None if shown is None else known.helps is not False and not shown.clear
         score = known.score(round_) if known.assessed else None
         return each.model_copy(update={"helped": helped, "part": known.part, "works": known.works, "score": score})
+
+    @property
+    def seasoned(self) -> bool:
+        """Whether we measured long enough for others to hear what we think."""
+        return any(known.assessed >= SEASONED for known in self._standings.values())
 
     def order(self, peers: Sequence[PeerId]) -> list[PeerId]:
         """Whom to assess first: who was not for longest, then of whom least is known."""
@@ -215,9 +228,14 @@ class Ratings:
 
     def _without_newcomers(self, shown: Mapping[PeerId, Help]) -> dict[PeerId, Help]:
         """What a round shows of those who can be compared; of others no more than that they did harm."""
-        usual = median_low(self[peer].assessed for peer in shown) if shown else 0
-        late = {peer for peer in shown if self[peer].assessed < WARM_UP <= usual}
+        usual = median_low(self[peer].warm for peer in shown) if shown else 0
+        late = {peer for peer in shown if self[peer].warm < WARM_UP <= usual}
         return {peer: help_ for peer, help_ in shown.items() if peer not in late or (help_.clear and help_.part < 0)}
+
+    def _cool(self, each: Evidence) -> None:
+        known = self[each.verdict.peer]
+        if each.verdict.rejected in ABSENT and known.warm >= AGAIN:
+            self._standings[each.verdict.peer] = replace(known, warm=0)
 
     def _prove_work(self, round_: RoundIndex, each: Evidence) -> None:
         if each.assessment is None:
@@ -226,7 +244,7 @@ class Ratings:
         worked = 1.0 if each.assessment.gain_assigned > each.assessment.gain_heldout else -1.0
         work = (1 - WORK_PACE) * known.work + WORK_PACE * worked
         self._standings[each.verdict.peer] = replace(
-            known, work=work, assessed=known.assessed + 1, last=round_, played=round_
+            known, work=work, assessed=known.assessed + 1, warm=known.warm + 1, last=round_, played=round_
         )
 
     def _weigh(self, peer: PeerId, shown: Help | None) -> None:
@@ -269,5 +287,5 @@ def _standing(fields: JSON) -> Standing:
     helped = abs(help_) <= HELP_BOUND and 0 <= weight <= 1
     if not (skilled and helped and 0 <= asked < inf and abs(gained) <= HELP_BOUND * asked * ROUNDING):
         raise ValueError(f"out of range: {fields}")
-    whole = (int(fields[name]) for name in ("assessed", "last", "played"))
+    whole = (int(fields[name]) for name in ("assessed", "warm", "last", "played"))
     return Standing(mean, spread, work, help_, weight, gained, asked, *whole)

@@ -5,15 +5,26 @@ from typing import Any
 
 import pytest
 import torch
-from builder import Node, Swarm, identity
+from builder import RUN, Node, Swarm, identity
 
 from elastic.audit.compare import play, table
 from elastic.audit.evidence import best_witness, find_peer, names_in
 from elastic.audit.score import history, line
 from elastic.errors import ConfigError
-from elastic.messages import MAX_SCORES, ContributionHeader, Digest, RoundIndex, RoundPlan, Scoreboard, SignedScoreboard
+from elastic.messages import (
+    MAX_SCORES,
+    Amendment,
+    ContributionHeader,
+    Digest,
+    RoundIndex,
+    RoundPlan,
+    Scoreboard,
+    SignedScoreboard,
+)
+from elastic.peer import Peer
 from elastic.reports import EVIDENCE_FILE, STATUS_FILE, PeerStatus, RoundEvidence
 from elastic.testify import SCORES, _ours, heard
+from elastic.verify.ratings import SEASONED
 from incentives.reputation import Reputation
 from incentives.uniform import Uniform
 
@@ -108,28 +119,37 @@ async def test_an_assessment_is_the_gain_of_the_outer_step_it_tries(tmp_path: Pa
         assert assessment.gain_assigned == pytest.approx(expected, rel=1e-4)
 
 
+def plan_of(peer: Peer, after: int) -> RoundPlan:
+    """The round after that one."""
+    head = peer.chain.get(RoundIndex(after))
+    assert head is not None
+    return peer.plan(head)
+
+
 async def test_only_what_validators_signed_for_this_run_and_round_is_heard(tmp_path: Path) -> None:
     async with Swarm(tmp_path, "ann", "bob", rounds=1) as swarm:
         swarm.start()
         await swarm.finish()
         peer, round_ = swarm["bob"].peer, RoundIndex(1)
+        plan = plan_of(peer, 1)
         ann, bob = identity("ann"), identity("bob")
         told = SignedScoreboard(run=peer.shared.run, round=round_, peer=ann.peer, scores={bob.peer: 0.5})
         good = ann.sign(told)
-        assert heard(peer, round_, {ann.peer: good.canonical()}) == [good]
+        assert heard(plan, {ann.peer: good.canonical()}) == [good]
         for bad in (
             told,
             good.model_copy(update={"scores": {bob.peer: 1.0}}),
             ann.sign(told.model_copy(update={"round": 2})),
             ann.sign(told.model_copy(update={"run": "other"})),
+            ann.sign(told.model_copy(update={"amended": 1})),
             bob.sign(told.model_copy(update={"peer": bob.peer})),
         ):
-            assert heard(peer, round_, {ann.peer: bad.canonical()}) == []
-        assert heard(peer, round_, {ann.peer: b"garbage"}) == []
-        assert heard(peer, round_, {ann.peer: good.canonical().replace(b"0.5", b"NaN")}) == []
+            assert heard(plan, {ann.peer: bad.canonical()}) == []
+        assert heard(plan, {ann.peer: b"garbage"}) == []
+        assert heard(plan, {ann.peer: good.canonical().replace(b"0.5", b"NaN")}) == []
         # and who decides nothing is not heard, whatever it signs
         own = bob.sign(told.model_copy(update={"peer": bob.peer}))
-        assert heard(peer, round_, {bob.peer: own.canonical()}) == []
+        assert heard(plan, {bob.peer: own.canonical()}) == []
 
 
 async def test_a_validator_says_in_the_next_round_what_it_thinks(tmp_path: Path) -> None:
@@ -138,9 +158,39 @@ async def test_a_validator_says_in_the_next_round_what_it_thinks(tmp_path: Path)
         await swarm.finish()
         said = swarm.network.records[(swarm.shared.run, SCORES, RoundIndex(2))]  # told in round 3
         assert set(said) == {swarm["ann"].id}
-        (told,) = heard(swarm["bob"].peer, RoundIndex(2), said)
+        (told,) = heard(plan_of(swarm["bob"].peer, 2), said)
         assert swarm["bob"].peer.incentive.state()["heard"] == [told.model_dump(mode="json")]
         assert set(told.scores) == {swarm["ann"].id, swarm["bob"].id}
+
+
+async def test_who_becomes_a_validator_is_silent_until_it_has_measured_for_a_while(tmp_path: Path) -> None:
+    # given a run whose validator found one peer out, and two that become validators after that
+    names = ("ann", "bob", "cyd", "eve")
+    changes: dict[str, Any] = {"inner": LONG, "incentive": {"name": "reputation"}, "rounds": 18}
+    async with Swarm(tmp_path, *names, validators=("ann",), **changes) as swarm:
+        swarm.start()
+        await swarm.rounds_done(1)
+        flipped(swarm["eve"])
+        await swarm.rounds_done(SEASONED + 1)
+        deciding = tuple(sorted(swarm[name].id for name in names[:3]))
+        swarm["ann"].ordered = Amendment(validators=deciding, incentive=None)
+        await swarm.finish()
+        # then they speak once they have measured, the one who always did in every round
+        (change,) = swarm["ann"].peer.agreement.amendments()
+        spoke = {name: speeches(swarm, name) for name in names}
+        assert spoke["ann"] == list(range(1, 18))
+        assert spoke["bob"][0] == spoke["cyd"][0] == change.round + SEASONED
+        assert spoke["eve"] == []
+        # and nobody who was shut out came back by it
+        assert all(swarm["eve"].id not in manifest.roster for manifest in swarm.check_chain("ann")[change.round :])
+
+
+def speeches(swarm: Swarm, name: str) -> list[int]:
+    """The rounds on which it told others what it thinks."""
+    return [
+        round_ for round_ in range(1, 18)
+        if swarm[name].id in swarm.network.records.get((RUN, SCORES, RoundIndex(round_)), {})
+    ]  # fmt: skip
 
 
 async def test_work_without_the_anchor_is_refused(tmp_path: Path) -> None:
@@ -229,6 +279,7 @@ async def test_a_crowd_that_is_shut_out_keeps_nobodys_reputation_untold(tmp_path
         crowd = {identity(f"crowd {number}").peer: -1.0 for number in range(2 * MAX_SCORES)}
         good = {identity(f"good {number}").peer: 0.5 for number in range(10)}
         # when
-        told = _ours(swarm["ann"].peer, Scoreboard(round=RoundIndex(1), scores=crowd | good))
+        ann = swarm["ann"].peer
+        told = _ours(ann, plan_of(ann, 1), Scoreboard(round=RoundIndex(1), scores=crowd | good))
         # then
         assert len(told.scores) == MAX_SCORES and good.items() <= told.scores.items()

@@ -1,6 +1,7 @@
 """Who is let into a run, and what sybils cost: lists, invitations, work; and reputations that are carried over."""
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,18 +112,29 @@ def test_invitations_survive_a_restart() -> None:
         again.restore({"peers": {}, "heard": [], "invited": [["x"]]})
 
 
-def test_work_that_nobody_knows_yet_counts_for_almost_nothing() -> None:
+def test_work_that_nobody_knows_yet_counts_for_almost_nothing_and_more_with_every_round() -> None:
     # given one who helped long enough, and one who just came
     incentive = reputation(entry="work", probation=3)
-    live(incentive, range(1, 4), True, ANN=None)
-    live(incentive, range(3, 4), True, BOB=None)
-    # then
+    live(incentive, range(1, 30), True, ANN=None)
+    live(incentive, range(26, 30), None, BOB=None)
+    rises = [part(incentive)]
+    # when that one helps
+    for round_ in (30, 31, 32):
+        live(incentive, range(round_, round_ + 1), True, BOB=None)
+        rises.append(part(incentive))
+    # then it counts a little more each time, and as other newcomers do once it has helped as often
+    assert rises[0] <= PROBATION_PART
+    assert rises == sorted(rises)
+    factors = [later / earlier for earlier, later in pairwise(rises)]
+    assert max(factors) < 4, f"no round makes most of the difference: {factors}"
+    # (a newcomer's share is a fifth of the best one's, and a little for its own reputation)
+    assert 0.2 < rises[-1] < 0.5
+
+
+def part(incentive: Reputation) -> float:
+    """Bob's share against Ann's."""
     shares = incentive.shares([header(ANN), header(BOB)])
-    assert shares[BOB] < 1.2 * PROBATION_PART * shares[ANN]
-    # and it counts as other newcomers do once it has helped as often
-    live(incentive, range(4, 6), True, BOB=None)
-    shares = incentive.shares([header(ANN), header(BOB)])
-    assert shares[BOB] > 0.9 * shares[ANN]
+    return shares[BOB] / shares[ANN]
 
 
 def test_where_work_is_the_price_nothing_else_earns() -> None:

@@ -284,7 +284,7 @@ def test_a_round_report_is_one_line_of_json_with_the_documented_keys() -> None:
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("PeerCard", "4c610082306ce2a889673b0f6c22e847395273a087726909deb37fde0e67688a"),
+        ("PeerCard", "dcf19e44f2c9e73b4ebfdf99fccefca66c4ce97684b4b0dd09fed640165e3000"),
         ("ContributionHeader", "0f4326207085fe33c128df8fdde6e38cd3dbb6d683de68abe4ee02d425a89c6d"),
         ("Manifest", "5956aa5b6936e1cf914e10a42c05b2e60ad77e14bbd6e60072f3624227b4ae6a"),
     ],

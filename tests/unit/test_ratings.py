@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from elastic.errors import StateError
 from elastic.messages import Assessment, Evidence, PeerId, RejectReason, RoundIndex, Verdict
 from elastic.verify.ratings import (
+    AGAIN,
     FADE,
     HELP_TRIAL,
     MEMORY_ROUNDS,
@@ -27,7 +28,7 @@ ANN, BEN, CAT, DAN = PEERS[:4]
 SEED = 20261125
 WHOLE = {
     "mean": 1.0, "spread": 1.0, "work": 0.0, "help": 0.0, "weight": 0.5, "gained": 1.0, "asked": 1.0, "assessed": 1,
-    "last": 1, "played": 1,
+    "warm": 1, "last": 1, "played": 1,
 }  # fmt: skip
 """A standing as it is kept."""
 
@@ -255,6 +256,20 @@ def test_a_newcomer_that_warms_up_is_not_held_against_those_who_were_there() -> 
     assert [each.helped for each in told] == [None] * WARM_UP + [True, True]
     assert [each.part for each in told[:WARM_UP]] == [None] * WARM_UP
     assert told[-1].part == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(("rounds", "spared"), [(AGAIN, True), (AGAIN - 1, False)])
+def test_who_was_away_warms_up_again_but_not_every_time(rounds: int, spared: bool) -> None:
+    # given four that helped for so long, of whom one loses a round, as its machine was restarted
+    gains = dict.fromkeys((ANN, BEN, CAT, DAN), 0.01)
+    ratings = after(rounds, gains)
+    away = [seen(rounds + 1, who, 0.01) for who in (ANN, BEN, CAT)]
+    ratings.take_in(RoundIndex(rounds + 1), [*away, seen(rounds + 1, DAN, rejected=RejectReason.MISSING)])
+    # when its optimizer is cold
+    cold = [seen(rounds + 2, who, 0.001 if who == DAN else 0.01) for who in gains]
+    told = ratings.take_in(RoundIndex(rounds + 2), cold)
+    # then that is not held against it, unless it was away not long ago too
+    assert told[-1].helped is (None if spared else False)
 
 
 def test_a_newcomer_that_does_harm_is_found_at_once() -> None:

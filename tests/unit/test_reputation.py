@@ -144,3 +144,37 @@ def test_a_crowd_of_new_names_gets_the_newcomers_places_and_no_more() -> None:
         assert set(PEERS[:4]) <= chosen
     scores = found.score(RoundIndex(51), []).scores
     assert set(scores) == set(PEERS[:4])
+
+
+def test_whom_the_validators_shut_out_stays_out_with_one_that_becomes_a_validator() -> None:
+    # given a peer that saw dan's contributions arrive, and heard from those who measured them
+    incentive = live(Reputation(Reputation.Config()), 20, ANN, DAN)
+    for by in (BEN, CAT):
+        incentive.hear([said(by, 20, dan=-1.0, ann=0.7)])
+    live(incentive, 1, ANN, DAN, first=21)
+    # when it speaks for itself
+    told = incentive.score(RoundIndex(22), [seen(22, ANN)]).scores
+    # then
+    assert told[DAN] == SHUT_OUT
+    assert told[ANN] > 0.5
+    # and that ends for it as it would have if it had found out itself
+    for round_ in range(23, 90):
+        told = incentive.score(RoundIndex(round_), [seen(round_, ANN)]).scores
+    assert told[DAN] == 0
+
+
+def test_a_validator_with_two_words_for_one_round_is_heard_no_more_and_shut_out() -> None:
+    # given three validators
+    incentive = live(Reputation(Reputation.Config()), 20, ANN, BEN, CAT, DAN)
+    incentive.hear([said(BEN, 20, ann=0.5), said(CAT, 20, ann=0.5), said(DAN, 20, ann=0.5)])
+    # when the other word of one is shown
+    incentive.hear([said(DAN, 20, ann=0.5), said(DAN, 20, ann=-1.0)])
+    incentive.hear([said(DAN, 21, ann=-1.0), said(BEN, 21, ann=-1.0)])
+    live(incentive, 1, ANN, BEN, CAT, DAN, first=21)
+    # then its later words move nothing, it may decide nothing, and that survives a restart
+    again = Reputation(Reputation.Config())
+    again.restore(incentive.state())
+    for each in (incentive, again):
+        assert each.trust(RoundIndex(22), [ANN])[ANN] == 0, "one of two shuts nobody out, two of three would"
+        assert each.score(RoundIndex(22), []).scores[DAN] == SHUT_OUT
+        assert each.state() == incentive.state()
