@@ -4,23 +4,20 @@ Nothing is sent from here: the order lies in the state directory, and the peer t
 round (`elastic.amend`) until a quorum of validators does and the terms change.
 """
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from elastic.agreement.charter import Charter
 from elastic.agreement.simplex import quorum
 from elastic.amend import read_order
 from elastic.check import check_peer
+from elastic.choose import by_file, by_name
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError
-from elastic.explain import explain
 from elastic.messages import GENESIS, MAX_INCENTIVE, MAX_VALIDATORS, Amendment, PeerId, RoundIndex, Terms
-from elastic.registry import resolve
 from elastic.reports import ORDER_FILE, Order
 from elastic.state.chain import CHAIN_FILE, amendments_in
 from elastic.state.store import write_durably
@@ -97,24 +94,13 @@ def _choice(name: str | None, file: Path | None) -> PluginChoice | None:
         raise ConfigError("--incentive and --incentive-file exclude each other")
     if name is None and file is None:
         return None
-    choice = _read(file) if file is not None else PluginChoice(name=str(name))
-    resolve("incentive", choice)
+    choice = by_file(file) if file is not None else by_name(str(name), "--incentive-file FILE")
     if len(choice.canonical()) > MAX_INCENTIVE:
         raise ConfigError(
             f"the settings of {choice.name} are {len(choice.canonical())} letters long; a run that goes on can agree "
             f"on {MAX_INCENTIVE}: use defaults, or shorter lists"
         )
     return choice
-
-
-def _read(file: Path) -> PluginChoice:
-    try:
-        tree: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-        return PluginChoice.model_validate(tree)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from error
-    except ValidationError as error:
-        raise ConfigError(f"{file}: {explain(error, PluginChoice)}") from error
 
 
 def _wanted(terms: Terms, choice: PluginChoice | None, add: list[str], remove: list[str]) -> Amendment | None:

@@ -46,23 +46,32 @@ def score(
 def compare(
     where: Where,
     backends: Annotated[
-        list[str] | None, typer.Option("--with", help="uniform | reputation | package.module:Class; again for more")
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="NAME|FILE.toml",
+            help='an incentive, as uniform, with its defaults; or a TOML file: name = "…", and its settings. Again for '
+            "more",
+        ),
     ] = None,
     run_file: RunFile = None,
 ) -> None:
     """Replay a run's evidence through several incentives.
 
     Each peer's part of all shares, its score at the end, and the rounds in which it contributed and would not have been
-    asked to. The run's own incentive comes first, with its settings; others have their defaults.
+    asked to. The run's own incentive comes first, with its settings. Another one is given by its name, with its
+    defaults, or by a TOML file with its settings, as `elastic amend --incentive-file` takes it.
     """
     from elastic.audit.compare import play, table
     from elastic.audit.evidence import best_witness, names_in
+    from elastic.choose import by_either
     from elastic.registry import build
 
     witness, own = best_witness(where), _agreed(_config(run_file, where))
     choices = {own.name: own}
-    for name in backends or ["uniform", "reputation"]:
-        choices.setdefault(name, PluginChoice(name=name))
+    for text in backends or ["uniform", "reputation"]:
+        if text not in choices:
+            choices[text] = by_either(text, "--with")
     books = {name: play(witness, build("incentive", choice)) for name, choice in choices.items()}
     say(f"{len(witness.rounds)} rounds, {witness.assessments} assessments")
     for text in table(books, names_in(where)):
