@@ -369,6 +369,17 @@ class Incentive(Protocol):
     def restore(self, state: JSON) -> None: ...
 
 
+class PayingIncentive(Incentive, Protocol):
+    """An incentive by which peers earn otherwise than in proportion to their scores."""
+
+    def payout(self, board: Scoreboard, payer: PeerId) -> Mapping[PeerId, float]:
+        """Peer → part of what there is to earn after that board, as `payer` would have it.
+
+        They sum to 1, or less: the rest goes to nobody.
+        """
+        ...
+
+
 class Settler(Protocol):
     """What an incentive has to do outside of the swarm, on a chain for instance; it runs in an actor of its own.
 

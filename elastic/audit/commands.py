@@ -1,5 +1,6 @@
 """`elastic score` and `elastic incentives …`."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -54,27 +55,34 @@ def compare(
             "more",
         ),
     ] = None,
+    emission: Annotated[
+        float | None, typer.Option(min=0, help="tokens or credits per round: show what each peer had earned of them")
+    ] = None,
     run_file: RunFile = None,
 ) -> None:
     """Replay a run's evidence through several incentives.
 
-    Each peer's part of all shares, its score at the end, and the rounds in which it contributed and would not have been
-    asked to. The run's own incentive comes first, with its settings. Another one is given by its name, with its
-    defaults, or by a TOML file with its settings, as `elastic amend --incentive-file` takes it.
+    Each peer's part of all shares, its part of what there is to earn (its weight) and its score after the last round,
+    and the rounds in which it contributed and would not have been asked to. The run's own incentive comes first, with
+    its settings. Another one is given by its name, with its defaults, or by a TOML file with its settings, as
+    `elastic amend --incentive-file` takes it.
     """
     from elastic.audit.compare import play, table
     from elastic.audit.evidence import best_witness, names_in
     from elastic.choose import by_either
     from elastic.registry import build
 
-    witness, own = best_witness(where), _agreed(_config(run_file, where))
+    if emission is not None and not isfinite(emission):
+        raise ConfigError("--emission: should be a finite number")
+    witness, own, names = best_witness(where), _agreed(_config(run_file, where)), names_in(where)
     choices = {own.name: own}
     for text in backends or ["uniform", "reputation"]:
         if text not in choices:
             choices[text] = by_either(text, "--with")
     books = {name: play(witness, build("incentive", choice)) for name, choice in choices.items()}
-    say(f"{len(witness.rounds)} rounds, {witness.assessments} assessments")
-    for text in table(books, names_in(where)):
+    teller = names.get(witness.peer, witness.peer)
+    say(f"{len(witness.rounds)} rounds, {witness.assessments} assessments, as {teller} saw them")
+    for text in table(books, names, emission):
         say(text)
 
 

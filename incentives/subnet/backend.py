@@ -18,6 +18,7 @@ from elastic.wire.signing import Identity
 from incentives.opinion import SHUT_OUT
 from incentives.reputation import Reputation
 from incentives.subnet.news import News
+from incentives.subnet.vector import vector
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Uid = Annotated[int, Field(ge=0, le=65535)]
@@ -160,6 +161,15 @@ class Subnet:
             for peer, opinion in board.scores.items()
         }
         return Scoreboard(round=board.round, scores=earned)
+
+    def payout(self, board: Scoreboard, payer: PeerId) -> Mapping[PeerId, float]:
+        """Peer → weight on the chain, as `payer` would set them were every peer bound; what is left to 1 is burnt."""
+        earned, burn_uid = self.weights(board).scores, self._config.burn_uid
+        free = 0 if burn_uid is None else burn_uid + 1
+        uids = {str(peer): uid for uid, peer in enumerate(sorted(earned), start=free)}
+        scores = {str(peer): each for peer, each in earned.items()}
+        made = vector(scores, uids, own=payer, burn=self._config.burn, burn_uid=burn_uid).weights
+        return {peer: made[uids[peer]] for peer in sorted(earned) if uids[peer] in made}
 
     def state(self) -> JSON:
         ratings = dict(sorted(self._ratings.items()))

@@ -74,3 +74,58 @@ def test_what_cannot_be_compared_says_what_to_write(elastic: Run, ran: Path, cho
     code, out, err = compare(elastic, ran, "--with", chosen)
     assert (code, out) == (1, "") and err.count("\n") == 1
     assert all(each in err for each in says)
+
+
+def rows(out: str) -> dict[str, list[str]]:
+    """Who → what stands in its row, of one table."""
+    return {line.split()[0]: line.split()[1:] for line in out.splitlines()[3:-5] if line}
+
+
+def test_weights_are_what_each_incentive_would_pay_and_burning_is_seen(elastic: Run, ran: Path) -> None:
+    Path("burning.toml").write_text(SUBNET + "burn = 0.25\nburn_uid = 0\n")
+    code, out, _ = compare(elastic, ran, "--with", "reputation", "--with", "burning.toml")
+    assert code == 0
+    told = rows(out)
+    # then bob, whose last work was refused, earns nothing; by reputation he is shut out
+    ann, bob, nobody = told[ANN[-6:]], told[BOB[-6:]], told["(nobody)"]
+    assert [ann[each] for each in (1, 5, 9)] == ["100.0%", "100.0%", "75.0%"]
+    assert [bob[each] for each in (1, 5, 9)] == ["0.0%", "0.0%", "0.0%"] and bob[6] == "-1.000"
+    assert nobody == ["0.0%", "0.0%", "25.0%"]
+
+
+def test_an_emission_is_paid_round_for_round(elastic: Run, ran: Path) -> None:
+    # given 10 tokens for each of 20 rounds, and two who do equally well until one does not any more
+    told = rows(compare(elastic, ran, "--with", "reputation", "--emission", "10")[1])
+    # then the sum is what there was, and who did well in the beginning has earned in it
+    ann, bob, nobody = told[ANN[-6:]], told[BOB[-6:]], told["(nobody)"]
+    assert (float(ann[2]), float(bob[2])) == (10 * (17 / 2 + 3), 10 * 17 / 2)  # uniform
+    assert float(ann[6]) + float(bob[6]) + float(nobody[3]) == pytest.approx(200, abs=0.02)
+    assert 0 < float(bob[6]) < 100 < float(ann[6])
+
+
+def test_who_sets_the_weights_of_a_subnet_has_none_of_its_own(elastic: Run, validator: Run) -> None:
+    where = told(*(seen(each, ANN=None, CYD=None) for each in range(1, 4)))
+    Path("sub.toml").write_text(SUBNET)
+    found = rows(compare(elastic, where, "--with", "sub.toml")[1])
+    assert (found[ANN[-6:]][5], found[CYD[-6:]][5]) == ("100.0%", "0.0%")
+
+
+def test_who_left_has_no_score_from_a_round_long_ago(elastic: Run, validator: Run) -> None:
+    where = told(seen(1, ANN=None, BOB=None), *(seen(each, ANN=None) for each in range(2, 6)))
+    assert rows(compare(elastic, where, "--with", "uniform")[1])[BOB[-6:]][1:3] == ["0.0%", "0.000"]
+
+
+def test_three_incentives_and_large_numbers_fit_into_100_columns(elastic: Run, ran: Path) -> None:
+    for name in ("one", "two", "a-rather-long-name-of-a-file-for-a-subnet"):
+        Path(f"{name}.toml").write_text(SUBNET)
+    files = [each for name in Path().glob("*.toml") if name.name != "run.toml" for each in ("--with", name)]
+    out = compare(elastic, ran, *files, "--emission", "1e12")[1]
+    assert all(len(line) <= 100 for line in out.splitlines())
+    # and of four the last stands below
+    assert out.count("peer ") == 2
+
+
+@pytest.mark.parametrize("emission", ["nan", "inf", "-1"])
+def test_an_emission_is_a_number(elastic: Run, ran: Path, emission: str) -> None:
+    code, _, err = compare(elastic, ran, "--emission", emission)
+    assert code != 0 and "--emission" in err

@@ -179,3 +179,13 @@ def test_seats_by_stake_are_for_those_whom_the_chain_permits() -> None:
     # then
     trust = incentive.trust(RoundIndex(5), PEERS[:4])
     assert trust == {PEERS[0]: 1.0, PEERS[1]: -1.0, PEERS[2]: -1.0, PEERS[3]: -1.0}
+
+
+def test_a_payout_is_what_the_publisher_would_set_and_the_rest_is_burnt() -> None:
+    # given three who do equally well, one of which sets the weights
+    incentive = subnet(burn=0.2, burn_uid=1)
+    board = incentive.score(RoundIndex(1), [seen(peer, 1) for peer in PEERS[:3]])
+    # then
+    assert incentive.payout(board, PEERS[0]) == pytest.approx({PEERS[1]: 0.4, PEERS[2]: 0.4})
+    # and if nobody has a score all is burnt
+    assert incentive.payout(Scoreboard(round=RoundIndex(2), scores={PEERS[0]: 1.0, PEERS[1]: -1.0}), PEERS[0]) == {}
