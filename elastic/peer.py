@@ -61,6 +61,8 @@ class Peer:
     """What our operator wants changed about the run."""
     invitation: Invitation | None = None
     """Ours, to be shown to the others."""
+    shown: Sequence[Invitation] = ()
+    """Others', as the incentive heard them in this round."""
     absences: Absences = field(default_factory=Absences)
     """Who did not come."""
     ratings: Ratings = field(default_factory=Ratings)
@@ -129,7 +131,11 @@ class Peer:
     def learn(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """A round's evidence moves ratings, and with them what the incentive thinks."""
         rated = self.ratings.take_in(round_, evidence)
-        self.on_evidence(RoundEvidence(run=self.shared.run, round=round_, peer=self.id, evidence=tuple(rated)))
+        seen = RoundEvidence(
+            run=self.shared.run, round=round_, peer=self.id, evidence=tuple(rated), invitations=tuple(self.shown)
+        )
+        self.on_evidence(seen)
+        self.shown = ()
         self.board = self.incentive.score(round_, rated)
         return self.board
 

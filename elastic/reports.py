@@ -11,6 +11,7 @@ from elastic.messages import (
     HexDigest,
     Index,
     InnerReport,
+    Invitation,
     Message,
     NonNegative,
     PeerIdField,
@@ -48,6 +49,8 @@ class RoundEvidence(Message):
     peer: PeerIdField
     """Whose account it is."""
     evidence: Annotated[tuple[Evidence, ...], Field(max_length=1024)]
+    invitations: Annotated[tuple[Invitation, ...], Field(max_length=1024)] = ()
+    """Those that its incentive heard during the round, before this evidence."""
 
 
 class RoundReport(Message):

@@ -69,7 +69,8 @@ async def _talk(peer: Peer, plan: RoundPlan, wish: Amendment | None, scored: boo
     if scored and plan.decides:
         await _tell(peer, plan)
         with _tolerant(plan.round):
-            peer.incentive.hear(invitations(peer, plan, await peer.exchange.records(INVITATION, GENESIS)))
+            peer.shown = invitations(peer, plan, await peer.exchange.records(INVITATION, GENESIS))
+            peer.incentive.hear(peer.shown)
     if scored:
         await _listen(peer, plan)
 

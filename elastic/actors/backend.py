@@ -88,4 +88,5 @@ class Backend:
             return
         for seen in account.rounds if account is not None else ():
             if seen.round > incentive.round:
+                incentive.hear(seen.invitations)
                 incentive.score(seen.round, seen.evidence)

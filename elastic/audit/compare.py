@@ -95,6 +95,7 @@ def play(witness: Witness, incentive: Incentive) -> Books:
             account = books.of(each.verdict.peer)
             account.rounds += each.verdict.peer in asked
             account.left_out += each.verdict.peer not in asked
+        incentive.hear(seen.invitations)
         board = incentive.score(seen.round, ratings.take_in(seen.round, seen.evidence))
         books.rounds += bool(headers)
         books.pay(board, weights(incentive, board, witness.peer))

@@ -30,6 +30,7 @@ def reputations(where: Path, config: RunConfig, choice: PluginChoice) -> str:
     witness, names, incentive = best_witness(where), names_in(where), cls(settings)
     scores: dict[PeerId, float] = {}
     for seen in witness.rounds:
+        incentive.hear(seen.invitations)
         scores = incentive.score(seen.round, seen.evidence).scores
     last, teller = witness.rounds[-1].round, names.get(witness.peer, witness.peer)
     lines = [f"# run {config.shared.run}, round {last}, as {teller} saw it", f"[shared.incentive.{table}]"]

@@ -47,6 +47,7 @@ def history(witness: Witness, peer: PeerId, incentive: Incentive) -> Iterator[Mo
     ratings = Ratings()
     for seen in witness.rounds:
         rated = ratings.take_in(seen.round, seen.evidence)
+        incentive.hear(seen.invitations)
         board = incentive.score(seen.round, rated)
         for each in rated:
             if each.verdict.peer == peer:

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+from elastic.audit.compare import play
+from elastic.audit.evidence import Witness
 from elastic.exchange.memory import MemoryExchange
 from elastic.messages import GENESIS, Invitation, RoundIndex
 from elastic.peer import Peer
+from elastic.registry import build
+from elastic.reports import RoundEvidence
 from elastic.testify import INVITATION, invitations
 from tests.swarm.builder import RUN, Node, Swarm, identity
 
@@ -119,3 +123,24 @@ async def test_an_invitation_is_a_record_like_any_other(tmp_path: Path) -> None:
         reader = MemoryExchange(swarm.network, identity("zoe").peer, RUN)
         shown = await reader.records(INVITATION, GENESIS)
         assert shown == {swarm["cyd"].id: invited("ann", "cyd").canonical()}
+
+
+async def test_what_a_validator_wrote_down_shows_that_a_guest_was_asked(tmp_path: Path) -> None:
+    async with Swarm(
+        tmp_path, "ann", "cyd", validators=("ann",), rounds=ROUNDS, round={"min_peers": 1},
+        incentive=members("ann", entry="invited"),
+    ) as swarm:  # fmt: skip
+        seen: list[RoundEvidence] = []
+        swarm["ann"].on_start = lambda peer: setattr(peer, "on_evidence", seen.append)
+        swarm["cyd"].on_start = lambda peer: setattr(peer, "invitation", invited("ann", "cyd"))
+        swarm.start()
+        await swarm.finish()
+        took_part = counted(swarm, "cyd")
+        assert took_part > 0
+        # when that is played again
+        books = play(Witness(swarm["ann"].id, seen), build("incentive", swarm.shared.incentive))
+        # then the guest comes in where it did
+        account = books.of(swarm["cyd"].id)
+        assert (account.rounds, account.left_out) == (took_part, 0)
+        # and each round has the invitations of that round, as far as it heard any
+        assert {each for round_ in seen for each in round_.invitations} == {invited("ann", "cyd")}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from elastic.config import load_config
-from elastic.messages import Evidence, PeerId, RejectReason, RoundIndex, Verdict
+from elastic.messages import Evidence, Invitation, PeerId, RejectReason, RoundIndex, Verdict
 from elastic.reports import EVIDENCE_FILE, RoundEvidence
 from elastic.wire.signing import Identity
 from tests.unit.conftest import Run
@@ -15,13 +15,15 @@ ROUNDS = 20
 SUBNET = 'name = "subnet"\nnetuid = 3\n'
 
 
-def seen(index: int, **rejected: RejectReason | None) -> RoundEvidence:
+def seen(index: int, *invitations: Invitation, **rejected: RejectReason | None) -> RoundEvidence:
     """A round as cyd saw it; the peers are named by their variables."""
     evidence = tuple(
         Evidence(verdict=Verdict(peer=globals()[name], round=RoundIndex(index), rejected=why), tokens=100)
         for name, why in rejected.items()
     )
-    return RoundEvidence(run="demo", round=RoundIndex(index), peer=PeerId(CYD), evidence=evidence)
+    return RoundEvidence(
+        run="demo", round=RoundIndex(index), peer=PeerId(CYD), evidence=evidence, invitations=invitations
+    )
 
 
 def told(*rounds: RoundEvidence) -> Path:
@@ -129,3 +131,48 @@ def test_three_incentives_and_large_numbers_fit_into_100_columns(elastic: Run, r
 def test_an_emission_is_a_number(elastic: Run, ran: Path, emission: str) -> None:
     code, _, err = compare(elastic, ran, "--emission", emission)
     assert code != 0 and "--emission" in err
+
+
+def guest_of_ann(number: int = 0) -> Invitation:
+    return Invitation(run="demo", inviter=ANN, number=number, invited=BOB)
+
+
+def by_invitation() -> None:
+    """So gets into the run of `run.toml` who is not ann."""
+    text = Path("run.toml").read_text()
+    start, end = text.index("[shared.incentive]"), text.index("[shared.scoring]")
+    incentive = f'[shared.incentive]\nname = "reputation"\nentry = "invited"\nmembers = ["{ANN}"]\n\n'
+    Path("run.toml").write_text(text[:start] + incentive + text[end:])
+
+
+def test_a_guest_is_asked_from_the_round_on_after_its_invitation_was_heard(elastic: Run, validator: Run) -> None:
+    by_invitation()
+    first = seen(1, ANN=None, BOB=None)
+    where = told(first, seen(2, guest_of_ann(), ANN=None, BOB=None), *(seen(n, ANN=None, BOB=None) for n in (3, 4)))
+    out = compare(elastic, where)[1]
+    assert rows(out)[BOB[-6:]][3] == "2"
+
+
+def test_a_score_tells_what_an_inviter_paid_for_its_guest(elastic: Run, validator: Run) -> None:
+    # given a guest that is shut out in the end
+    by_invitation()
+    bad = RejectReason.MALFORMED
+
+    def score_of_ann(*invitations: Invitation) -> float:
+        good = [seen(each, *invitations, ANN=None, BOB=None) for each in range(1, 11)]
+        where = told(*good, seen(11, ANN=None, BOB=bad), seen(12, ANN=None, BOB=bad))
+        _, out, _ = elastic("score", ANN, where, "--run-file", "run.toml")
+        return float(next(line for line in out.splitlines() if line.split()[0] == "12").split()[1])
+
+    # then a quarter of its inviter's reputation is gone
+    assert score_of_ann(guest_of_ann()) == pytest.approx(0.75 * score_of_ann(), abs=0.002)
+
+
+def test_evidence_from_before_invitations_were_written_down_is_read(elastic: Run, validator: Run) -> None:
+    by_invitation()
+    where = told(*(seen(each, ANN=None, BOB=None) for each in range(1, 5)))
+    path = where / EVIDENCE_FILE
+    path.write_bytes(path.read_bytes().replace(b'"invitations":[],', b""))
+    assert b"invitations" not in path.read_bytes()
+    code, out, _ = compare(elastic, where)
+    assert code == 0 and rows(out)[BOB[-6:]][3] == "4"

@@ -12,7 +12,7 @@ from elastic.actors.backend import Backend
 from elastic.actors.journal import Journal
 from elastic.config import PluginChoice, RunConfig, parse_config
 from elastic.errors import ConfigError, StateError
-from elastic.messages import Evidence, PeerId, RoundIndex, Verdict
+from elastic.messages import Evidence, Invitation, PeerId, RoundIndex, Verdict
 from elastic.peer import memory_of
 from elastic.registry import local_settings
 from elastic.reports import RoundEvidence
@@ -120,6 +120,20 @@ async def test_others_code_is_imported_only_if_the_run_file_accepts_it(tmp_path:
         await Backend(config(tmp_path), Journal(config(tmp_path), ME)).take_up(theirs)
     settings = config(tmp_path, incentives=[theirs.name])
     assert type((await Backend(settings, Journal(settings, ME)).take_up(theirs)).within).__name__ == "YourIncentive"
+
+
+async def test_an_incentive_that_is_agreed_on_later_knows_who_was_invited_before(tmp_path: Path) -> None:
+    # given a run in which an invitation was heard
+    settings = config(tmp_path)
+    journal = Journal(settings, ME)
+    given = Invitation(run="demo", inviter=PeerId(ME), number=0, invited=PeerId(OTHER))
+    none = RoundEvidence(run="demo", round=RoundIndex(1), peer=PeerId(ME), evidence=(), invitations=(given,))
+    journal.learn(none)
+    # when it agrees on members and their guests
+    guests = PluginChoice.model_validate({"name": "reputation", "entry": "invited", "members": [ME]})
+    taken = await Backend(settings, journal).take_up(guests)
+    # then the guest is one
+    assert set(taken.select(RoundIndex(2), [ME, OTHER], 8)) == {ME, OTHER}
 
 
 async def test_what_is_outside_begins_and_ends_with_its_incentive(tmp_path: Path, settlers: list[FakeSettler]) -> None:

@@ -51,7 +51,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Verdict": VERDICT,
     "Assessment": {"peer": PEER, "round": 7, "gain_assigned": 0.5, "gain_heldout": -0.5},
     "Evidence": {"verdict": VERDICT, "tokens": 12},
-    "RoundEvidence": {"run": "demo", "round": 7, "peer": PEER, "evidence": [{"verdict": VERDICT}]},
+    "RoundEvidence": {"run": "demo", "round": 7, "peer": PEER, "evidence": [{"verdict": VERDICT}], "invitations": []},
     "Scoreboard": {"round": 7, "scores": {PEER: 0.5}},
     "SignedScoreboard": {"run": "demo", "round": 7, "peer": PEER, "scores": {PEER: 0.5}},
     "Invitation": {"run": "demo", "inviter": PEER, "number": 3, "invited": OTHER},
