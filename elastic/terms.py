@@ -35,14 +35,18 @@ class Standing:
     """The round whose manifest brought them; 0: they are the run file's."""
 
 
-def standing(config: RunConfig) -> Standing:
+def standing(config: RunConfig, folder: Path | None = None) -> Standing:
     """The newest terms in the peer's chain, which may be written to meanwhile.
+
+    Args:
+        folder: the state directory; None: the run file's.
 
     Raises:
         StateError: the chain cannot be read.
+        MalformedError: it is of another run.
     """
     shared = config.shared
-    known = amendments_in(config.local.state_dir / CHAIN_FILE)
+    known = amendments_in((folder or config.local.state_dir) / CHAIN_FILE)
     charter = Charter(shared.run, shared.terms(), known)
     return Standing(charter.newest(), known[-1].round if known else GENESIS)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from elastic.config import PluginChoice, RunConfig, load_config
+from elastic.config import load_config
 from elastic.errors import ConfigError
 from elastic.messages import PeerId
 
@@ -28,13 +28,12 @@ def score(
     From what the best informed peer of that folder wrote down: a validator, if there is one.
     """
     from elastic.audit.evidence import best_witness, find_peer, names_in
+    from elastic.audit.own import own_incentive
     from elastic.audit.score import HEADER, LEGEND, history, line
     from elastic.registry import build
 
     witness, names = best_witness(where), names_in(where)
-    config = _config(run_file, where)
-    found = find_peer(peer, witness.peers, names)
-    choice = _agreed(config)
+    found, choice = find_peer(peer, witness.peers, names), own_incentive(where, witness, run_file)
     moves = list(history(witness, found, build("incentive", choice)))
     say(f"{names.get(found, '')} {found}, as {names.get(witness.peer, witness.peer)} saw it, incentive {choice.name}")
     say(HEADER)
@@ -69,12 +68,14 @@ def compare(
     """
     from elastic.audit.compare import play, table
     from elastic.audit.evidence import best_witness, names_in
+    from elastic.audit.own import own_incentive
     from elastic.choose import by_either
     from elastic.registry import build
 
     if emission is not None and not isfinite(emission):
         raise ConfigError("--emission: should be a finite number")
-    witness, own, names = best_witness(where), _agreed(_config(run_file, where)), names_in(where)
+    witness, names = best_witness(where), names_in(where)
+    own = own_incentive(where, witness, run_file)
     choices = {own.name: own}
     for text in backends or ["uniform", "reputation"]:
         if text not in choices:
@@ -90,17 +91,26 @@ def compare(
 def export(
     where: Where,
     run_file: RunFile = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--with", metavar="NAME|FILE.toml", help="what another incentive would have thought, see compare"),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="write it there; else print it")] = None,
 ) -> None:
     """Write a run's reputations down, for the run file of the next one.
 
     What is written goes behind `[shared.incentive]` of a run file with the same incentive, and is equal on every peer
-    of that run, as all of [shared] is. It is what the best informed peer of that folder thought.
+    of that run, as all of [shared] is. It is what the best informed peer of that folder thought, best first, and nobody
+    of whom it thought nothing; at most as many as a run file takes, 1,024.
     """
+    from elastic.audit.evidence import best_witness
     from elastic.audit.export import reputations
+    from elastic.audit.own import own_incentive
+    from elastic.choose import by_either
 
-    config = _config(run_file, where)
-    text = reputations(where, config, _agreed(config))
+    witness = best_witness(where)
+    choice = own_incentive(where, witness, run_file) if backend is None else by_either(backend, "--with")
+    text = reputations(where, witness, choice)
     if output is None:
         say(text)
         return
@@ -132,16 +142,3 @@ def invite(
         raise ConfigError(f"{path}: {error.strerror}") from error
     say(f"wrote {path}: invitation {invitation.number + 1} of this peer")
     say(f"the newcomer puts it into its state directory as {room.INVITATION_FILE}, and joins")
-
-
-def _agreed(config: RunConfig) -> PluginChoice:
-    """The run's incentive as it is now, if it was changed while the run went on."""
-    from elastic.terms import standing
-
-    return PluginChoice.model_validate_json(standing(config).terms.incentive)
-
-
-def _config(run_file: Path | None, where: Path) -> RunConfig:
-    from elastic.audit.evidence import run_file_in
-
-    return load_config(run_file) if run_file is not None else run_file_in(where)

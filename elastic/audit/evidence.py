@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from elastic.config import RunConfig, load_config
 from elastic.errors import ConfigError, MalformedError
 from elastic.messages import PeerId
 from elastic.reports import EVIDENCE_FILE, OLD_EVIDENCE_FILE, STATUS_FILE, PeerStatus, RoundEvidence
@@ -20,6 +19,13 @@ class Witness:
     peer: PeerId
     rounds: list[RoundEvidence]
     """In order, each round once: what it saw last counts."""
+    folder: Path | None = None
+    """Its state directory."""
+
+    @property
+    def run(self) -> str:
+        """The run's name, as of its last round."""
+        return self.rounds[-1].run
 
     @property
     def assessments(self) -> int:
@@ -47,16 +53,10 @@ def best_witness(where: Path) -> Witness:
     return max(found, key=lambda each: (each.assessments, len(each.rounds)))
 
 
-def run_file_in(where: Path) -> RunConfig:
-    """The run file that lies beside what peers wrote.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for path in (where / RUN_FILE, *sorted(where.glob(f"*/{RUN_FILE}")), where.parent / RUN_FILE):
-        if path.is_file():
-            return load_config(path)
-    raise ConfigError(f"{where}: no {RUN_FILE} there: say which it is with --run-file")
+def run_file_beside(where: Path) -> Path | None:
+    """The run file that lies beside what peers wrote, if one does."""
+    paths = (where / RUN_FILE, *sorted(where.glob(f"*/{RUN_FILE}")), where.parent / RUN_FILE)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def names_in(where: Path) -> dict[PeerId, str]:
@@ -104,4 +104,4 @@ def account_of(folder: Path) -> Witness | None:
                 raise ConfigError(f"{path}, line {number}: {error}") from error
             rounds[seen.round] = seen
     ordered = [rounds[index] for index in sorted(rounds)]
-    return Witness(ordered[-1].peer, ordered) if ordered else None
+    return Witness(ordered[-1].peer, ordered, folder) if ordered else None

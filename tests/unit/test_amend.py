@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from elastic.amend import read_order
-from elastic.audit.commands import _agreed
+from elastic.audit.evidence import Witness
+from elastic.audit.own import own_incentive
 from elastic.config import PluginChoice, RunConfig, load_config
-from elastic.messages import Amendment, Manifest
-from elastic.reports import ORDER_FILE, Order
+from elastic.messages import Amendment, Manifest, RoundIndex
+from elastic.reports import ORDER_FILE, Order, RoundEvidence
 from elastic.state.chain import CHAIN_FILE, Chain
 from elastic.wire.signing import Identity
 from tests.unit.conftest import Run
@@ -117,7 +118,10 @@ def test_what_is_told_of_a_run_is_told_with_the_incentive_that_it_has_now(valida
     me = Identity.load(config().key_path)
     Path("run.toml").write_text(Path("run.toml").read_text().replace(me.peer, KEYS[0].peer))
     had(run_of(None, to(incentive='{"earn":0.2,"name":"reputation"}')))
-    assert _agreed(config()) == PluginChoice.model_validate({"name": "reputation", "earn": 0.2})
+    one = Witness(KEYS[1].peer, [RoundEvidence(run="demo", round=RoundIndex(1), peer=KEYS[1].peer, evidence=())])
+    assert own_incentive(Path("runs"), one, Path("run.toml")) == PluginChoice.model_validate(
+        {"name": "reputation", "earn": 0.2}
+    )
 
 
 def test_an_order_that_cannot_be_read_is_no_order(validator: Run) -> None:

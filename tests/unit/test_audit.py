@@ -1,14 +1,17 @@
 """`elastic score` and `elastic incentives compare`, from evidence as it lies on a disk."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from elastic.config import load_config
-from elastic.messages import Evidence, Invitation, PeerId, RejectReason, RoundIndex, Verdict
+from elastic.messages import Evidence, Invitation, Manifest, PeerId, RejectReason, RoundIndex, Verdict
 from elastic.reports import EVIDENCE_FILE, RoundEvidence
+from elastic.state.chain import CHAIN_FILE, Chain
 from elastic.wire.signing import Identity
 from tests.unit.conftest import Run
+from tests.unit.test_charter import KEYS, run_of, to
 
 ANN, BOB, CYD = PEERS = sorted(Identity.generate().peer for _ in range(3))
 ROUNDS = 20
@@ -176,3 +179,60 @@ def test_evidence_from_before_invitations_were_written_down_is_read(elastic: Run
     assert b"invitations" not in path.read_bytes()
     code, out, _ = compare(elastic, where)
     assert code == 0 and rows(out)[BOB[-6:]][3] == "4"
+
+
+# --- which incentive the run had --------------------------------------------------------------------------------------
+
+
+def export(elastic: Run, *options: object) -> tuple[int, str, str]:
+    code, out, err = elastic("incentives", "export", *options)
+    assert err.count("\n") == (code != 0)
+    return code, out, err
+
+
+def test_a_run_file_of_another_run_is_none_of_this_evidence(elastic: Run, ran: Path) -> None:
+    Path("next.toml").write_text(Path("run.toml").read_text().replace('run = "demo"', 'run = "next"'))
+    code, _, err = export(elastic, ran, "--run-file", "next.toml")
+    assert code == 1 and 'of the run "demo"' in err and 'say --run-file with that of "demo"' in err
+
+
+def test_a_run_file_with_another_incentive_than_the_run_had_says_what_to_do(elastic: Run, ran: Path) -> None:
+    # given the run's own file beside what was written down, with uniform shares
+    shutil.copy("run.toml", ran / "run.toml")
+    # when asked with one that has another
+    by_invitation()
+    code, _, err = export(elastic, ran, "--run-file", "run.toml")
+    # then
+    assert code == 1 and '"reputation", is not "uniform"' in err and "leave --run-file out" in err and "--with" in err
+    text = Path("run.toml").read_text()
+    shutil.copy("run.toml", ran / "run.toml")
+    Path("run.toml").write_text(text.replace('entry = "invited"', 'entry = "listed"'))
+    code, _, err = export(elastic, ran, "--run-file", "run.toml")
+    assert code == 1 and '"reputation", has other settings' in err
+    # and without it all is well
+    assert export(elastic, ran)[0] == 0
+
+
+def decided_by(key: Identity, ran: Path, chain: list[Manifest]) -> None:
+    """The run has one validator, and its peer kept this chain beside the evidence."""
+    mine = Identity.load(load_config(Path("run.toml")).key_path).peer
+    (ran / "run.toml").write_text(Path("run.toml").read_text().replace(mine, key.peer))
+    kept = Chain(ran / CHAIN_FILE)
+    for manifest in chain:
+        kept.append(manifest)
+
+
+def test_what_the_run_agreed_on_is_found_beside_the_evidence(elastic: Run, ran: Path) -> None:
+    # given a run file whose own state directory is another one, and knows nothing of it
+    decided_by(KEYS[0], ran, run_of(None, to(incentive='{"earn":0.2,"name":"reputation"}')))
+    _, out, _ = elastic("incentives", "compare", ran)
+    assert out.splitlines()[1].split() == ["peer", "reputation", "uniform"]
+
+
+def test_manifests_of_another_run_than_the_run_files_say_what_to_do(elastic: Run, ran: Path) -> None:
+    # given one whose first change of terms was lost
+    chain = run_of(to(incentive='{"name":"reputation"}'), to(incentive='{"name":"uniform"}'))
+    decided_by(KEYS[0], ran, [])
+    (ran / CHAIN_FILE).write_bytes(chain[2].canonical() + b"\n")
+    code, _, err = export(elastic, ran)
+    assert code == 1 and "unknown here" in err and "say --run-file" in err

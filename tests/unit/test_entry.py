@@ -263,4 +263,36 @@ def test_reputations_are_exported_into_the_next_run_file(validator: Run) -> None
     assert validator("incentives", "export", state_dir, "--run-file", "run.toml", "-o", "next.toml")[0] == 0
     with_incentive('name = "uniform"')
     code, _, err = validator("incentives", "export", state_dir, "--run-file", "run.toml")
-    assert code == 1 and "no reputations" in err
+    assert code == 1 and "no reputations" in err and "--with reputation" in err
+    # and of a run that had none they are what another incentive would have thought
+    assert validator("incentives", "export", state_dir, "--run-file", "run.toml", "--with", "reputation")[1] == out
+
+
+def test_who_would_begin_with_nothing_is_not_exported_nor_more_than_a_run_file_takes(validator: Run) -> None:
+    # given a crowd that did well, some less often, and others who did nothing for long
+    with_incentive('name = "reputation"\nearn = 0.5')
+    crowd = [Identity.generate().peer for _ in range(1030)]
+    idle, best = crowd[:4], set(crowd[6:])
+    state_dir = load_config(Path("run.toml")).local.state_dir
+    rounds = [[peer for peer in crowd if peer not in idle][:700], crowd[6:900], crowd[500:]]
+    with (state_dir / EVIDENCE_FILE).open("wb") as file:
+        for index, there in enumerate(rounds, start=1):
+            away = idle if index == 1 else []
+            seen = [
+                Evidence(
+                    verdict=Verdict(
+                        peer=peer, round=RoundIndex(index), rejected=RejectReason.MISSING if peer in away else None
+                    )
+                )
+                for peer in [*there, *away]
+            ]
+            line = RoundEvidence(run="demo", round=RoundIndex(index), peer=CYD, evidence=tuple(seen))
+            file.write(line.canonical() + b"\n")
+    # when
+    _, out, _ = validator("incentives", "export", state_dir, "--run-file", "run.toml")
+    # then
+    carried = tomllib.loads(out)["shared"]["incentive"]["carried"]
+    assert set(carried) == best and 0 not in carried.values()
+    assert "# left out: 4 with nothing; 2 behind the best 1024" in out
+    with_incentive('name = "reputation"\n' + out)
+    assert validator("check", "run.toml")[0] == 0
