@@ -3,10 +3,11 @@
 import logging
 from pathlib import Path
 
+from elastic.audit.evidence import account_of
 from elastic.check import admission, check_peer
 from elastic.config import PluginChoice, RunConfig
 from elastic.errors import ConfigError, MalformedError
-from elastic.messages import Invitation, PeerId
+from elastic.messages import GENESIS, Invitation, PeerId
 from elastic.registry import resolve
 from elastic.state.store import write_durably
 from elastic.terms import standing
@@ -57,6 +58,27 @@ def invite(config: RunConfig, peer: PeerId) -> Invitation:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, b"".join(each.canonical() + b"\n" for each in [*given, new]))
     return new
+
+
+def doubts(config: RunConfig) -> str | None:
+    """Why nobody takes this peer's invitations as things stand, by what it wrote down itself; None: they are taken."""
+    cls, settings = resolve("incentive", PluginChoice.model_validate_json(standing(config).terms.incentive))
+    mine, rules, incentive = Identity.load_or_create(config.key_path).peer, admission(settings), cls(settings)
+    member = mine in getattr(rules, "members", ())
+    needed = float(getattr(rules, "established", 0.0))
+    try:
+        account = account_of(config.local.state_dir)
+    except ConfigError as error:
+        return None if member else f"this peer is no member of the run, and how it stands cannot be read: {error}"
+    if account is None or account.run != config.shared.run:
+        known, told = incentive.score(GENESIS, ()).scores.get(mine), "there is no evidence of its own yet"
+    else:
+        known, told = account.tell(incentive).get(mine), f"by its own evidence up to round {account.rounds[-1].round}"
+    if known is not None and known < 0:
+        return f"this peer is shut out, {told}"
+    if member or (known or 0.0) >= needed:
+        return None
+    return f"this peer is no member and has a reputation of {known or 0.0:.2f} ({told}); who invites needs {needed:g}"
 
 
 def _given(path: Path) -> list[Invitation]:

@@ -130,11 +130,13 @@ def invite(
     """Answer for a newcomer in a run that takes invited peers only.
 
     What is written goes to the newcomer, who puts it into its state directory as invitation.json. If the newcomer is
-    shut out later, this peer loses a part of its reputation.
+    shut out later, this peer loses a part of its reputation. Validators take invitations of members and of established
+    peers only: of others as soon as they are.
     """
     from elastic import invite as room
 
-    invitation = room.invite(load_config(run_file), PeerId(peer))
+    config = load_config(run_file)
+    invitation = room.invite(config, PeerId(peer))
     path = output or Path(f"invitation-{peer[-6:]}.json")
     try:
         path.write_bytes(invitation.canonical() + b"\n")
@@ -142,3 +144,7 @@ def invite(
         raise ConfigError(f"{path}: {error.strerror}") from error
     say(f"wrote {path}: invitation {invitation.number + 1} of this peer")
     say(f"the newcomer puts it into its state directory as {room.INVITATION_FILE}, and joins")
+    doubts = room.doubts(config)
+    if doubts is not None:
+        say(f"warning: as things stand validators do not take it: {doubts}", err=True)
+        say("they take it as soon as they think better of this peer; until then the newcomer waits outside", err=True)

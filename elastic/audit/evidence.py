@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from elastic.contracts import Incentive
 from elastic.errors import ConfigError, MalformedError
 from elastic.messages import PeerId
 from elastic.reports import EVIDENCE_FILE, OLD_EVIDENCE_FILE, STATUS_FILE, PeerStatus, RoundEvidence
@@ -26,6 +28,14 @@ class Witness:
     def run(self) -> str:
         """The run's name, as of its last round."""
         return self.rounds[-1].run
+
+    def tell(self, incentive: Incentive) -> Mapping[PeerId, float]:
+        """All of it to an incentive that begins; peer → what that thinks in the end."""
+        scores: Mapping[PeerId, float] = {}
+        for seen in self.rounds:
+            incentive.hear(seen.invitations)
+            scores = incentive.score(seen.round, seen.evidence).scores
+        return scores
 
     @property
     def assessments(self) -> int:

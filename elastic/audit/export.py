@@ -9,7 +9,6 @@ from elastic.audit.evidence import Witness, names_in
 from elastic.check import admission
 from elastic.config import PluginChoice
 from elastic.errors import ConfigError
-from elastic.messages import PeerId
 from elastic.registry import resolve
 
 DIGITS = 4
@@ -33,11 +32,7 @@ def reputations(where: Path, witness: Witness, choice: PluginChoice) -> str:
             f'the incentive "{choice.name}" has no reputations that a run could begin with: say --with reputation, or '
             "--with FILE.toml, for what an incentive that has them would have thought of the run"
         )
-    names, incentive = names_in(where), cls(settings)
-    scores: dict[PeerId, float] = {}
-    for seen in witness.rounds:
-        incentive.hear(seen.invitations)
-        scores = incentive.score(seen.round, seen.evidence).scores
+    names, scores = names_in(where), witness.tell(cls(settings))
     rounded = {peer: round(score, DIGITS) for peer, score in scores.items()}
     ranked = sorted((peer for peer in rounded if rounded[peer]), key=lambda peer: (-rounded[peer], peer))
     told = ranked[: _room(holder)]

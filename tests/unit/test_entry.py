@@ -196,6 +196,49 @@ def test_an_invitation_is_written_once_for_each_newcomer(validator: Run) -> None
     assert code == 1 and "all 2 invitations" in err
 
 
+def own(rejected: RejectReason | None, rounds: int, run: str = "demo") -> None:
+    """This machine's peer wrote down how it did itself."""
+    config = load_config(Path("run.toml"))
+    mine = Identity.load(config.key_path).peer
+    config.local.state_dir.mkdir(parents=True, exist_ok=True)
+    with (config.local.state_dir / EVIDENCE_FILE).open("wb") as file:
+        for index in map(RoundIndex, range(1, rounds + 1)):
+            seen = Evidence(verdict=Verdict(peer=mine, round=index, rejected=rejected))
+            file.write(RoundEvidence(run=run, round=index, peer=mine, evidence=(seen,)).canonical() + b"\n")
+
+
+def test_who_cannot_invite_yet_is_told_so_and_invites_nevertheless(validator: Run) -> None:
+    # given a peer that is no member
+    with_incentive(f'name = "reputation"\nentry = "invited"\nmembers = ["{ANN}"]')
+
+    def warned() -> str:
+        code, _, err = validator("incentives", "invite", "run.toml", BOB, "-o", "bob.json")
+        assert code == 0 and Path("bob.json").is_file()
+        return err
+
+    # then it hears what it has, and what it needs
+    assert "no member" in warned() and "no evidence of its own yet" in warned()
+    own(None, 3)
+    assert "a reputation of 0.14 (by its own evidence up to round 3); who invites needs 0.5" in warned()
+    own(RejectReason.MALFORMED, 2)
+    assert "is shut out" in warned()
+    own(None, 30, run="another")
+    assert "no evidence of its own yet" in warned()
+    (load_config(Path("run.toml")).local.state_dir / EVIDENCE_FILE).write_bytes(b"{}\n\n")
+    assert "cannot be read" in warned()
+    # and nothing once it is established
+    own(None, 30)
+    assert warned() == ""
+
+
+def test_a_member_may_invite_unless_it_is_shut_out(validator: Run) -> None:
+    mine = Identity.load(load_config(Path("run.toml")).key_path).peer
+    with_incentive(f'name = "reputation"\nentry = "invited"\nmembers = ["{mine}"]')
+    assert validator("incentives", "invite", "run.toml", BOB)[2] == ""
+    own(RejectReason.MALFORMED, 2)
+    assert "is shut out" in validator("incentives", "invite", "run.toml", BOB)[2]
+
+
 def test_invitations_that_cannot_be_given(validator: Run) -> None:
     code, _, err = validator("incentives", "invite", "run.toml", BOB)
     assert code == 1 and "takes no invitations" in err
