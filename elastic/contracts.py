@@ -332,7 +332,9 @@ class StateStore(Protocol):
 
 
 class Incentive(Protocol):
-    """What scores mean: who may contribute, whose work counts how much, what is written where."""
+    """What scores mean: who may contribute, whose work counts how much, what is written where.
+
+    One by which peers earn otherwise than in proportion to scores has a `payout` too (`elastic.audit.compare.Paying`)."""
 
     def select(self, round_: RoundIndex, candidates: Sequence[PeerId], limit: int) -> Sequence[PeerId]:
         """Who may contribute in that round."""
@@ -367,17 +369,6 @@ class Incentive(Protocol):
         ...
 
     def restore(self, state: JSON) -> None: ...
-
-
-class PayingIncentive(Incentive, Protocol):
-    """An incentive by which peers earn otherwise than in proportion to their scores."""
-
-    def payout(self, board: Scoreboard, payer: PeerId) -> Mapping[PeerId, float]:
-        """Peer → part of what there is to earn after that board, as `payer` would have it.
-
-        They sum to 1, or less: the rest goes to nobody.
-        """
-        ...
 
 
 class Settler(Protocol):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum, isfinite
-from typing import cast
+from typing import Protocol, runtime_checkable
 
 from elastic.audit.evidence import Witness
-from elastic.contracts import Incentive, PayingIncentive
+from elastic.contracts import Incentive
 from elastic.messages import NO_DIGEST, ContributionHeader, Evidence, PeerId, RoundIndex, Scoreboard
 from elastic.verify.ratings import Ratings
 
@@ -26,6 +26,18 @@ weight  its part of what there is to earn, in the end
         set by who saw this, which on a chain gives none to itself; (nobody) has what is burnt
 {amount}
 out     rounds in which it contributed and would not have been asked to"""
+
+
+@runtime_checkable
+class Paying(Protocol):
+    """An incentive by which peers earn otherwise than in proportion to their scores."""
+
+    def payout(self, board: Scoreboard, payer: PeerId) -> Mapping[PeerId, float]:
+        """Peer → part of what there is to earn after that board, as `payer` would have it.
+
+        They sum to 1, or less: the rest goes to nobody.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -105,8 +117,8 @@ def play(witness: Witness, incentive: Incentive) -> Books:
 def weights(incentive: Incentive, board: Scoreboard, payer: PeerId) -> Mapping[PeerId, float]:
     """Peer → part of what there is to earn after that board, as `payer` would have it: by score, if the incentive does
     not pay otherwise. They sum to 1, or less: the rest goes to nobody."""
-    if hasattr(incentive, "payout"):
-        return cast(PayingIncentive, incentive).payout(board, payer)
+    if isinstance(incentive, Paying):
+        return incentive.payout(board, payer)
     positive = {peer: score for peer, score in board.scores.items() if isfinite(score) and score > 0}
     return {peer: score / fsum(positive.values()) for peer, score in positive.items()}
 
