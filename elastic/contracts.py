@@ -332,9 +332,7 @@ class StateStore(Protocol):
 
 
 class Incentive(Protocol):
-    """What scores mean: who may contribute, whose work counts how much, what is written where.
-
-    One by which peers earn otherwise than in proportion to scores has a `payout` too (`elastic.audit.compare.Paying`)."""
+    """What scores mean: who may contribute, whose work counts how much, what is written where."""
 
     def select(self, round_: RoundIndex, candidates: Sequence[PeerId], limit: int) -> Sequence[PeerId]:
         """Who may contribute in that round."""

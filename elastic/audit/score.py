@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from elastic.audit.evidence import Witness
 from elastic.contracts import Incentive
 from elastic.messages import Evidence, PeerId, RoundIndex
-from elastic.verify.ratings import WORK_TRIAL, Ratings, Standing
+from elastic.verify.ratings import WORK_FLOOR, WORK_TRIAL, Ratings, Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Move:
         if self.evidence.works is False:
             found.append("does not train on what it is assigned")
         elif self.standing.assessed < WORK_TRIAL:
-            found.append(f"proof of work after {WORK_TRIAL} assessments")
+            found.append(f"too early for its proof of work: {self.standing.assessed} of {WORK_TRIAL} assessments")
         return "; ".join(found)
 
 
@@ -64,7 +64,11 @@ def line(move: Move) -> str:
 
 
 HEADER = " round    score   rating  ordinal   work  what moved it"
-LEGEND = (
-    "score: what the incentive thinks. rating: ordinal x work, faded. ordinal: skill it has almost certainly "
-    "(OpenSkill). work: mean proof of work, -1 to 1"
-)
+LEGEND = f"""\
+score    what the incentive thinks of it
+rating   what validators' assessments amount to: ordinal x work, a little less after each round without one
+ordinal  how well it helps on tokens that others train on, as far as that is almost certain (OpenSkill)
+work     proof of work: whether it trains on the tokens that it is assigned. An assessment in which it helps more
+         on these than on others' says +1, any other -1; this is their running mean, from 0 on. A copy stays near
+         0. Known from {WORK_TRIAL} assessments on, about as many rounds of a validator: single ones may be luck. Then a
+         mean below about {WORK_FLOOR:g} says that it does not, and its rating is 0"""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from elastic.config import load_config
-from elastic.messages import Evidence, Invitation, Manifest, PeerId, RejectReason, RoundIndex, Verdict
+from elastic.messages import Assessment, Evidence, Invitation, Manifest, PeerId, RejectReason, RoundIndex, Verdict
 from elastic.reports import EVIDENCE_FILE, RoundEvidence
 from elastic.state.chain import CHAIN_FILE, Chain
 from elastic.wire.signing import Identity
@@ -236,3 +236,40 @@ def test_manifests_of_another_run_than_the_run_files_say_what_to_do(elastic: Run
     (ran / CHAIN_FILE).write_bytes(chain[2].canonical() + b"\n")
     code, _, err = export(elastic, ran)
     assert code == 1 and "unknown here" in err and "say --run-file" in err
+
+
+# --- what moved a score -----------------------------------------------------------------------------------------------
+
+
+def test_a_newcomer_reads_when_its_proof_of_work_will_be_known(elastic: Run, validator: Run) -> None:
+    # given 24 assessments of each, in which ann helped most on the tokens that it was assigned, and bob on others'
+    def assessed(index: int) -> RoundEvidence:
+        plain = seen(index, ANN=None, BOB=None)
+        gains = {ANN: (0.02, 0.01), BOB: (0.01, 0.02)}
+        found = tuple(
+            each.model_copy(
+                update={"assessment": Assessment(peer=peer, round=plain.round, gain_assigned=own, gain_heldout=others)}
+            )
+            for each in plain.evidence
+            for peer in [each.verdict.peer]
+            for own, others in [gains[peer]]
+        )
+        return plain.model_copy(update={"evidence": found})
+
+    where = told(*map(assessed, range(1, 25)))
+
+    def told_of(peer: PeerId) -> tuple[list[str], str]:
+        code, out, _ = elastic("score", peer, where, "--run-file", "run.toml", "--rounds", "24")
+        lines = out.splitlines()
+        assert code == 0 and all(len(line) <= 120 for line in lines[26:])
+        return lines[2:26], out
+
+    # then both read how many are still to come, and from then on what they show
+    ann, bob = told_of(ANN)[0], told_of(BOB)[0]
+    for lines in (ann, bob):
+        assert "too early for its proof of work: 7 of 20 assessments" in lines[6]
+        assert "too early" in lines[18] and not any("too early" in line for line in lines[19:])
+    assert all("does not train on what it is assigned" in line for line in bob[19:])
+    assert not any("does not train" in line for line in ann)
+    # and what that is
+    assert "work     proof of work: whether it trains on the tokens that it is assigned" in told_of(ANN)[1]
