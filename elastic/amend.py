@@ -7,13 +7,14 @@ its own if it sees so many like it, and nobody votes for one that is not its own
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from elastic.agreement.simplex import quorum
 from elastic.errors import MalformedError
-from elastic.messages import Amendment, PeerId, RoundIndex, RoundPlan, Terms
+from elastic.messages import GENESIS, Amendment, PeerCard, PeerId, RoundIndex, RoundPlan, Terms
 from elastic.peer import Peer
-from elastic.reports import ORDER_FILE, Order
+from elastic.reports import ORDER_FILE, WISHES_FILE, Order, Wishes
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,47 @@ async def is_shared(peer: Peer, plan: RoundPlan, wish: Amendment) -> bool:
     posted, ours = await peer.exchange.records(WISH, plan.round), wish.canonical()
     alike = [each for each in plan.validators if each == peer.id or posted.get(each) == ours]
     return len(alike) >= quorum(len(plan.validators))
+
+
+async def wishes_heard(peer: Peer, cards: Iterable[PeerCard]) -> Wishes | None:
+    """What the validators wish for in the round under way; or in the one before, who has not said it again yet.
+
+    For people: nothing is decided by it. None: we do not decide, or there is nobody else who does.
+
+    Raises:
+        NetworkError: nothing could be heard.
+    """
+    head = peer.chain.head()
+    if head is None:
+        return None
+    round_ = RoundIndex(head.round + 1)
+    validators = peer.agreement.terms(round_).validators
+    if peer.id not in validators or len(validators) == 1:
+        return None
+    wishes: dict[PeerId, Amendment] = {}
+    for each in (head.round, round_):
+        if each == GENESIS or (each == head.round and head.amendment is not None):
+            continue  # what was wished for under other terms is wished for no more
+        posted = await peer.exchange.records(WISH, each)
+        for author in sorted(posted.keys() & set(validators)):
+            try:
+                wishes[author] = Amendment.from_bytes(posted[author])
+            except MalformedError as error:
+                logger.info("round %d: the wish of %s: %s", each, author, error)
+    names = {card.peer: card.name for card in cards if card.peer in validators}
+    return Wishes(run=peer.shared.run, round=round_, amended=head.amends, wishes=wishes, names=names)
+
+
+def read_wishes(folder: Path) -> Wishes | None:
+    """What the peer with this state directory heard last."""
+    path = folder / WISHES_FILE
+    try:
+        return Wishes.from_bytes(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, MalformedError) as error:
+        logger.warning("%s: %s", path, error)
+        return None
 
 
 def read_order(folder: Path) -> Order | None:

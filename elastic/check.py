@@ -7,10 +7,13 @@ that says what to write instead.
 import difflib
 import ipaddress
 import re
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from elastic.config import RunConfig, Shared
 from elastic.errors import ConfigError, SignatureInvalidError
+from elastic.explain import NO_PEER_ID
 from elastic.messages import PeerId
 from elastic.registry import local_settings, resolve
 from elastic.wire.signing import public_key_of
@@ -29,8 +32,8 @@ def check_values(config: RunConfig) -> None:
         ConfigError: the first mistake.
     """
     shared, local = config.shared, config.local
-    for peer in shared.agreement.validators:
-        check_peer(peer, "shared.agreement.validators")
+    for number, peer in enumerate(shared.agreement.validators, start=1):
+        check_peer(peer, f"shared.agreement.validators, entry {number}")
     for address in local.network.bootstrap:
         check_entry(address)
     for address in local.network.announce:
@@ -68,7 +71,7 @@ def check_plugins(config: RunConfig) -> None:
             f'local.exchange.name = "{config.local.exchange.name}" works inside one process only; write "hivemind"'
         )
     _, incentive = resolve("incentive", shared.incentive)
-    _check_newcomers(incentive, shared)
+    check_newcomers(incentive, shared)
     if config.local.incentive:
         local_settings(config, shared.incentive)
     resolve("reducer", shared.reducer)
@@ -81,16 +84,45 @@ def admission(settings: Any) -> Any:
     return getattr(settings, "reputation", settings)
 
 
-def _check_newcomers(settings: Any, shared: Shared) -> None:
-    """Who shall get in can: members are peer ids, and what is told beside the rounds is told at all."""
-    for peer in getattr(admission(settings), "members", ()):
-        check_peer(PeerId(peer), "shared.incentive.members")
-    entry = getattr(admission(settings), "entry", "open")
+def check_newcomers(settings: Any, shared: Shared, where: str = "shared.incentive.") -> None:
+    """Who shall get in can: members are peer ids, and what is told beside the rounds is told at all.
+
+    Args:
+        settings: of an incentive.
+        shared: the rest of the run file.
+        where: what stands before their keys in messages.
+
+    Raises:
+        ConfigError: see above.
+    """
+    holder = admission(settings)
+    table = where if holder is settings else f"{where}reputation."
+    for number, peer in enumerate(getattr(holder, "members", ()), start=1):
+        check_peer(PeerId(peer), f"{table}members, entry {number}")
+    for number, peer in enumerate(getattr(holder, "carried", ()), start=1):
+        check_peer(PeerId(peer), f"{table}carried, entry {number}")
+    entry = getattr(holder, "entry", "open")
     if entry in ("invited", "work") and not shared.scoring.sequences:
         raise ConfigError(
-            f'shared.incentive.entry = "{entry}" needs validators that assess: shared.scoring.sequences is 0, so that '
+            f'{table}entry = "{entry}" needs validators that assess: shared.scoring.sequences is 0, so that '
             "nobody would ever be let in"
         )
+
+
+def _notes_on_entry(shared: Shared) -> Iterator[str]:
+    """What is allowed and lets in others than one might think."""
+    holder = admission(resolve("incentive", shared.incentive)[1])
+    entry, members = getattr(holder, "entry", None), getattr(holder, "members", ())
+    if entry in ("open", "work") and members:
+        yield (
+            f'shared.incentive: members are of no use with entry = "{entry}", by which anyone gets in; "listed" and '
+            '"invited" are for them'
+        )
+    if entry in ("listed", "invited"):
+        for peer in sorted(set(shared.agreement.validators) - set(members)):
+            yield f"shared.incentive: the validator {peer} is none of the members: it decides, and cannot contribute"
+    for peer in sorted(peer for peer, times in Counter(members).items() if times > 1):
+        yield f"shared.incentive: members names {peer} more than once"
 
 
 def notes(config: RunConfig) -> list[str]:
@@ -114,6 +146,7 @@ def notes(config: RunConfig) -> list[str]:
             f"[local.incentive] is empty: this machine takes no part in what {shared.incentive.name} does "
             "outside of the swarm. Right for most contributors; a validator should have its settings there"
         )
+    found += _notes_on_entry(shared)
     if not config.local.network.bootstrap:
         found.append(
             "local.network.bootstrap is empty: right for the run's first peer (a validator); every other peer needs "
@@ -173,8 +206,7 @@ def check_peer(peer: PeerId, where: str) -> None:
         public_key_of(peer)
     except (SignatureInvalidError, ValueError) as error:
         raise ConfigError(
-            f'{where}: "{peer:.64}" is not a peer id; it is 52 letters and digits, "12D3KooW…", as `elastic init` and '
-            "`elastic bootstrap` print it"
+            f'{where}: "{peer:.64}" {NO_PEER_ID}, and `elastic bootstrap` at the end of an address'
         ) from error
 
 

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from elastic.config import PluginChoice
 from elastic.errors import ConfigError
@@ -25,11 +25,15 @@ def by_name(name: str, option: str) -> PluginChoice:
     Raises:
         ConfigError, MissingExtraError: see `elastic.registry.resolve`; or it needs settings.
     """
-    fields = getattr(getattr(load(target_of("incentive", name)), "Config", None), "model_fields", {})
-    needed = [key for key, field in fields.items() if field.is_required()]
+    fields = getattr(load(target_of("incentive", name)), "Config", BaseModel).model_fields
+    needed = {key: field for key, field in fields.items() if field.is_required()}
     if needed:
-        lines = ", ".join([f'name = "{name}"', *(f"{key} = …" for key in needed)])
-        raise ConfigError(f"incentive {name}: it needs settings: write {lines} into a file, a line each; say {option}")
+        reasons = "; ".join(f"{key}: {field.description or 'see its documentation'}" for key, field in needed.items())
+        lines = " and ".join(f"{key} = {'NUMBER' if field.annotation is int else '…'}" for key, field in needed.items())
+        raise ConfigError(
+            f'incentive {name}: it needs settings ({reasons.rstrip(".")}): write a file of the lines name = "{name}" '
+            f"and {lines}, and give it with {option}"
+        )
     choice = PluginChoice(name=name)
     resolve("incentive", choice)
     return choice

@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import signal
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -16,18 +15,18 @@ from elastic.bench.commands import bench
 from elastic.check import check_plugins, check_values, notes
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError
+from elastic.order import amend
 from elastic.registry import EXTRAS, resolve, target_of
-from elastic.terms import amend
+from elastic.usage import AsMet, spelled_out
 
 app = typer.Typer(
     name="elastic",
+    cls=AsMet,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-OPTIONAL = {"--chaos": "20"}
-"""Options whose value may be left out, and what it is then."""
 RunFile = Annotated[Path, typer.Argument(help="the run file (TOML); `elastic init` writes one")]
 
 
@@ -59,14 +58,6 @@ def main() -> None:
             raise
         _fail(f"{error.filename}: {error.strerror}")
     raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def spelled_out(args: list[str]) -> list[str]:
-    """Arguments with a value for each option that may stand without one, which Typer does not know of."""
-    out: list[str] = []
-    for arg, after in pairwise([*args, "-"]):
-        out += [arg, OPTIONAL[arg]] if arg in OPTIONAL and after.startswith("-") else [arg]
-    return out
 
 
 def _fail(message: str) -> NoReturn:

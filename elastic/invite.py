@@ -37,14 +37,14 @@ def invite(config: RunConfig, peer: PeerId) -> Invitation:
     """Answer for a peer; asked again for the same one, it gives the same.
 
     Raises:
-        ConfigError: the run knows no invitations, all of ours are given, or that is no peer id.
+        ConfigError: the run knows no invitations, all of ours are given, that is no peer id, or we have no key yet.
     """
     check_peer(peer, "invite")
     _, settings = resolve("incentive", PluginChoice.from_canonical(standing(config).terms.incentive))
     settings = admission(settings)
     if getattr(settings, "entry", None) != "invited":
         raise ConfigError('this run takes no invitations: its [shared.incentive] has not entry = "invited"')
-    path, mine = config.local.state_dir / GIVEN_FILE, Identity.load_or_create(config.key_path)
+    path, mine = config.local.state_dir / GIVEN_FILE, Identity.load(config.key_path)
     if peer == mine.peer:
         raise ConfigError("that is this machine's own peer id: an invitation is for another")
     given = _given(path)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from elastic.agreement.manifests import genesis
 from elastic.agreement.simplex import max_liars
+from elastic.amend import wishes_heard
 from elastic.apply import catch_up
 from elastic.config import Shared
 from elastic.contracts import Clock, Exchange, Times
@@ -305,8 +306,10 @@ class Life:
                 self._presence.holds = peer.holds()
                 await self._presence.renew()
                 bytes_out, bytes_in = await peer.exchange.traffic()
-                peers = len(await peer.exchange.cards())
-                self._watch.note(peers=peers, bytes_out=bytes_out, bytes_in=bytes_in, digest=peer.state.anchor)
+                cards = await peer.exchange.cards()
+                self._watch.note(peers=len(cards), bytes_out=bytes_out, bytes_in=bytes_in, digest=peer.state.anchor)
+                if peer.on_wishes is not None and (heard := await wishes_heard(peer, cards)) is not None:
+                    peer.on_wishes(heard)
             except ElasticError as error:
                 logger.warning("heartbeat: %s", error)
             await peer.clock.sleep(self._beat_seconds)

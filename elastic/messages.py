@@ -36,12 +36,12 @@ MAX_SCORES = 128
 """So many fit into one record."""
 MAX_VALIDATORS = 16
 """So many signatures fit into one record beside a manifest."""
-
 MAX_INCENTIVE = 1024
 """Letters of the name and settings of a new incentive, which must fit in there too."""
 
 HexDigest = Annotated[Digest, Field(pattern=r"^[0-9a-f]{64}$")]
-PeerIdField = Annotated[PeerId, Field(min_length=40, max_length=64, pattern=r"^[1-9A-HJ-NP-Za-km-z]+$")]
+PEER_ID = r"^[1-9A-HJ-NP-Za-km-z]{40,64}$"
+PeerIdField = Annotated[PeerId, Field(pattern=PEER_ID)]
 RunName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Signature = Annotated[str, Field(pattern=r"^([0-9a-f]{128})?$")]
 NonNegative = Annotated[int, Field(ge=0, le=2**53)]

@@ -12,7 +12,7 @@ from elastic.errors import ConfigError
 from elastic.hearsay import Hearsay
 from elastic.messages import JSON, Evidence, Invitation, Manifest, PeerId, RoundIndex, RoundPlan, Scoreboard, digest_of
 from elastic.registry import build
-from elastic.reports import Order, RoundEvidence
+from elastic.reports import Order, RoundEvidence, Wishes
 from elastic.schedule.absences import Absences
 from elastic.schedule.plan import plan_round
 from elastic.state.chain import Chain
@@ -55,6 +55,8 @@ class Peer:
     """What the trainer holds; renewed after every outer step."""
     on_phase: Callable[[str], None] = lambda phase: None
     on_evidence: Callable[[RoundEvidence], None] = lambda evidence: None
+    on_wishes: Callable[[Wishes], None] | None = None
+    """Is told now and then what the validators would change; None: nobody asks, and they are not listened to."""
     take_up: Callable[[PluginChoice], Awaitable[Incentive]] = as_new
     """Makes another incentive, when the run agrees on one."""
     ordered: Callable[[], Order | None] = lambda: None

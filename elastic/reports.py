@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from elastic.messages import (
+    MAX_VALIDATORS,
     Amendment,
     Digest,
     Evidence,
@@ -26,7 +27,9 @@ EVIDENCE_FILE = "evidence.jsonl"
 OLD_EVIDENCE_FILE = "evidence.old.jsonl"
 """and what came before it, when that had grown too large;"""
 ORDER_FILE = "amendment.json"
-"""and an `Order`, if there is one."""
+"""an `Order`, if there is one;"""
+WISHES_FILE = "wishes.json"
+"""and, of a validator that is not alone, `Wishes`."""
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
 
@@ -126,6 +129,20 @@ class Order(Message):
     amended: Index
     """The round whose manifest brought the terms that it is to change."""
     amendment: Amendment
+
+
+class Wishes(Message):
+    """What the validators would change about the run, as one of them heard it last; nothing depends on it."""
+
+    run: RunName
+    round: Index
+    """The round that was under way."""
+    amended: Index
+    """The round whose manifest brought the terms that they would change."""
+    wishes: Annotated[dict[PeerIdField, Amendment], Field(max_length=MAX_VALIDATORS)]
+    """Validator → what it wishes for; who wishes for nothing is not there."""
+    names: Annotated[dict[PeerIdField, Annotated[str, Field(max_length=64)]], Field(max_length=MAX_VALIDATORS)]
+    """Validator → what it calls itself."""
 
 
 class StateMeta(Message):

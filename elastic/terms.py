@@ -1,29 +1,20 @@
-"""`elastic amend`: what a run's terms are, and what this validator's operator would have them be.
+"""A run's terms as this machine knows them, and who would have them be others."""
 
-Nothing is sent from here: the order lies in the state directory, and the peer that runs from it wishes for it in every
-round (`elastic.amend`) until a quorum of validators does and the terms change.
-"""
-
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import orjson
 
 from elastic.agreement.charter import Charter
-from elastic.agreement.simplex import quorum
-from elastic.amend import read_order
-from elastic.check import check_peer
-from elastic.choose import by_file, by_name
+from elastic.amend import read_order, read_wishes
+from elastic.audit.evidence import RUN_FILE, names_in
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError
-from elastic.messages import GENESIS, MAX_INCENTIVE, MAX_VALIDATORS, Amendment, PeerId, RoundIndex, Terms
-from elastic.reports import ORDER_FILE, Order
+from elastic.messages import GENESIS, Amendment, Manifest, PeerId, RoundIndex, Terms
+from elastic.reports import Wishes
 from elastic.state.chain import CHAIN_FILE, amendments_in
-from elastic.state.store import write_durably
 from elastic.wire.signing import Identity
-
-say = typer.echo
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,106 +36,157 @@ def standing(config: RunConfig, folder: Path | None = None) -> Standing:
         StateError: the chain cannot be read.
         MalformedError: it is of another run.
     """
-    shared = config.shared
-    known = amendments_in((folder or config.local.state_dir) / CHAIN_FILE)
+    shared, known = config.shared, amendments_of(config, folder)
     charter = Charter(shared.run, shared.terms(), known)
     return Standing(charter.newest(), known[-1].round if known else GENESIS)
 
 
-def amend(
-    run_file: Annotated[Path, typer.Argument(help="the run file of this machine's peer, a validator")],
-    incentive: Annotated[str | None, typer.Option(help="the name of another incentive, with its defaults")] = None,
-    incentive_file: Annotated[
-        Path | None, typer.Option(help='a TOML file of another incentive: name = "…", and its settings')
-    ] = None,
-    add: Annotated[list[str] | None, typer.Option(help="peer id of one more validator; again for more")] = None,
-    remove: Annotated[list[str] | None, typer.Option(help="peer id of a validator to go; again for more")] = None,
-    withdraw: Annotated[bool, typer.Option("--withdraw", help="forget what was ordered here")] = False,
-) -> None:
-    """Change the incentive or the validators of a run that goes on.
+def amendments_of(config: RunConfig, folder: Path | None = None) -> list[Manifest]:
+    """What changed the terms so far, in the chain of the peer with this run file.
 
-    Every validator's operator runs this command with the same options. As soon as a quorum has, the change is agreed
-    with the next round and holds from the one after it; no round is lost. Who is added must contribute to the run by
-    then: the order waits for that. Without options: show how things stand.
+    Args:
+        folder: the state directory; None: the run file's.
+
+    Raises:
+        StateError: the chain cannot be read.
     """
-    config = load_config(run_file)
-    path, now = config.local.state_dir / ORDER_FILE, standing(config)
-    if withdraw:
-        path.unlink(missing_ok=True)
-        say("nothing is ordered here any more")
-        return
-    wanted = _wanted(now.terms, _choice(incentive, incentive_file), add or [], remove or [])
-    if wanted is None:
-        _show(config, now)
-        return
-    mine = Identity.load_or_create(config.key_path).peer
-    if mine not in now.terms.validators:
-        raise ConfigError(f"this machine ({mine}) is no validator of the run: only those who decide can change it")
-    order = Order(run=config.shared.run, amended=now.amended, amendment=wanted)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, order.canonical())
-    validators = len(now.terms.validators)
-    for line in _lines(wanted.applied(now.terms)):
-        say(f"ordered  {line}")
-    for peer in sorted(set(wanted.validators or ()) - set(now.terms.validators)):
-        say(f"waits for {peer} to contribute, without which it will not hold")
-    say(f"it holds as soon as {quorum(validators)} of the {validators} validators ordered the same; the peer that runs")
-    say("from this run file takes the order up by itself, now or when it is started")
+    return amendments_in((folder or config.local.state_dir) / CHAIN_FILE)
 
 
-def _choice(name: str | None, file: Path | None) -> PluginChoice | None:
-    """Another incentive, checked as a run file's is."""
-    if name is not None and file is not None:
-        raise ConfigError("--incentive and --incentive-file exclude each other")
-    if name is None and file is None:
-        return None
-    choice = by_file(file) if file is not None else by_name(str(name), "--incentive-file FILE")
-    if len(choice.canonical()) > MAX_INCENTIVE:
-        raise ConfigError(
-            f"the settings of {choice.name} are {len(choice.canonical())} letters long; a run that goes on can agree "
-            f"on {MAX_INCENTIVE}: use defaults, or shorter lists"
-        )
-    return choice
+def history(configs: Sequence[RunConfig]) -> Iterator[tuple[RoundIndex, Terms, Terms]]:
+    """Every change of a run's terms: the first round under the new ones, what they were, what they are.
+
+    Args:
+        configs: of peers of one run; the one that knows most is asked.
+
+    Raises:
+        StateError: a chain cannot be read.
+    """
+    terms = configs[0].shared.terms()
+    for manifest in max(map(amendments_of, configs), key=len):
+        assert manifest.amendment is not None, "that is why it is among them"
+        before, terms = terms, manifest.amendment.applied(terms)
+        yield RoundIndex(manifest.round + 1), before, terms
 
 
-def _wanted(terms: Terms, choice: PluginChoice | None, add: list[str], remove: list[str]) -> Amendment | None:
-    if choice is None and not add and not remove:
-        return None
-    for peer in add:
-        check_peer(PeerId(peer), "--add")
-    strangers = [peer for peer in remove if peer not in terms.validators]
-    if strangers:
-        raise ConfigError(f"--remove {strangers[0]}: no validator of this run; they are {', '.join(terms.validators)}")
-    validators = tuple(sorted({*terms.validators, *map(PeerId, add)} - set(remove)))
-    if not 1 <= len(validators) <= MAX_VALIDATORS:
-        raise ConfigError(f"a run has 1 to {MAX_VALIDATORS} validators; that would leave {len(validators)}")
-    incentive = None if choice is None else choice.canonical()
-    new = Amendment(
-        validators=None if validators == terms.validators else validators,
-        incentive=None if incentive == terms.incentive else incentive,
-    )
-    if new.validators is None and new.incentive is None:
-        raise ConfigError("that is how things stand already")
-    return new
+def run_files(where: Path) -> list[RunConfig]:
+    """Run files of peers of one run: the file itself, or those in a peer's folder, or in folders in that one.
+
+    Raises:
+        ConfigError: there are none, one cannot be read, or they are of several runs.
+    """
+    if not where.is_dir():
+        return [load_config(where)]
+    own = where / RUN_FILE
+    found = [load_config(path) for path in ([own] if own.is_file() else sorted(where.glob(f"*/{RUN_FILE}")))]
+    if not found:
+        raise ConfigError(f"{where}: no {RUN_FILE} there: give the run file itself")
+    if len({each.shared.digest() for each in found}) > 1:
+        raise ConfigError(f"{where}: the run files there are of several runs: give one of them")
+    return found
 
 
-def _show(config: RunConfig, now: Standing) -> None:
-    """How things stand."""
-    origin = "of the run file" if now.amended == GENESIS else f"since round {now.amended + 1}"
-    for line in _lines(now.terms):
-        say(f"{origin:<16} {line}")
-    order = read_order(config.local.state_dir)
-    if order is None or (order.run, order.amended) != (config.shared.run, now.amended):
-        say("ordered here     nothing")
-        return
-    for line in _lines(order.amendment.applied(now.terms)):
-        say(f"ordered here     {line}")
+def peer_of(config: RunConfig) -> PeerId | None:
+    """This machine's peer, if it has a key already. None is made.
+
+    Raises:
+        ConfigError: the key cannot be used.
+    """
+    return Identity.load(config.key_path).peer if config.key_path.exists() else None
 
 
-def _lines(terms: Terms) -> list[str]:
-    deciding = len(terms.validators)
-    return [
-        f"incentive  {terms.incentive}",
-        *(f"validator  {peer}" for peer in terms.validators),
-        f"quorum     {quorum(deciding)} of {deciding}",
-    ]
+class House:
+    """The peers of one run on this machine, and what they know of the others."""
+
+    def __init__(self, configs: list[RunConfig]) -> None:
+        """From their folders.
+
+        Args:
+            configs: of one run, at least one.
+
+        Raises:
+            ConfigError, StateError: something in their folders cannot be read.
+        """
+        self.configs = configs
+        self.now = max(map(standing, configs), key=lambda each: each.amended)
+        self.peers = {peer: each for each in configs if (peer := peer_of(each)) is not None}
+        """Those that have a key."""
+        self._heard = self._newest_wishes()
+        self._names: dict[PeerId, str] = dict(self._heard.names) if self._heard is not None else {}
+        for each in configs:
+            self._names |= names_in(each.local.state_dir)
+            if (peer := peer_of(each)) is not None and each.local.name:
+                self._names[peer] = each.local.name
+
+    @property
+    def deciding(self) -> dict[PeerId, RunConfig]:
+        """Those that are validators."""
+        return {peer: each for peer, each in self.peers.items() if peer in self.now.terms.validators}
+
+    def wanted(self) -> dict[Amendment, list[PeerId]]:
+        """What validators would change, and who would, most of them first.
+
+        Of this house that is what was ordered here; of others what was heard.
+        """
+        wishes = dict(self._heard.wishes) if self._heard is not None else {}
+        for peer in self.deciding:
+            wishes.pop(peer, None)
+        for peer, config in self.deciding.items():
+            order = read_order(config.local.state_dir)
+            if order is not None and (order.run, order.amended) == (config.shared.run, self.now.amended):
+                wishes[peer] = order.amendment
+        found: dict[Amendment, list[PeerId]] = {}
+        for peer in sorted(wishes.keys() & set(self.now.terms.validators)):
+            found.setdefault(wishes[peer], []).append(peer)
+        return dict(sorted(found.items(), key=lambda each: -len(each[1])))
+
+    def heard_in(self) -> RoundIndex | None:
+        """In which round the others were heard last."""
+        return self._heard.round if self._heard is not None else None
+
+    def called(self, peer: PeerId) -> str:
+        """A peer in few words: its name, or how its id ends; both, if somebody else has that name."""
+        name, end = printable(self._names.get(peer, "")), f"…{peer[-6:]}"
+        alone = sum(printable(each) == name for each in self._names.values()) == 1
+        return " ".join(part for part in (name, "" if name and alone else end, self._mark(peer)) if part)
+
+    def full(self, peer: PeerId) -> str:
+        """A peer id, and whose it is."""
+        return " ".join(part for part in (peer, printable(self._names.get(peer, "")), self._mark(peer)) if part)
+
+    def _mark(self, peer: PeerId) -> str:
+        """Where one peer is looked at, which one it is."""
+        return "(this machine)" if len(self.configs) == 1 and peer in self.peers else ""
+
+    def _newest_wishes(self) -> Wishes | None:
+        heard = [
+            wishes for each in self.configs
+            if (wishes := read_wishes(each.local.state_dir)) is not None
+            and (wishes.run, wishes.amended) == (each.shared.run, self.now.amended)
+        ]  # fmt: skip
+        return max(heard, key=lambda each: each.round, default=None)
+
+
+def changes(before: Terms, after: Terms, called: Callable[[PeerId], str]) -> Iterator[str]:
+    """What is another in other terms, a line each; `called`: how peers are named."""
+    if before.incentive != after.incentive:
+        yield f"incentive  {incentive_text(before.incentive)} -> {incentive_text(after.incentive)}"
+    for peer in sorted(set(after.validators) - set(before.validators)):
+        yield f"validator  + {called(peer)}"
+    for peer in sorted(set(before.validators) - set(after.validators)):
+        yield f"validator  - {called(peer)}"
+
+
+def incentive_text(canonical: str) -> str:
+    """An incentive for people: its name, and those of its settings that were chosen."""
+    try:
+        choice = PluginChoice.from_canonical(canonical)
+    except ConfigError:
+        return printable(canonical)  # a stranger wishes for nonsense
+    settings = f" {orjson.dumps(choice.settings).decode()}" if choice.settings else ""
+    return printable(choice.name + settings)
+
+
+def printable(text: str) -> str:
+    """What a stranger wrote, without what moves the cursor."""
+    return "".join(each for each in text if each.isprintable())

@@ -36,7 +36,10 @@ class EntryConfig(OpinionConfig):
     @model_validator(mode="after")
     def _somebody_is_in(self) -> Self:
         if self.entry in ("listed", "invited") and not self.members:
-            raise ValueError(f'entry = "{self.entry}" needs members: the peer ids that are in from the beginning')
+            raise ValueError(
+                f'entry = "{self.entry}" needs members = ["12D3KooW…", …], peer ids that are in from the beginning, as '
+                " `elastic id` prints them: without any, nobody would ever be let in"
+            )
         return self
 
 

@@ -14,6 +14,7 @@ SUBNET = "subnet"
 """Name of the incentive that needs a chain."""
 NETUID = 3
 LOG = "devnet.log"
+MEANING = "(opinion x rating of each other peer, in parts of 1; a rating that is not certain yet is 0: docs/subnet.md)"
 
 
 class Devnet(Child):
@@ -55,4 +56,5 @@ poll_seconds = 0.5
         for who, weights in told["weights"].items():
             parts = ", ".join(f"{name} {part:.3f}" for name, part in weights.items())
             lines.append(f"           set by {who}: {parts or 'none'}")
+        lines.append(f"           {MEANING}")
         return lines

@@ -15,7 +15,16 @@ from elastic.actors.revival import FIRST_LIFE, Past
 from elastic.config import RunConfig
 from elastic.errors import ConfigError, ElasticError, MalformedError, StateError
 from elastic.messages import JSON, PeerId, RoundPlan
-from elastic.reports import EVIDENCE_FILE, OLD_EVIDENCE_FILE, STATUS_FILE, PeerStatus, RoundEvidence, RoundReport
+from elastic.reports import (
+    EVIDENCE_FILE,
+    OLD_EVIDENCE_FILE,
+    STATUS_FILE,
+    WISHES_FILE,
+    PeerStatus,
+    RoundEvidence,
+    RoundReport,
+    Wishes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +82,10 @@ class Journal:
             if path.stat().st_size > EVIDENCE_BYTES:
                 path.replace(path.with_name(OLD_EVIDENCE_FILE))
         self._append(path, evidence.canonical())
+
+    def wished(self, wishes: Wishes) -> None:
+        """What the validators would change, for `elastic amend`."""
+        self._save(WISHES_FILE, wishes.canonical())
 
     def record(self, report: RoundReport, memories: Mapping[str, JSON]) -> None:
         """A round is over."""

@@ -56,8 +56,14 @@ min_peers = 1                       # the run starts when so many are there
 validators = ["{peer}"]  # (yours) who decides what counts: this machine.
 # Better several, so that any one may be down: add what `elastic id` prints on other machines. A quorum of them decides.
 
-[shared.incentive]
-name = "uniform"                    # or "reputation", or "your_package.module:Class"
+[shared.incentive]                  # who may contribute, and whose work counts how much; `elastic amend` changes it
+name = "uniform"                    # by tokens; or "reputation", "subnet", "your_package.module:Class"
+# "reputation": who helps counts more, and who does harm is shut out (docs/scoring.md). Its settings, for instance:
+# entry = "open"                    # who gets in; "listed": members only; "invited": whom they answer for, too;
+#                                     "work": anyone, for almost nothing until its work has helped for some rounds
+# members = []                      # peer ids that are in from the beginning, as `elastic id` prints them
+# "subnet": the same, among hotkeys of a Bittensor subnet, and weights on its chain (docs/subnet.md). It needs
+# netuid = 3                        # the subnet's number, and has entry and members in [shared.incentive.reputation]
 
 [shared.scoring]                    # validators try each contribution on some tokens, to know who helps
 sequences = 8                       # of tokens, for each; 0: nobody is assessed

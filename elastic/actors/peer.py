@@ -169,6 +169,7 @@ class PeerActor(TrainerDesk):
             self._config, self._exchange, self._trainer, state, lambda phase: self._journal.note(phase=phase)
         )
         peer.on_evidence, peer.take_up = self._journal.learn, self._backend.take_up
+        peer.on_wishes = self._journal.wished
         peer.ordered, peer.invitation = partial(read_order, local.state_dir), read_invitation(local.state_dir)
         await peer.follow_terms(state.round, anew=True)
         self._journal.restore("ratings", peer.ratings)

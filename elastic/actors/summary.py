@@ -1,5 +1,6 @@
 """The end of a quickstart: what was learnt, whether all peers hold the same model, what it cost, what to try next."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from elastic.actors.handle import PeerHandle
 from elastic.actors.job import fp32_bytes, load_corpus
 from elastic.actors.live import by_round, complete_rounds, slowest
 from elastic.actors.peer import HELD_OUT_SEQUENCES
+from elastic.terms import House, changes, history
 from elastic.view import size
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
     say(f"anchors    {same if identical(result) else 'DIFFERENT between peers'}: {result.statuses[0].digest}")
     if result.kills:
         _show_chaos(result, console, say)
+    for line in changed(result):
+        say(f"changed    {line}")
     for line in result.on_chain:
         say(line)
     console.print(_traffic(result, settings))
@@ -80,6 +84,13 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
     say("           elastic quickstart --peers 4 --rounds 30 --report report.jsonl")
     say("           elastic quickstart --reducer average")
     say("           elastic init run.toml      # a run of your own, on several machines")
+
+
+def changed(result: "Result") -> Iterator[str]:
+    """What was agreed on about the run while it went on."""
+    called = House(result.configs).called
+    for first, before, after in history(result.configs):
+        yield from (f"{line}, from round {first} on" for line in changes(before, after, called))
 
 
 def _show_chaos(result: "Result", console: Console, say: Say) -> None:

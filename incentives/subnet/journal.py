@@ -31,9 +31,13 @@ class Journal:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self.open = self._load_intention()
-            self.last = self._load_last()
+            kept = self.receipts()
         except OSError as error:
             raise StateError(f"{directory}: the journal of the chain cannot be read: {error.strerror}") from error
+        self.last = kept[-1] if kept else None
+        first = kept[0].intention if kept else self.open
+        self.began = first.birth if first is not None else None
+        """The block at which the first thing that is remembered was sent; None: nothing ever was."""
 
     def begin(self, intention: Intention) -> None:
         """Before it is sent.
@@ -95,10 +99,6 @@ class Journal:
                 f"{path}: damaged ({error}); an extrinsic may be on its way: wait 16 blocks, then delete the file"
             ) from error
 
-    def _load_last(self) -> Receipt | None:
-        kept = self.receipts()
-        return kept[-1] if kept else None
-
     @staticmethod
     def _after_a_torn_line(file: BinaryIO) -> bytes:
         """What to write first, so that half a line that a crash left spoils only itself."""
@@ -120,21 +120,21 @@ class Journal:
             os.close(descriptor)
 
 
-def overdue(block: int, last_update: int, tempo: int) -> Alarm | None:
+def overdue(block: int, last_update: int, tempo: int, began: int = 0) -> Alarm | None:
     """Whether weights have not moved for so long that dividends are at risk: silence costs them without a word.
 
     Args:
         block: now.
         last_update: block of the last weights of our hotkey.
         tempo: blocks between two epochs.
+        began: the block since which weights could be expected of this peer.
     """
-    silent = block - last_update
+    since = max(last_update, began)
+    silent = block - since
+    if silent <= tempo:
+        return None
+    when = f"{since}, when this peer began" if began > last_update else str(since)
+    text = f"no weights on the chain since block {when}: more than"
     if silent > 2 * tempo:
-        return Alarm(
-            "error", f"no weights on the chain since block {last_update}: more than two tempos of {tempo} blocks"
-        )
-    if silent > tempo:
-        return Alarm(
-            "warning", f"no weights on the chain since block {last_update}: more than a tempo of {tempo} blocks"
-        )
-    return None
+        return Alarm("error", f"{text} two tempos of {tempo} blocks")
+    return Alarm("warning", f"{text} a tempo of {tempo} blocks")

@@ -66,6 +66,8 @@ class Cycle:
         self._read_at = 0.0
         self._board: Scoreboard | None = None
         self._trouble: tuple[Notice, ...] = ()
+        self._began = self._journal.began
+        """The block since which weights are expected of us; None: the chain was never read."""
         self.news = News(hotkey=self._hotkey.address, open=self._journal.open, receipt=self._journal.last)
 
     async def tick(self, board: Scoreboard | None) -> News:
@@ -93,6 +95,7 @@ class Cycle:
     async def _look(self, board: Scoreboard | None) -> None:
         snapshot = await self._link.snapshot()
         self._snapshot, self._read_at, self._board = snapshot, self._clock(), board
+        self._began = snapshot.head if self._began is None else self._began
         bindings = self._judge(snapshot)
         self._see(snapshot, bindings)
         await self._renew(snapshot, bindings)
@@ -143,10 +146,10 @@ class Cycle:
         """Whether our weights are late; while the chain cannot be read, by the blocks that it must have made since."""
         snapshot = self._snapshot
         me = snapshot.neuron(self._hotkey.address) if snapshot else None
-        if snapshot is None or me is None or not (me.validator_permit and self._publishes):
+        if snapshot is None or self._began is None or me is None or not (me.validator_permit and self._publishes):
             return ()
         unseen = int((self._clock() - self._read_at) / snapshot.block_seconds)
-        alarm = overdue(snapshot.head + max(unseen, 0), me.last_update, snapshot.tempo)
+        alarm = overdue(snapshot.head + max(unseen, 0), me.last_update, snapshot.tempo, self._began)
         return (Notice(level=alarm.level, text=alarm.text),) if alarm else ()
 
     def _unwelcome(self) -> tuple[Notice, ...]:

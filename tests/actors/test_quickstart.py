@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from elastic.actors.devnet import MEANING
 from tests.actors.conftest import Program, processes, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -134,6 +135,7 @@ def test_a_quickstart_on_a_local_devnet_sets_weights_and_explains_scores(tmp_pat
     assert code == 0, output
     assert "a local devnet at ws://127.0.0.1:" in output and "which is no real chain" in output
     assert "set by peer-1: peer-2 1.000" in output and "set by peer-2: none" not in output
+    assert MEANING in output
     # and its scores can be explained, and compared with others
     (folder,) = tmp_path.glob("runs/*")
     for command, told in (

@@ -149,10 +149,13 @@ async def test_silence_is_an_alarm_also_while_the_chain_cannot_be_read(world: Wo
     now = [1e9]
     world.node.ask(lambda chain: setattr(chain, "clock", lambda: now[0]))
     commit(world, HOTKEYS["One"], FIRST)
+    world.node.produce(3 * TEMPO)  # before we began: no silence of ours
     one = cycle(world, tmp_path / "one", clock=lambda: now[0])
     quiet = cycle(world, tmp_path / "two", clock=lambda: now[0], publishes=False)
     assert (await one.tick(None)).alarms == ()
     world.node.produce(TEMPO)
+    assert (await one.tick(None)).alarms == ()
+    world.node.produce(LOOK_BLOCKS)
     assert [each.level for each in (await one.tick(None)).alarms] == ["warning"]
     assert (await quiet.tick(None)).alarms == ()
     world.node.stop()

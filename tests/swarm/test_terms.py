@@ -9,12 +9,14 @@ import pytest
 
 from elastic.agreement.charter import AMENDMENTS
 from elastic.agreement.talk import MANIFEST
+from elastic.amend import WISH
 from elastic.config import PluginChoice
 from elastic.contracts import Incentive
 from elastic.errors import ConfigError
 from elastic.guard import Guarded
 from elastic.messages import Amendment, RoundIndex
 from elastic.peer import as_new
+from elastic.reports import Wishes
 from elastic.testify import SCORES
 from incentives.reputation import Reputation
 from incentives.uniform import Uniform
@@ -56,6 +58,46 @@ async def test_what_fewer_than_a_quorum_ordered_changes_nothing(tmp_path: Path) 
         await swarm.finish()
         assert all(each.amendment is None for each in swarm.check_chain("cyd"))
         assert all(report.counted for node in swarm.nodes.values() for report in node.reports)
+
+
+async def test_a_validator_that_runs_tells_its_people_what_the_others_wish_for(tmp_path: Path) -> None:
+    # given validators, two of which were ordered different things
+    async with Swarm(tmp_path, "ann", "bob", "cyd", "dan", validators=("ann", "bob", "cyd"), rounds=30) as swarm:
+        swarm["ann"].ordered, swarm["bob"].ordered = deciding("ann"), Amendment(validators=None, incentive=REPUTATION)
+        heard: dict[str, list[Wishes]] = {name: [] for name in ("ann", "bob", "cyd", "dan")}
+        for name, told in heard.items():
+            swarm[name].on_start = lambda peer, told=told: setattr(peer, "on_wishes", told.append)  # type: ignore[misc]
+        swarm.start()
+        # when they run
+        await swarm.until(lambda: bool(heard["cyd"]) and len(heard["cyd"][-1].wishes) == 2)
+        # then one that was ordered nothing knows who wishes for what, and who only contributes does not listen
+        wishes = heard["cyd"][-1]
+        assert wishes.wishes == {swarm["ann"].id: swarm["ann"].ordered, swarm["bob"].id: swarm["bob"].ordered}
+        assert wishes.names == {identity(name).peer: name for name in ("ann", "bob", "cyd")}
+        assert (wishes.run, wishes.amended) == (RUN, 0)
+        assert heard["dan"] == []
+        # and when one joins the other, and it is agreed, it is wished for no more
+        swarm["ann"].ordered = swarm["bob"].ordered
+        await swarm.until(lambda: heard["cyd"][-1].amended > 0)
+        assert heard["cyd"][-1].wishes == {}
+
+
+async def test_nonsense_wished_for_is_left_out_and_wishes_of_strangers_are_not_heard(tmp_path: Path) -> None:
+    async with Swarm(tmp_path, "ann", "bob", "cyd", validators=("ann", "bob"), rounds=30) as swarm:
+        swarm["bob"].ordered = deciding("bob")
+        heard: list[Wishes] = []
+        swarm["ann"].on_start = lambda peer: setattr(peer, "on_wishes", heard.append)
+        swarm.start()
+        await swarm.until(lambda: bool(heard) and len(heard[-1].wishes) == 1)
+        # when one validator posts what is no wish, and a stranger what is one
+        at = swarm["ann"].peer.holds()
+        for round_ in range(at, 31):
+            records = swarm.network.records.setdefault((RUN, WISH, RoundIndex(round_)), {})
+            records[swarm["cyd"].id] = deciding("cyd").canonical()
+            swarm.network.show(swarm["bob"].id, WISH, RoundIndex(round_), b"{", swarm["ann"].id)
+        # then
+        await swarm.until(lambda: heard[-1].round > at + 1)
+        assert heard[-1].wishes == {}
 
 
 async def test_a_validator_that_is_not_there_is_waited_for_and_not_the_run(tmp_path: Path) -> None:

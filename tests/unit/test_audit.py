@@ -66,7 +66,7 @@ def test_settings_of_a_file_are_taken(elastic: Run, ran: Path) -> None:
 @pytest.mark.parametrize(
     ("chosen", "says"),
     [
-        ("subnet", ['name = "subnet"', "netuid = …", "--with FILE.toml"]),
+        ("subnet", ['name = "subnet"', "netuid = NUMBER", "--with FILE.toml"]),
         ("subnit", ['did you mean "subnet"?']),
         ("gone.toml", ["gone.toml: cannot be read"]),
         ("nameless.toml", ["nameless.toml: name is missing"]),

@@ -114,8 +114,54 @@ def test_a_model_that_says_nothing_of_its_sizes_is_not_judged_by_them(
 @pytest.mark.parametrize("peer", [PEER[:-1], "1" * 46, "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"])
 def test_what_is_no_peer_id_cannot_be_the_validator(peer: str) -> None:
     message = refused(**{"shared.agreement.validators": [peer]})
-    assert message.startswith(f'shared.agreement.validators: "{peer}" is not a peer id')
-    assert "`elastic init`" in message
+    assert message.startswith(f'shared.agreement.validators, entry 1: "{peer}" is not a peer id')
+    assert "`elastic id`" in message
+
+
+OTHER = Identity.generate().peer
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"entry": "listed"}, 'entry = "listed" needs members = ["12D3KooW…", …], peer ids that are in'),
+        ({"members": [PEER, "abc"]}, "members, entry 2 is not a peer id, which is 52 letters and digits"),
+        ({"members": [PEER, PEER[:-1]]}, f'members, entry 2: "{PEER[:-1]}" is not a peer id, which is 52 letters'),
+        ({"members": [PEER, 3]}, "members, entry 2: should be a valid string (got 3)"),
+        ({"members": PEER}, "members: should be a list, in [ ]"),
+        ({"members": [PEER] * 1025}, "members: at most 1024 entries can be there, not 1025: leave some out"),
+        ({"carried": {"abc": 0.5}}, 'carried, its key "abc" is not a peer id, which is 52 letters'),
+        ({"carried": {"reputation": {PEER: 0.5}}}, 'carried, its key "reputation" is not a peer id'),
+        ({"carried": {PEER: 0.5, PEER[:-1]: 0.5}}, f'carried, entry 2: "{PEER[:-1]}" is not a peer id'),
+        ({"carried": {PEER: 1.5}}, f"carried.{PEER}: should be less than or equal to 1 (got 1.5)"),
+        ({"carried": {PEER: {"reputation": 1}}}, f"carried.{PEER}: should be a valid number"),
+        ({"carried": [PEER]}, "carried: should be a table"),
+    ],
+)
+def test_a_mistake_in_who_gets_in_or_what_is_known_names_its_entry(settings: dict[str, Any], says: str) -> None:
+    assert says in refused(**{"shared.incentive": {"name": "reputation", **settings}})
+    assert says in refused(**{"shared.incentive": {"name": "subnet", "netuid": 3, "reputation": settings}})
+
+
+@pytest.mark.parametrize("key", ["entry", "members", "carried"])
+def test_what_belongs_into_a_table_below_is_told_so(key: str) -> None:
+    message = refused(**{"shared.incentive": {"name": "subnet", "netuid": 3, key: 1}})
+    assert message.endswith(f'unknown key "{key}"; did you mean "reputation.{key}"?')
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"members": [PEER]}, 'members are of no use with entry = "open"'),
+        ({"entry": "listed", "members": [PEER, PEER]}, f"members names {PEER} more than once"),
+        ({"entry": "invited", "members": [OTHER]}, f"the validator {PEER} is none of the members"),
+    ],
+)
+def test_members_that_may_be_meant_otherwise_are_noted(settings: dict[str, Any], says: str) -> None:
+    usual = {"local.network.bootstrap": [ENTRY]}
+    assert says in "\n".join(notes(config(**usual, **{"shared.incentive": {"name": "reputation", **settings}})))
+    fine = {"name": "reputation", "entry": "listed", "members": [PEER]}
+    assert says not in "\n".join(notes(config(**usual, **{"shared.incentive": fine})))
 
 
 GOOD = [

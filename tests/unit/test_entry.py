@@ -245,6 +245,11 @@ def test_invitations_that_cannot_be_given(validator: Run) -> None:
     with_incentive(f'name = "reputation"\nentry = "invited"\nmembers = ["{ANN}"]')
     code, _, err = validator("incentives", "invite", "run.toml", "bob")
     assert code == 1 and "is not a peer id" in err
+    key = load_config(Path("run.toml")).key_path
+    key.rename("elsewhere")
+    code, _, err = validator("incentives", "invite", "run.toml", BOB)
+    assert code == 1 and "the key cannot be read" in err and not key.exists()  # nobody else answers for a new one
+    Path("elsewhere").rename(key)
     state_dir = load_config(Path("run.toml")).local.state_dir
     (state_dir / GIVEN_FILE).write_bytes(b"torn")
     with pytest.raises(ConfigError, match="given twice"):

@@ -13,10 +13,11 @@ from elastic.actors import journal as module
 from elastic.actors.journal import Journal, describe, newest_statuses
 from elastic.actors.live import complete_rounds, over, round_line, slowest
 from elastic.actors.revival import Past
+from elastic.amend import read_wishes
 from elastic.config import RunConfig, parse_config
 from elastic.errors import ConfigError, TrainerFailedError
 from elastic.messages import Digest, PeerId, RoundIndex, RoundPlan
-from elastic.reports import PeerStatus, RoundReport
+from elastic.reports import PeerStatus, RoundReport, Wishes
 from elastic.verify.ratings import Ratings, Standing
 from incentives.reputation import Reputation
 
@@ -67,6 +68,14 @@ def test_the_status_is_on_disk_whole_and_leaves_no_temporary_file(tmp_path: Path
     status = written(tmp_path)
     assert (status.name, status.stage, status.phase, status.run) == ("ann", "ready", "inner", "demo")
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["status.json"]
+
+
+def test_what_validators_wish_for_is_kept_for_its_people(tmp_path: Path) -> None:
+    journal = Journal(config(tmp_path), PEER)
+    for round_ in (7, 8):
+        wishes = Wishes(run="demo", round=RoundIndex(round_), amended=RoundIndex(0), wishes={}, names={PEER: "ann"})
+        journal.wished(wishes)
+    assert read_wishes(tmp_path / "state") == wishes
 
 
 def test_a_reader_never_sees_half_a_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "PeerStatus": {"peer": PEER, "name": "a", "run": "demo", "stage": "ready", "updated": 1.5, "pid": 3},
     "Amendment": {"validators": [PEER], "incentive": None},
     "Order": {"run": "demo", "amended": 3, "amendment": {"validators": None, "incentive": "{}"}},
+    "Wishes": {
+        "run": "demo", "round": 7, "amended": 3, "wishes": {PEER: {"validators": [PEER], "incentive": None}},
+        "names": {PEER: "a"},
+    },
     "PendingMeta": {"round": 7, "inner": INNER, "payload_file": "payload-7"},
     "StateMeta": {"round": 7, "anchor": DIGEST, "anchor_file": "anchor-7.bin"},
 }  # fmt: skip

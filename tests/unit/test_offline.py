@@ -2,16 +2,21 @@
 
 import re
 import tomllib
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
 from elastic.actors.offline import RUN_FILE
+from elastic.check import check_plugins, check_values
 from elastic.config import RunConfig, Shared
 from elastic.reduce.sparseloco import SparseLoCo
+from elastic.registry import KNOWN
+from elastic.wire.signing import Identity
+from incentives.reputation import Reputation
 from model_zoo.llama import Llama
 
+PEER = Identity.generate().peer
 YOURS = ("shared.run", "shared.data.sha256", "shared.agreement.validators", "local.state_dir")
 
 
@@ -22,8 +27,8 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def template() -> str:
-    return RUN_FILE.format(name="demo", peer="1" * 46, state_dir="runs/demo", sha256="a" * 64)
+def template(peer: str = "1" * 46) -> str:
+    return RUN_FILE.format(name="demo", peer=peer, state_dir="runs/demo", sha256="a" * 64)
 
 
 def defaults() -> dict[str, Any]:
@@ -45,7 +50,47 @@ def test_every_value_that_init_shows_as_a_comment_is_the_default_too() -> None:
     shown = re.sub(r"^# (\w+ = )", r"\1", template(), flags=re.MULTILINE)
     config = RunConfig.model_validate(tomllib.loads(shown))
     assert config.shared.reducer.settings == SparseLoCo.Config().model_dump(include={"k", "beta"})
+    assert config.shared.incentive.settings | {"members": ()} == {
+        **Reputation.Config().model_dump(include={"entry", "members"}), "netuid": 3,
+    }  # fmt: skip
     assert config.local.trace.endpoint == RunConfig.model_validate(tomllib.loads(template())).local.trace.endpoint
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('name = "uniform"', 'name = "reputation"'),
+        ('name = "uniform"  ', 'name = "reputation"\nentry = "work" #'),
+        ('name = "uniform"  ', 'name = "subnet"\nnetuid = 3 #'),
+        *(
+            (old, new.replace("ENTRY", entry))
+            for entry in ("listed", "invited")
+            for old, new in (
+                ('name = "uniform"  ', f'name = "reputation"\nentry = "ENTRY"\nmembers = ["{PEER}"] #'),
+                (
+                    "[shared.scoring]",
+                    f'[shared.incentive.reputation]\nentry = "ENTRY"\nmembers = ["{PEER}"]\n[shared.scoring]',
+                ),
+            )
+        ),
+    ],
+)
+def test_what_the_template_says_of_incentives_passes_check(old: str, new: str) -> None:
+    text = template(PEER)
+    assert old in text
+    if "[shared.incentive.reputation]" in new:
+        text = text.replace('name = "uniform"  ', 'name = "subnet"\nnetuid = 3 #')
+    config = RunConfig.model_validate(tomllib.loads(text.replace(old, new)))
+    check_values(config)
+    check_plugins(config)
+
+
+def test_the_template_names_every_way_of_getting_in() -> None:
+    section = template().partition("[shared.incentive]")[2].partition("[shared.scoring]")[0]
+    for entry in get_args(Reputation.Config.model_fields["entry"].annotation):
+        assert f'"{entry}"' in section
+    for name in KNOWN["incentive"]:
+        assert f'"{name}"' in section
 
 
 def test_what_the_template_says_of_presets_is_true() -> None:

@@ -102,6 +102,24 @@ def test_silence_is_noticed_after_one_tempo_and_is_grave_after_two(silent: int, 
     assert alarm is None or isinstance(alarm, Alarm)
 
 
+def test_silence_is_counted_from_when_this_peer_began(tmp_path: Path) -> None:
+    # given a hotkey whose last weights are old, and a peer that has just begun
+    assert overdue(5000, 0, 360, began=4900) is None
+    alarm = overdue(5261, 0, 360, began=4900)
+    assert alarm == Alarm(
+        "warning", "no weights on the chain since block 4900, when this peer began: more than a tempo of 360 blocks"
+    )
+    assert overdue(5261, 4950, 360, began=4900) is None
+    assert "since block 4950:" in str(overdue(5700, 4950, 360, began=4900))
+    # and a restart is no new beginning
+    journal = Journal(tmp_path)
+    assert journal.began is None
+    journal.begin(intention())
+    assert Journal(tmp_path).began == intention().birth
+    journal.close(receipt())
+    assert Journal(tmp_path).began == intention().birth
+
+
 def test_one_process_at_a_time_has_a_hotkey_on_a_subnet(tmp_path: Path) -> None:
     with Lock(tmp_path, "5Me", 3):
         with pytest.raises(LockedError, match=f"process {os.getpid()} publishes with hotkey 5Me on subnet 3"):
