@@ -29,12 +29,10 @@ def wish_of(peer: Peer, plan: RoundPlan) -> Amendment | None:
     if not plan.decides:
         return None
     terms = peer.agreement.terms(plan.round)
-    order = peer.ordered()
-    if order is not None and (order.run, order.amended) == (plan.run, plan.amended):
-        wanted = _what_is_new(order.amendment, terms)
-        if wanted is not None and _all_are_there(peer, plan, terms, wanted):
-            return wanted
-    return _election(peer, plan, terms)
+    ordered, elected = _ordered(peer, plan, terms), _election(peer, plan, terms)
+    if ordered is not None and elected is not None:
+        return (ordered, elected)[plan.round % 2]  # by turns: an order that few gave stands in nobody's way
+    return ordered or elected
 
 
 async def is_shared(peer: Peer, plan: RoundPlan, wish: Amendment) -> bool:
@@ -96,6 +94,14 @@ def read_order(folder: Path) -> Order | None:
         return None
 
 
+def _ordered(peer: Peer, plan: RoundPlan, terms: Terms) -> Amendment | None:
+    order = peer.ordered()
+    if order is None or (order.run, order.amended) != (plan.run, plan.amended):
+        return None
+    wanted = _what_is_new(order.amendment, terms)
+    return wanted if wanted is not None and _all_are_there(peer, plan, terms, wanted) else None
+
+
 def _all_are_there(peer: Peer, plan: RoundPlan, terms: Terms, wanted: Amendment) -> bool:
     """Whether those who shall join the validators contribute: with one who never comes, no quorum might ever be."""
     last = peer.chain.get(RoundIndex(plan.round - 1))
@@ -123,7 +129,8 @@ def _election(peer: Peer, plan: RoundPlan, terms: Terms) -> Amendment | None:
     counted = Counter(entry.peer for manifest in recent for entry in manifest.counted)
     everyone = sorted({*counted, *terms.validators})
     trust = peer.incentive.trust(plan.round, everyone)
-    gone = [each for each in terms.validators if not counted[each] or trust.get(each, 0.0) < 0]
+    there = {*counted, *(manifest.proposer for manifest in recent)}  # one may decide and not contribute
+    gone = [each for each in terms.validators if each not in there or trust.get(each, 0.0) < 0]
     fresh = [
         each for each in everyone
         if each not in terms.validators and counted[each] >= THERE * span and trust.get(each, 0.0) > 0

@@ -87,6 +87,7 @@ def options(
     """Train one language model together with strangers: elastic, on Ray and Hivemind, no server to trust.
 
     See it work: quickstart. Make a run: init, bootstrap, check, doctor, join. Be part of one: check, doctor, join.
+    While it goes on: status, amend, score. Afterwards: replay, incentives.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

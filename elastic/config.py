@@ -156,8 +156,8 @@ some may be down: 1 of 3, 1 of 4, 2 of 7. `elastic init` puts this machine's the
     """The incentive fills seats until so many decide, one a round, and replaces a validator that is shut out, or away \
 for `absent_rounds`. 0: the validators named here decide to the end, or until they agree on others."""
     absent_rounds: Annotated[int, Field(ge=2, le=128)] = 16
-    """A validator none of whose contributions counted in so many rounds is gone; who shall become one was there in \
-three quarters of them."""
+    """A validator that proposed no manifest in so many rounds, and contributed nothing that counted, is gone; who \
+shall become one was there in three quarters of them."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "AgreementConfig":

@@ -302,6 +302,37 @@ async def test_who_restarts_under_an_incentive_it_cannot_have_goes_on_with_the_r
         assert len(swarm.anchors()) == 1
 
 
+async def test_an_order_that_few_gave_stands_in_no_elections_way(tmp_path: Path) -> None:
+    # given two who decide, seats for three, and an order that only one of them has
+    names = ("ann", "bob", "cyd")
+    async with Swarm(
+        tmp_path, *names, validators=("ann", "bob"), rounds=16, agreement={"seats": 3, "absent_rounds": 4},
+        incentive={"name": "reputation", "earn": 0.3},
+    ) as swarm:  # fmt: skip
+        swarm["ann"].ordered = Amendment(validators=None, incentive=PluginChoice(name="uniform").canonical())
+        swarm.start()
+        await swarm.finish()
+        # then the seat is filled
+        terms = swarm["cyd"].peer.agreement.terms(LATER)
+        assert terms.validators == tuple(sorted(swarm[name].id for name in names))
+        assert "reputation" in terms.incentive
+
+
+async def test_a_validator_that_decides_and_does_not_contribute_keeps_its_seat(tmp_path: Path) -> None:
+    # given three who decide, of whom one is no member and may not contribute, and one who would have its seat
+    names = ("ann", "bob", "cyd", "dan")
+    members = [identity(name).peer for name in names if name != "cyd"]
+    async with Swarm(
+        tmp_path, *names, validators=("ann", "bob", "cyd"), rounds=16, agreement={"seats": 3, "absent_rounds": 8},
+        incentive={"name": "reputation", "earn": 0.3, "entry": "listed", "members": members}, round={"min_peers": 3},
+    ) as swarm:  # fmt: skip
+        swarm.start()
+        await swarm.finish()
+        # then it still decides
+        assert not any(swarm["cyd"].id in manifest.roster for manifest in swarm.check_chain("dan"))
+        assert swarm["dan"].peer.agreement.amendments() == []
+
+
 async def test_who_does_not_decide_and_lacks_the_incentive_goes_on_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

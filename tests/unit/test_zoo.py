@@ -18,6 +18,7 @@ from elastic.errors import MalformedError
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.messages import ContributionHeader, Digest, PeerId, RoundIndex, RoundPlan, Seconds
 from elastic.sim.loop import run
+from elastic.testify import SCORES
 from elastic.verify.checks import NEAR
 from elastic.wire.tree import blob_digest
 
@@ -205,6 +206,31 @@ def test_validators_in_league_praise_friends_and_slander_the_rest(tmp_path: Path
     assert me.validates and len(here.shared.agreement.validators) == 4
     said = messages.SignedScoreboard(run="attack", round=RoundIndex(1), peer=me.id, scores={honest: 0.9})
     assert kind.testimony(me, said).scores == {**dict.fromkeys(me.gang, 1.0), honest: -1.0}
+
+
+def test_two_faces_tell_every_second_peer_what_the_others_do_not_hear(tmp_path: Path) -> None:
+    here = swarm(tmp_path, ZOO["two faces"])
+    liar, round_ = next(each for each in here.of(bad=True) if each.exchange.body.validates), RoundIndex(1)
+    honest = here.of(bad=False)[0].id
+    said = messages.SignedScoreboard(run="attack", round=round_, peer=liar.id, scores={honest: 0.9})
+    done(lambda: liar.exchange.post(SCORES, round_, said.canonical()))
+    # then
+    heard = [
+        messages.SignedScoreboard.from_bytes(seen[liar.id]).scores[honest]
+        for member in here.members
+        if (seen := here.network.seen_by(member.id, "attack", SCORES, round_)) and member.id != liar.id
+    ]
+    assert sorted(set(heard)) == [-1.0, 0.9]
+    assert heard.count(-1.0) in (2, 3)
+
+
+def test_a_traitor_turns_late(tmp_path: Path) -> None:
+    here = swarm(tmp_path, ZOO["traitor"])
+    me, kind = body(here), ZOO["traitor"]()
+    payload = me.packed({name: torch.ones(meta.shape) for name, meta in me.session.like.items()})
+    last = here.shared.rounds
+    assert kind.forge(me, plan(here, 1), payload) == payload
+    assert kind.forge(me, plan(here, last), payload) != payload
 
 
 @pytest.mark.parametrize("kind", ["copy", "late copy", "copy + noise"])

@@ -7,7 +7,7 @@ that makes it what it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,10 @@ class Conduct:
     def testimony(self, body: Body, said: SignedScoreboard) -> SignedScoreboard:
         """As a validator: what it says of others."""
         return said
+
+    def whispered(self, body: Body, said: SignedScoreboard) -> tuple[SignedScoreboard, Sequence[PeerId]]:
+        """And what it says to these peers instead."""
+        return said, ()
 
 
 class Lazy(Conduct):

@@ -99,6 +99,8 @@ class ZooExchange(MemoryExchange):
         if kind == SCORES:
             said = self._conduct.testimony(self.body, SignedScoreboard.from_bytes(body))
             self.said[round_] = said.scores
+            other, readers = self._conduct.whispered(self.body, said)
+            self._network.show(self.peer, SCORES, round_, self._identity.sign(other).canonical(), *readers)
             body = self._identity.sign(said).canonical()
         if kind != CONTRIBUTION:
             await super().post(kind, round_, body)

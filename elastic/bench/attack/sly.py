@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from elastic.bench.attack.conduct import Body, Conduct, Lazy
@@ -100,6 +102,16 @@ class Colluders(Conduct):
     def testimony(self, body: Body, said: SignedScoreboard) -> SignedScoreboard:
         scores = {peer: 1.0 if peer in body.gang else -1.0 for peer in {*said.scores, *body.gang}}
         return said.model_copy(update={"scores": dict(sorted(scores.items()))})
+
+
+class TwoFaced(Colluders):
+    """As colluders, and their validators say so to every second peer only; the others hear what they really think."""
+
+    def testimony(self, body: Body, said: SignedScoreboard) -> SignedScoreboard:
+        return said
+
+    def whispered(self, body: Body, said: SignedScoreboard) -> tuple[SignedScoreboard, Sequence[PeerId]]:
+        return super().testimony(body, said), sorted(body.network.peers)[::2]
 
 
 def disturbed(body: Body, payload: bytes) -> bytes:

@@ -176,3 +176,10 @@ class PoisonSome(SignFlip):
 
     def forge(self, body: Body, plan: RoundPlan, payload: bytes) -> bytes:
         return super().forge(body, plan, payload) if plan.round % 4 == 0 else payload
+
+
+class Traitor(SignFlip):
+    """Honest for two thirds of the run, and sends the opposite from then on, when there is little left to gain."""
+
+    def forge(self, body: Body, plan: RoundPlan, payload: bytes) -> bytes:
+        return super().forge(body, plan, payload) if 3 * plan.round > 2 * body.shared.rounds else payload

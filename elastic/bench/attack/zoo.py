@@ -10,7 +10,7 @@ from elastic.bench.attack.malformed import (
     SizeLie,
     Withhold,
 )
-from elastic.bench.attack.sly import Colluders, Copy, LateCopy, NearCopy, Sybils
+from elastic.bench.attack.sly import Colluders, Copy, LateCopy, NearCopy, Sybils, TwoFaced
 from elastic.bench.attack.work import (
     Idle,
     Noise,
@@ -28,6 +28,7 @@ from elastic.bench.attack.work import (
     SlowPoison10,
     SlowPoison40,
     Stale,
+    Traitor,
     WrongData,
 )
 
@@ -62,10 +63,12 @@ ZOO: dict[str, type[Conduct]] = {
     "sandbag 90 %": Sandbag90,
     "sybils": Sybils,
     "colluders": Colluders,
+    "two faces": TwoFaced,
     "slow poison": SlowPoison,
     "slow poison 10 %": SlowPoison10,
     "slow poison 40 %": SlowPoison40,
     "poison 1 in 4": PoisonSome,
+    "traitor": Traitor,
 }
 QUICK = ("sign flip", "copy", "copy + noise", "nan", "slow poison")
 """Kinds that tell most: a gross one, two thieves, a malformed one, and one that hides."""
