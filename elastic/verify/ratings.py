@@ -51,6 +51,9 @@ SEASONED = HELP_TRIAL + 2
 USEFUL = 0.6
 """Who helps this part of what is usual is not charged for a few unlucky rounds: late in a run, where gains drown in
 noise, peers that were charged falsely had helped 0.88 and more of it (`elastic bench attack`)."""
+HARM = 0.4
+"""But for this much harm in the mean of the last rounds: honest peers' was never below -0.33, that of who turns against
+the run below -0.5 after four rounds (`elastic bench attack --kinds traitor`)."""
 LEAST_ASKED = 0.25
 """Who trained on few tokens is asked for less, but for no less than this part."""
 FEW = 3
@@ -118,8 +121,8 @@ class Standing:
     def helps(self) -> bool | None:
         """Whether it helps as a contributor should, over the rounds; None: too few assessments to tell."""
         enough = self.weight >= 1 - (1 - HELP_PACE) ** HELP_TRIAL - 1e-9
-        helps = self.help >= LEAST_GAIN * self.weight or self.gained >= USEFUL * self.asked
-        return helps if enough else None
+        useful = self.gained >= USEFUL * self.asked and self.help >= -HARM * self.weight
+        return (useful or self.help >= LEAST_GAIN * self.weight) if enough else None
 
     @property
     def part(self) -> float | None:

@@ -15,6 +15,7 @@ from elastic.verify.ratings import (
     FADE,
     HELP_TRIAL,
     MEMORY_ROUNDS,
+    USEFUL,
     WARM_UP,
     WORK_FLOOR,
     WORK_PACE,
@@ -240,6 +241,20 @@ def test_one_round_says_no_more_of_a_peers_part_than_its_bound() -> None:
     ratings = after(1, {ANN: 0.02, BEN: 0.02, CAT: 0.02, DAN: -9.0})
     assert ratings[DAN].part == pytest.approx(-2)
     assert after(30, {ANN: 0.02, BEN: 0.02, CAT: 0.02, DAN: 0.02}, ratings, first=2)[DAN].part > 0.8
+
+
+def test_who_turns_against_the_run_when_little_is_left_to_gain_is_found() -> None:
+    # given four that helped when there was much to gain
+    ratings = after(15, dict.fromkeys((ANN, BEN, CAT, DAN), 0.05))
+    # when one does harm in rounds in which gains drown in noise, so that no single one shows it
+    told = []
+    for round_ in range(16, 24):
+        gains = {ANN: 0.004, BEN: 0.001, CAT: 0.0025, DAN: -0.002}
+        told.append(ratings.take_in(RoundIndex(round_), [seen(round_, who, gain) for who, gain in gains.items()]))
+    # then it is found within a few rounds, although it had helped so much, and the unlucky one is not
+    assert [each[3].helped for each in told] == [True] * 2 + [False] * 6
+    assert told[-1][3].part is not None and told[-1][3].part > USEFUL
+    assert all(each[1].helped for each in told)
 
 
 def test_a_newcomer_that_warms_up_is_not_held_against_those_who_were_there() -> None:
