@@ -247,7 +247,7 @@ def attack(  # noqa: PLR0913 - options of a command
     bad: Annotated[float, typer.Option(min=0, max=0.5, help="part of them that is bad")] = 0.25,
     rounds: Annotated[int, typer.Option(min=0, help="of each swarm; 0: 24, or 16 with --quick")] = 0,
     seeds: Annotated[int, typer.Option(min=0, help="swarms of each kind; 0: 3, or 1 with --quick")] = 0,
-    first_seed: Annotated[int, typer.Option(min=0, help="of them; rules were chosen on 0 to 2 and 4")] = 0,
+    first_seed: Annotated[int, typer.Option(min=0, help="of them; rules were chosen on 0 to 2, 4, 6 and 7")] = 0,
     defences: Annotated[str, typer.Option(help='as in --defences "none, reputation, subnet"; the first two')] = "",
     processes: Annotated[int, typer.Option(min=0, help="at a time; 0: one per core")] = 0,
     json: Annotated[Path | None, typer.Option("--json", help="keep finished cells here, and skip those it has")] = None,
