@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 
 ELASTIC = [sys.executable, "-m", "elastic"]
 ACTORS = ("ray::PeerActor", "ray::Swarm", "ray::RayTrainWorker", "ray::TrainController", "ray::_Autoscaling")
+MARK = f"ELASTIC_TESTS={uuid.uuid4().hex}"
+"""In the environment of every process that descends from these tests."""
 PATIENCE = 400.0
 """Seconds that a busy machine may take for anything; a bound on polling, not an expectation."""
 
@@ -24,6 +27,7 @@ PATIENCE = 400.0
 def environment(**more: str) -> dict[str, str]:
     """The environment of every process of a test: no token, no address from outside."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept |= dict([MARK.split("=")])
     return {
         **kept, "RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", "RAY_memory_monitor_refresh_ms": "0", **more,
@@ -141,20 +145,19 @@ def bootstrap(tmp_path: Path) -> Iterator[str]:
         assert program.ends() == 0, program.output()
 
 
-def listing() -> list[str]:
-    """Everything that runs on this machine."""
-    command = ["ps", "-eww", "-o", "pid,ppid,stat,args"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-
-
-OTHERS = frozenset(line.split()[0] for line in listing())
-"""What ran before the tests: a peer of whoever runs them must not be taken for one of theirs, and killed."""
-
-
 def processes(pattern: str) -> list[str]:
-    """Command lines of processes that match and were started since the tests began."""
-    found = [line for line in listing() if re.search(pattern, line) and " Z" not in line[:24]]
-    return [line for line in found if line.split()[0] not in OTHERS]
+    """Command lines of processes that match and descend from these tests; whoever else runs peers here keeps theirs."""
+    command = ["ps", "-eww", "-o", "pid,ppid,stat,args"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    found = [line for line in lines if re.search(pattern, line) and " Z" not in line[:24]]
+    return [line for line in found if _is_ours(line.split()[0])]
+
+
+def _is_ours(pid: str) -> bool:
+    try:
+        return MARK.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False  # it has ended, or is another user's
 
 
 def run_file(path: Path, *, shared: str, bootstrap: str | None, ray: str, more: str = "") -> Path:
