@@ -1,0 +1,72 @@
+"""What a GPU computes is what others compute: checked where there is one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_session import CORPUS, after, contributed, plan_of, shared
+
+from elastic.agreement.manifests import genesis
+from elastic.config import Shared
+from elastic.messages import ContributionHeader, Digest, Manifest, PeerId, RoundIndex
+from elastic.registry import build
+from elastic.state.store import StateStore
+from elastic.train.session import Parts, Session, Worker
+from elastic.wire.signing import Identity
+from elastic.wire.tree import blob_digest
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+CPU, GPU = sorted(Identity.generate().peer for _ in range(2))
+
+
+def session(folder: Path, config: Shared, device: str) -> Session:
+    parts = Parts(
+        model=build("model", config.model), corpus=CORPUS, assign=lambda plan: np.arange(4, dtype=np.int64),
+        reducer=build("reducer", config.reducer), store=StateStore(folder),
+    )  # fmt: skip
+    return Session(config, parts, worker=Worker(device=device))
+
+
+def test_a_peer_with_a_gpu_and_one_without_hold_the_same_anchor_in_every_round(tmp_path: Path) -> None:
+    # given a run in which both train, on different hardware
+    config = shared(rounds=5)
+    peers = {CPU: session(tmp_path / "cpu", config, "cpu"), GPU: session(tmp_path / "gpu", config, "cuda")}
+    head = genesis("demo", peers[CPU].state().anchor, [CPU, GPU], CPU)
+    for each in peers.values():
+        each.outer_step(head, {})
+    for round_ in range(1, 5):
+        payloads = {peer: contributed(each, head) for peer, each in peers.items()}
+        # when the round counts both
+        head = after(peers[CPU], head, *payloads.items())
+        by_digest = {blob_digest(payload): payload for payload in payloads.values()}
+        anchors = {each.outer_step(head, by_digest) for each in peers.values()}
+        # then their anchors are the same bits
+        assert len(anchors) == 1, f"round {round_}"
+    # and a restart finds it again, on the other kind of machine too
+    assert {session(tmp_path / "gpu", config, "cpu").state().anchor} == anchors
+
+
+def test_a_gpu_and_a_cpu_measure_nearly_the_same_help(tmp_path: Path) -> None:
+    # given one contribution, and two validators
+    config = shared(rounds=5)
+    peers = {CPU: session(tmp_path / "cpu", config, "cpu"), GPU: session(tmp_path / "gpu", config, "cuda")}
+    head = genesis("demo", peers[CPU].state().anchor, [CPU, GPU], CPU)
+    for each in peers.values():
+        each.outer_step(head, {})
+    payload = contributed(peers[CPU], head)
+    gains = {peer: gain(each, head, payload) for peer, each in peers.items()}
+    # then
+    assert gains[GPU] == pytest.approx(gains[CPU], rel=1e-2, abs=1e-5)
+
+
+def gain(validator: Session, head: Manifest, payload: bytes) -> float:
+    plan = plan_of(validator, head)
+    header = ContributionHeader(
+        run="demo", round=RoundIndex(1), peer=PeerId(CPU), anchor=plan.anchor, proof=Digest("c" * 64),
+        payload=blob_digest(payload), size_bytes=len(payload), steps=2, tokens=100, loss=2.0,
+    )  # fmt: skip
+    return validator.assess(plan, header, payload, 7).gain_heldout
