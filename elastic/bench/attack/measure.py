@@ -73,7 +73,7 @@ def _outcome(cell: Cell, swarm: Swarm) -> Outcome:
     chain = [manifest for r in range(1, rounds + 1) if (manifest := judge.chain.get(RoundIndex(r))) is not None]
     shut = shut_out(swarm.members, rounds)
     ever = frozenset().union(*shut.values())
-    now = shut.get(rounds, frozenset())
+    now = shut.get(rounds - 1, frozenset())  # what was thought after the last round nobody told any more
     last = {member.id: last_counted(chain, member.id) for member in bad}
     gone = [peer for peer in last if peer in now or last[peer] <= 0.75 * rounds]
     deciding = [member for member in honest if member.id in swarm.shared.agreement.validators]
