@@ -37,6 +37,10 @@ class Hearsay:
             del self._words[old]
         return found
 
+    def word(self, peer: PeerId, round_: RoundIndex) -> SignedScoreboard | None:
+        """What that one said on that round, as far as we know."""
+        return self._words.get(round_, {}).get(peer)
+
     def digests(self, round_: RoundIndex) -> dict[PeerId, Digest]:
         """Validator → digest of its word on that round, or LIAR."""
         words = {peer: digest_of(word.body()) for peer, word in self._words.get(round_, {}).items()}

@@ -79,8 +79,10 @@ async def _tell(peer: Peer, plan: RoundPlan) -> None:
     """What we thought after the last round, if that is worth hearing."""
     board, last = peer.board, RoundIndex(plan.round - 1)
     if board is not None and board.round == last and worth_hearing(peer, last):
+        word = peer.hearsay.word(peer.id, last) or _ours(peer, plan, board)
+        peer.hearsay.take([word])  # where a round is begun again we say the same: two words would be two faces
         with _tolerant(last):
-            await peer.exchange.post(SCORES, last, _ours(peer, plan, board).canonical())
+            await peer.exchange.post(SCORES, last, word.canonical())
 
 
 async def _listen(peer: Peer, plan: RoundPlan) -> None:

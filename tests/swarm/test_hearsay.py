@@ -9,7 +9,7 @@ from builder import RUN, Swarm, identity
 
 from elastic.hearsay import LIAR, Hearsay
 from elastic.messages import MAX_VALIDATORS, PeerId, RoundIndex, SignedScoreboard, digest_of
-from elastic.testify import SCORES, WITNESS
+from elastic.testify import SCORES, WITNESS, _tell
 
 NAMES = ("ann", "bob", "cyd", "eve", "fay")
 EVE = identity("eve").peer
@@ -134,3 +134,22 @@ async def test_nobody_shows_anything_where_nobody_lies(tmp_path: Path) -> None:
         await swarm.finish()
         assert not any(kind in WITNESS for _, kind, _ in swarm.network.records)
         assert all(node.peer.hearsay.liars == set() for node in swarm.nodes.values())
+
+
+async def test_who_begins_a_round_again_says_the_same(tmp_path: Path) -> None:
+    # given a validator that said what it thinks, and has learned of a liar since
+    async with Swarm(tmp_path, "ann", "bob", validators=("ann", "bob"), incentive={"name": "reputation"}) as swarm:
+        swarm.start()
+        await swarm.finish()
+        peer, last = swarm["ann"].peer, swarm["ann"].peer.holds() - 1
+        head = peer.chain.get(RoundIndex(last))
+        assert head is not None
+        plan, peer.exchange = peer.plan(head), swarm.network.join(peer.id, RUN)
+        assert peer.board is not None and peer.board.round == last
+        await _tell(peer, plan)
+        first = swarm.network.records[RUN, SCORES, RoundIndex(last)][peer.id]
+        peer.hearsay.convict([said("liar", last - 1, 0.5), said("liar", last - 1, 0.7)])
+        # when it begins the round again
+        await _tell(peer, plan)
+        # then
+        assert swarm.network.records[RUN, SCORES, RoundIndex(last)][peer.id] == first
