@@ -18,7 +18,7 @@ from elastic.wire.signing import Identity
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class AgreedTerms:
     """Where a run stands, as far as this machine knows."""
 
     terms: Terms
@@ -26,7 +26,7 @@ class Standing:
     """The round whose manifest brought them; 0: they are the run file's."""
 
 
-def standing(config: RunConfig, folder: Path | None = None) -> Standing:
+def standing(config: RunConfig, folder: Path | None = None) -> AgreedTerms:
     """The newest terms in the peer's chain, which may be written to meanwhile.
 
     Args:
@@ -38,7 +38,7 @@ def standing(config: RunConfig, folder: Path | None = None) -> Standing:
     """
     shared, known = config.shared, amendments_of(config, folder)
     charter = Charter(shared.run, shared.terms(), known)
-    return Standing(charter.newest(), known[-1].round if known else GENESIS)
+    return AgreedTerms(charter.newest(), known[-1].round if known else GENESIS)
 
 
 def amendments_of(config: RunConfig, folder: Path | None = None) -> list[Manifest]:

@@ -13,7 +13,7 @@ PROBATION_PART = 0.05
 MAX_INVITED = 4096
 """Invitations remembered; inviters are few, and each has few."""
 
-Standing = Callable[[Collection[PeerId]], Mapping[PeerId, float]]
+Thoughts = Callable[[Collection[PeerId]], Mapping[PeerId, float]]
 
 
 class EntryConfig(OpinionConfig):
@@ -67,7 +67,7 @@ class Entry:
             if self._invited.setdefault(key, each.invited) != each.invited:
                 self._void.add(key)
 
-    def allowed(self, peers: Collection[PeerId], standing: Standing) -> set[PeerId]:
+    def allowed(self, peers: Collection[PeerId], standing: Thoughts) -> set[PeerId]:
         """Those of these peers that may contribute at all.
 
         Args:
@@ -110,7 +110,7 @@ class Entry:
         self._invited = {(inviter, number): PeerId(invited) for inviter, number, invited in rows if invited}
         self._void = {(inviter, number) for inviter, number, invited in rows if not invited}
 
-    def _invited_by_the_good(self, peers: Collection[PeerId], standing: Standing) -> set[PeerId]:
+    def _invited_by_the_good(self, peers: Collection[PeerId], standing: Thoughts) -> set[PeerId]:
         asked = {key: invited for key, invited in self._invited.items() if invited in peers}
         thought = standing({inviter for inviter, _ in asked} | set(asked.values()))
 
