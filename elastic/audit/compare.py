@@ -16,6 +16,7 @@ ABREAST = 3
 """So many incentives side by side fit into 100 columns; more follow below."""
 COLUMN = 27
 NAME = 13
+ROUNDING = 1e-9
 NOBODY = "(nobody)"
 """Has what is burnt, or what there was while nobody had a score."""
 SCORE = "score   what the incentive thinks of it in the end"
@@ -85,9 +86,15 @@ class Books:
         """What went to nobody."""
         given = self.accounts.values()
         return Account(
-            weight=max(0.0, (self.paid > 0) - fsum(each.weight for each in given)),
-            earned=max(0.0, self.paid - fsum(each.earned for each in given)),
+            weight=_rest(self.paid > 0, fsum(each.weight for each in given)),
+            earned=_rest(self.paid, fsum(each.earned for each in given)),
         )
+
+
+def _rest(whole: float, given: float) -> float:
+    """What is left; dust that rounding leaves is nothing."""
+    rest = whole - given
+    return rest if rest > ROUNDING * whole else 0.0
 
 
 def play(witness: Witness, incentive: Incentive) -> Books:

@@ -5,8 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from elastic.audit.compare import Books
 from elastic.config import load_config
-from elastic.messages import Assessment, Evidence, Invitation, Manifest, PeerId, RejectReason, RoundIndex, Verdict
+from elastic.messages import (
+    Assessment,
+    Evidence,
+    Invitation,
+    Manifest,
+    PeerId,
+    RejectReason,
+    RoundIndex,
+    Scoreboard,
+    Verdict,
+)
 from elastic.reports import EVIDENCE_FILE, RoundEvidence
 from elastic.state.chain import CHAIN_FILE, Chain
 from elastic.wire.signing import Identity
@@ -273,3 +284,13 @@ def test_a_newcomer_reads_when_its_proof_of_work_will_be_known(elastic: Run, val
     assert not any("does not train" in line for line in ann)
     # and what that is
     assert "work     proof of work: whether it trains on the tokens that it is assigned" in told_of(ANN)[1]
+
+
+def test_dust_that_rounding_leaves_is_nobodys() -> None:
+    # given three that were paid a third each, 24 times
+    books = Books()
+    for round_ in range(1, 25):
+        board = Scoreboard(round=RoundIndex(round_), scores=dict.fromkeys(PEERS[:3], 1.0))
+        books.pay(board, dict.fromkeys(PEERS[:3], 1 / 3))
+    # then
+    assert (books.unpaid().weight, books.unpaid().earned) == (0.0, 0.0)
