@@ -235,13 +235,13 @@ class NetworkConfig(Section):
     """[local.network]: this peer's place in the DHT."""
 
     bootstrap: Strings = ()
-    """Strings of entry points, "/ip4/…/tcp/…/p2p/12D3Koo…", as `elastic bootstrap` prints them."""
+    """Addresses of entry points, "/ip4/…/tcp/…/p2p/12D3Koo…", as `elastic bootstrap` prints them."""
     host: str = "0.0.0.0"
     """Address to listen on; "127.0.0.1" keeps a trial on this machine."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """TCP port to listen on; 0: any free one. Fix it if you forward a port."""
     announce: Strings = ()
-    """Strings to tell others instead of the ones found, e.g. "/dns4/peer.example.org/tcp/4001"."""
+    """Addresses to tell others instead of the ones found, e.g. "/dns4/peer.example.org/tcp/4001"."""
     listen: bool = True
     """False: dial out only, for a peer that nobody can dial. It serves over connections that it dialled, and keeps \
 no records for others."""

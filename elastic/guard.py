@@ -45,7 +45,7 @@ class Guarded:
             strangers = shares.keys() - {header.peer for header in accepted}
             if strangers or not all(0 <= share <= 1 for share in shares.values()):
                 raise ValueError("not parts of 1 for those who were accepted")
-            if shares and abs(fsum(shares.values()) - 1) > OFF_ONE:
+            if accepted and abs(fsum(shares.values()) - 1) > OFF_ONE:
                 raise ValueError(f"the shares sum to {fsum(shares.values())}")
             return shares
 

@@ -7,16 +7,19 @@ one round prove that it lies, and it is heard no more.
 
 from collections.abc import Collection, Iterable
 
-from elastic.messages import MAX_VALIDATORS, Digest, PeerId, RoundIndex, SignedScoreboard, digest_of
+from elastic.errors import StateError
+from elastic.messages import JSON, Digest, PeerId, RoundIndex, SignedScoreboard, digest_of
 
 ROUNDS = 2
 """Words of so many rounds are kept."""
 LIAR = Digest("0" * 64)
 """In place of a word's digest: whoever says so has two of them."""
+MOST_SHOWN = 3
+"""Words that a validator shows in a round, beside the two of a liar."""
 
 
 class Hearsay:
-    """Of one peer. Kept in memory only: others tell it again after a restart."""
+    """Of one peer. What proves a lie is kept over restarts, other words are not: a restart forgets a round's."""
 
     def __init__(self) -> None:
         self._words: dict[RoundIndex, dict[PeerId, SignedScoreboard]] = {}
@@ -41,34 +44,62 @@ class Hearsay:
         """What that one said on that round, as far as we know."""
         return self._words.get(round_, {}).get(peer)
 
-    def digests(self, round_: RoundIndex) -> dict[PeerId, Digest]:
+    def digests(self, round_: RoundIndex, validators: Collection[PeerId]) -> dict[PeerId, Digest]:
         """Validator → digest of its word on that round, or LIAR."""
         words = {peer: digest_of(word.body()) for peer, word in self._words.get(round_, {}).items()}
-        known = dict.fromkeys(sorted(self._proofs), LIAR) | {
-            peer: words[peer] for peer in sorted(words.keys() - self._proofs)
-        }
-        return dict(list(known.items())[:MAX_VALIDATORS])
+        known = words | dict.fromkeys(self._proofs, LIAR)
+        return {peer: known[peer] for peer in sorted(known.keys() & set(validators))}
 
-    def questions(self, said: SignedScoreboard) -> set[PeerId]:
+    def questions(self, said: SignedScoreboard, validators: Collection[PeerId]) -> set[PeerId]:
         """Of whom `said` heard something else than we did, or knows that they lie, which we do not know."""
-        ours = self.digests(RoundIndex(said.round - 1))
+        ours = self.digests(RoundIndex(said.round - 1), validators)
         return {
             peer for peer, digest in said.heard.items()
-            if peer not in self._proofs and (digest == LIAR or ours.get(peer, digest) != digest)
+            if peer in validators and peer not in self._proofs and (digest == LIAR or ours.get(peer, digest) != digest)
         }  # fmt: skip
 
-    def shows(self, round_: RoundIndex, asked: Collection[PeerId]) -> list[SignedScoreboard]:
-        """At most two words for others to see: of a liar that we know, by turns; else ours of somebody asked for."""
-        if self._proofs:
-            return self._proofs[sorted(self._proofs)[round_ % len(self._proofs)]]
-        return [words[peer] for _, words in sorted(self._words.items()) for peer in sorted(asked & words.keys())][:1]
+    def proof(self, round_: RoundIndex, validators: Collection[PeerId]) -> list[SignedScoreboard]:
+        """The two words of a validator that lied, by turns, for who does not know it yet; none: we know of none."""
+        known = sorted(self._proofs.keys() & set(validators))
+        return self._proofs[known[round_ % len(known)]] if known else []
+
+    def answers(self, round_: RoundIndex, asked: Collection[PeerId]) -> list[SignedScoreboard]:
+        """Some of our words on that round that were asked for.
+
+        Which ones changes with the round, and is the same for all: an asker that lies cannot keep others' words from
+        meeting for long.
+        """
+        words = self._words.get(round_, {})
+        drawn = sorted(words.keys() & set(asked), key=lambda peer: digest_of(f"{round_}:{peer}".encode()))
+        return [words[peer] for peer in drawn[:MOST_SHOWN]]
 
     def convict(self, shown: Iterable[SignedScoreboard]) -> list[SignedScoreboard]:
-        """Two words of one validator on one round, if these and ours have such; it is a liar from now on."""
-        seen = {(word.peer, word.round): word for words in self._words.values() for word in words.values()}
-        for word in shown:
-            first = seen.setdefault((word.peer, word.round), word)
+        """Two words of one validator on one round of one run, if these and ours have such; it is a liar from now on."""
+        seen: dict[tuple[PeerId, RoundIndex, Digest], SignedScoreboard] = {}
+        for word in [*(word for words in self._words.values() for word in words.values()), *shown]:
+            first = seen.setdefault((word.peer, word.round, word.previous), word)
             if first.body() != word.body() and word.peer not in self._proofs:
                 self._proofs[word.peer] = [first, word]
                 return [first, word]
         return []
+
+    def proofs(self) -> list[SignedScoreboard]:
+        """All that prove a lie, two by two."""
+        return [word for _, words in sorted(self._proofs.items()) for word in words]
+
+    def state(self) -> JSON:
+        """What must survive a restart: if all who know are restarted, nobody knows any more."""
+        return {"proofs": [word.model_dump(mode="json") for word in self.proofs()]}
+
+    def restore(self, state: JSON) -> None:
+        """Take back what `state` returned.
+
+        Raises:
+            StateError: something else.
+        """
+        try:
+            words = [SignedScoreboard.model_validate(each) for each in state["proofs"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"not a state of hearsay: {error!r}") from error
+        while self.convict(words):
+            pass

@@ -62,8 +62,8 @@ def invite(config: RunConfig, peer: PeerId) -> Invitation:
 
 def doubts(config: RunConfig) -> str | None:
     """Why nobody takes this peer's invitations as things stand, by what it wrote down itself; None: they are taken."""
-    cls, settings = resolve("incentive", PluginChoice.model_validate_json(standing(config).terms.incentive))
-    mine, rules, incentive = Identity.load_or_create(config.key_path).peer, admission(settings), cls(settings)
+    cls, settings = resolve("incentive", PluginChoice.from_canonical(standing(config).terms.incentive))
+    mine, rules, incentive = Identity.load(config.key_path).peer, admission(settings), cls(settings)
     member = mine in getattr(rules, "members", ())
     needed = float(getattr(rules, "established", 0.0))
     try:

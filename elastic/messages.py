@@ -283,8 +283,8 @@ class SignedScoreboard(Signed):
     round: Index
     peer: PeerIdField
     """Whose word it is."""
-    amended: Index = GENESIS
-    """Under which terms; see `Manifest.amended`."""
+    previous: HexDigest = NO_DIGEST
+    """Digest of that round's manifest: a word of another run, though it has the same name, proves nothing here."""
     scores: Annotated[dict[PeerIdField, float], Field(max_length=MAX_SCORES)]
     heard: Annotated[dict[PeerIdField, HexDigest], Field(max_length=MAX_VALIDATORS)] = {}
     """Validator → digest of the body of what it said, as far as we know, on the round before."""

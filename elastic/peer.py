@@ -129,6 +129,7 @@ class Peer:
                 return
             taken, measure = await self.take_up(own), own.canonical()
         self.incentive, self._measure, self.board = taken, measure, None  # what the last one thought is no score now
+        self.incentive.hear(self.hearsay.proofs())
 
     def learn(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
         """A round's evidence moves ratings, and with them what the incentive thinks."""
@@ -143,7 +144,10 @@ class Peer:
 
     def memories(self) -> dict[str, JSON]:
         """What must survive a restart, by name."""
-        known = {memory_of(self.shared, self._measure): self.incentive.state(), "ratings": self.ratings.state()}
+        known = {
+            memory_of(self.shared, self._measure): self.incentive.state(), "ratings": self.ratings.state(),
+            "hearsay": self.hearsay.state(),
+        }  # fmt: skip
         return {name: state for name, state in known.items() if state is not None}
 
     def holds(self) -> RoundIndex:

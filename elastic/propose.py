@@ -89,9 +89,9 @@ def _against_counted(peer: Peer, seen: Seen, manifest: Manifest) -> str | None:
     payloads = [entry.payload for entry in manifest.counted]
     if len(set(payloads)) < len(payloads) and not peer.reducer.averages:
         return "it counts one payload twice"
-    accepted = len(seen.accepted())
-    if len(payloads) < LEAST_COUNTED * accepted:
-        return f"it counts {len(payloads)}, we accept {accepted}"
+    ours = sum(share > 0 for share in peer.incentive.shares(seen.accepted()).values())
+    if len(payloads) < LEAST_COUNTED * ours:
+        return f"it counts {len(payloads)}, we {ours}"
     return None
 
 

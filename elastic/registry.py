@@ -90,6 +90,8 @@ def resolve(slot: str, choice: PluginChoice) -> tuple[type[Any], BaseModel]:
         return cls, cls.Config.model_validate(choice.settings)
     except ValidationError as error:
         raise ConfigError(f"{slot} {choice.name}: {explain(error, cls.Config)}") from error
+    except Exception as error:  # whatever others' code raises
+        raise ConfigError(f"{slot} {choice.name}: its settings cannot be read: {error!r}") from error
 
 
 def local_settings(config: RunConfig, choice: PluginChoice) -> BaseModel | None:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from elastic.amend import WISH
 from elastic.errors import MalformedError, NetworkError, SignatureInvalidError
+from elastic.hearsay import MOST_SHOWN
 from elastic.messages import (
     GENESIS,
     MAX_SCORES,
@@ -32,8 +33,10 @@ logger = logging.getLogger(__name__)
 
 SCORES = "scores"
 """Record kind of a signed scoreboard."""
-WITNESS = ("witness", "witness-too")
-"""Of others' signed scoreboards, by validators who heard them when others heard something else."""
+WITNESS = ("witness", "witness-too", *(f"witness-{number}" for number in range(MOST_SHOWN)))
+"""Of others' signed scoreboards, by validators: the two words of a liar, then some that others heard differently."""
+ASKING = 16
+"""Looks for such in a round: who claims without reason that others lie shall not keep everyone looking."""
 INVITATION = "invitation"
 """Of an invitation, by its bearer."""
 INVITATIONS = 64
@@ -67,7 +70,6 @@ async def _talk(peer: Peer, plan: RoundPlan, wish: Amendment | None, scored: boo
         with _tolerant(plan.round):
             await peer.exchange.post(INVITATION, GENESIS, peer.invitation.canonical())
     if scored and plan.decides:
-        await _tell(peer, plan)
         with _tolerant(plan.round):
             peer.shown = invitations(peer, plan, await peer.exchange.records(INVITATION, GENESIS))
             peer.incentive.hear(peer.shown)
@@ -75,41 +77,46 @@ async def _talk(peer: Peer, plan: RoundPlan, wish: Amendment | None, scored: boo
         await _listen(peer, plan)
 
 
-async def _tell(peer: Peer, plan: RoundPlan) -> None:
-    """What we thought after the last round, if that is worth hearing."""
-    board, last = peer.board, RoundIndex(plan.round - 1)
-    if board is not None and board.round == last and worth_hearing(peer, last):
-        word = peer.hearsay.word(peer.id, last) or _ours(peer, plan, board)
-        peer.hearsay.take([word])  # where a round is begun again we say the same: two words would be two faces
-        with _tolerant(last):
-            await peer.exchange.post(SCORES, last, word.canonical())
-
-
 async def _listen(peer: Peer, plan: RoundPlan) -> None:
-    """Hear every validator on the last round; if they heard different things on the one before, find out who lies."""
-    missing, asked, last = set(plan.validators), set[PeerId](), RoundIndex(plan.round - 1)
-    with _tolerant(last):
-        await _show(peer, plan, asked)
-    while missing or asked:
+    """Say what we thought of the last round, hear every validator, and find out whose words differ."""
+    last, missing, words = RoundIndex(plan.round - 1), set(plan.validators), list[SignedScoreboard]()
+    told, asked, answered, looks = False, set[PeerId](), None, 0
+    while missing or (asked and looks < ASKING):
         with _tolerant(last):
+            if not told:
+                await _tell(peer, plan)
+                told = True
             said = await peer.exchange.records(SCORES, last)
             found = heard(plan, {sender: said[sender] for sender in missing & said.keys()})
             missing -= {each.peer for each in found}
-            peer.incentive.hear(peer.hearsay.take(found))
-            if questions := {each for word in found for each in peer.hearsay.questions(word)} - asked:
-                asked |= questions
-                await _show(peer, plan, asked)
-            if asked and (proof := peer.hearsay.convict(await _shown(peer, plan))):
-                logger.warning("round %d: %s tells different peers different things", plan.round, proof[0].peer)
-                peer.incentive.hear(proof)
-                asked.discard(proof[0].peer)
+            words += peer.hearsay.take(found)
+            if 2 * len(words) > len(plan.validators):  # of fewer, a liar might be most
+                peer.incentive.hear(words)
+            asked |= {each for word in found for each in peer.hearsay.questions(word, plan.validators)}
+            if answered != asked:
+                await _answer(peer, plan, asked)
+                answered = set(asked)
+            if asked and looks < ASKING:
+                looks += 1
+                _learn(peer, plan, asked, await _shown(peer, plan))
         await peer.clock.sleep(LOOK)
 
 
-async def _show(peer: Peer, plan: RoundPlan, asked: set[PeerId]) -> None:
-    """What others cannot have heard."""
+async def _tell(peer: Peer, plan: RoundPlan) -> None:
+    """What we thought after the last round, if that is worth hearing."""
+    board, last = peer.board, RoundIndex(plan.round - 1)
+    if plan.decides and board is not None and board.round == last and worth_hearing(peer, last):
+        word = peer.hearsay.word(peer.id, last) or _ours(peer, plan, board)
+        peer.hearsay.take([word])  # where a round is begun again we say the same: two words would be two faces
+        await peer.exchange.post(SCORES, last, word.canonical())
+
+
+async def _answer(peer: Peer, plan: RoundPlan, asked: set[PeerId]) -> None:
+    """Show what others cannot have heard."""
     if plan.decides:
-        for kind, word in zip(WITNESS, peer.hearsay.shows(plan.round, asked), strict=False):
+        proof = peer.hearsay.proof(plan.round, plan.validators)
+        answers = peer.hearsay.answers(RoundIndex(plan.round - 2), asked)
+        for kind, word in [*zip(WITNESS, proof, strict=False), *zip(WITNESS[2:], answers, strict=False)]:
             await peer.exchange.post(kind, plan.round, word.canonical())
 
 
@@ -121,6 +128,13 @@ async def _shown(peer: Peer, plan: RoundPlan) -> list[SignedScoreboard]:
         words = [_genuine(plan, shown[sender]) for sender in sorted(shown.keys() & set(plan.validators))]
         found += [word for word in words if word is not None and word.peer in plan.validators]
     return found
+
+
+def _learn(peer: Peer, plan: RoundPlan, asked: set[PeerId], shown: list[SignedScoreboard]) -> None:
+    while proof := peer.hearsay.convict(shown):
+        logger.warning("round %d: %s tells different peers different things", plan.round, proof[0].peer)
+        peer.incentive.hear(proof)
+        asked.discard(proof[0].peer)
 
 
 def worth_hearing(peer: Peer, round_: RoundIndex) -> bool:
@@ -145,7 +159,7 @@ def heard(plan: RoundPlan, said: Mapping[PeerId, bytes]) -> list[SignedScoreboar
     found = []
     for sender in sorted(said.keys() & set(plan.validators)):
         word = _genuine(plan, said[sender])
-        if word and (word.round, word.peer, word.amended) == (plan.round - 1, sender, plan.amended):
+        if word and (word.round, word.peer, word.previous) == (plan.round - 1, sender, plan.previous):
             found.append(word)
     return found
 
@@ -180,8 +194,8 @@ def _ours(peer: Peer, plan: RoundPlan, board: Scoreboard) -> SignedScoreboard:
     ranked = sorted(board.scores, key=lambda each: (-board.scores[each], each))
     told = {*ranked[: MAX_SCORES // 2], *ranked[-MAX_SCORES // 2 :]}
     said = SignedScoreboard(
-        run=plan.run, round=board.round, peer=peer.id, amended=plan.amended,
+        run=plan.run, round=board.round, peer=peer.id, previous=plan.previous,
         scores={each: round(board.scores[each], 6) for each in sorted(told)},
-        heard=peer.hearsay.digests(RoundIndex(board.round - 1)),
+        heard=peer.hearsay.digests(RoundIndex(board.round - 1), plan.validators),
     )  # fmt: skip
     return peer.identity.sign(said)

@@ -96,6 +96,7 @@ tokens."""
     def trust(self, round_: RoundIndex, peers: Sequence[PeerId]) -> Mapping[PeerId, float]:
         """Reputation, of those who have enough of it to decide; who is shut out decides nothing either."""
         standing = self._standing(round_, peers)
+        standing |= dict.fromkeys(self._two_faced & standing.keys(), SHUT_OUT)
         return {peer: each if each < 0 or each >= self._config.decides else 0.0 for peer, each in standing.items()}
 
     def score(self, round_: RoundIndex, evidence: Sequence[Evidence]) -> Scoreboard:
@@ -128,7 +129,7 @@ tokens."""
         heard = [each.model_dump(mode="json") for _, each in sorted(self._heard.items())]
         return {
             "peers": self._opinions.state(), "heard": heard, "invited": self._entry.state(),
-            "two_faced": sorted(self._two_faced),
+            "two_faced": sorted(self._two_faced), "out": sorted(self._out),
         }  # fmt: skip
 
     def restore(self, state: JSON) -> None:
@@ -139,12 +140,12 @@ tokens."""
         """
         try:
             heard = [SignedScoreboard.model_validate(each) for each in state["heard"]]
-            two_faced = {PeerId(str(each)) for each in state["two_faced"]}
+            two_faced, out = ({PeerId(str(each)) for each in state[key]} for key in ("two_faced", "out"))
             self._opinions.restore(state["peers"])
             self._entry.restore(state["invited"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StateError(f"not a state of the reputation incentive: {error!r}") from error
-        self._heard, self._two_faced, self._out = {}, two_faced, set(two_faced)
+        self._heard, self._two_faced, self._out = {}, two_faced, out
         self.hear(heard)
 
     def _voices(self, round_: RoundIndex) -> list[Mapping[PeerId, float]]:

@@ -171,8 +171,9 @@ class PeerActor(TrainerDesk):
         peer.on_evidence, peer.take_up = self._journal.learn, self._backend.take_up
         peer.on_wishes = self._journal.wished
         peer.ordered, peer.invitation = partial(read_order, local.state_dir), read_invitation(local.state_dir)
-        await peer.follow_terms(state.round, anew=True)
         self._journal.restore("ratings", peer.ratings)
+        self._journal.restore("hearsay", peer.hearsay)
+        await peer.follow_terms(state.round, anew=True)
         return peer
 
     async def _connect(self) -> None:

@@ -20,7 +20,7 @@ class Witness:
 
     peer: PeerId
     rounds: list[RoundEvidence]
-    """In order, each round once: what it saw last counts."""
+    """In order, each round once, as it was learned: the first time."""
     folder: Path | None = None
     """Its state directory."""
 
@@ -112,6 +112,6 @@ def account_of(folder: Path) -> Witness | None:
                 if number == len(lines):
                     continue  # torn by a crash
                 raise ConfigError(f"{path}, line {number}: {error}") from error
-            rounds[seen.round] = seen
+            rounds.setdefault(seen.round, seen)  # a round that was begun again is learned once
     ordered = [rounds[index] for index in sorted(rounds)]
     return Witness(ordered[-1].peer, ordered, folder) if ordered else None

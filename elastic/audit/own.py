@@ -44,7 +44,7 @@ def own_incentive(where: Path, witness: Witness, run_file: Path | None) -> Plugi
             f"{where}: the manifests there are not of the run that {path} describes ({error}): say --run-file with the "
             "run file that its peers had"
         ) from error
-    return PluginChoice.model_validate_json(newest.terms.incentive)
+    return PluginChoice.from_canonical(newest.terms.incentive)
 
 
 def _check_same(config: RunConfig, path: Path, beside: Path) -> None:

@@ -327,7 +327,7 @@ def test_numbers_out_of_range_are_not_taken_over(value: float) -> None:
     record = {
         "reputation": value, "help": value, "rounds": 3, "last": 3, "strikes": value, "shut": 0, "until": 0,
     }  # fmt: skip
-    incentive.restore({"peers": {PEERS[0]: record}, "heard": [], "invited": [], "two_faced": []})
+    incentive.restore({"peers": {PEERS[0]: record}, "heard": [], "invited": [], "two_faced": [], "out": []})
     (score,) = incentive.score(RoundIndex(4), []).scores.values()
     assert 0 <= score <= 1
     assert sum(incentive.shares([header(PEERS[0], 1), header(PEERS[1], 1)]).values()) == pytest.approx(1)

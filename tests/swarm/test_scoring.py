@@ -133,7 +133,9 @@ async def test_only_what_validators_signed_for_this_run_and_round_is_heard(tmp_p
         peer, round_ = swarm["bob"].peer, RoundIndex(1)
         plan = plan_of(peer, 1)
         ann, bob = identity("ann"), identity("bob")
-        told = SignedScoreboard(run=peer.shared.run, round=round_, peer=ann.peer, scores={bob.peer: 0.5})
+        told = SignedScoreboard(
+            run=peer.shared.run, round=round_, peer=ann.peer, previous=plan.previous, scores={bob.peer: 0.5}
+        )
         good = ann.sign(told)
         assert heard(plan, {ann.peer: good.canonical()}) == [good]
         for bad in (
@@ -141,7 +143,7 @@ async def test_only_what_validators_signed_for_this_run_and_round_is_heard(tmp_p
             good.model_copy(update={"scores": {bob.peer: 1.0}}),
             ann.sign(told.model_copy(update={"round": 2})),
             ann.sign(told.model_copy(update={"run": "other"})),
-            ann.sign(told.model_copy(update={"amended": 1})),
+            ann.sign(told.model_copy(update={"previous": "a" * 64})),
             bob.sign(told.model_copy(update={"peer": bob.peer})),
         ):
             assert heard(plan, {ann.peer: bad.canonical()}) == []

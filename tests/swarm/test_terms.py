@@ -1,7 +1,7 @@
 """A run changes its validators and its incentive while it goes on."""
 
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -14,7 +14,7 @@ from elastic.config import PluginChoice
 from elastic.contracts import Incentive
 from elastic.errors import ConfigError
 from elastic.guard import Guarded
-from elastic.messages import Amendment, RoundIndex
+from elastic.messages import Amendment, ContributionHeader, PeerId, RoundIndex
 from elastic.peer import as_new
 from elastic.reports import Wishes
 from elastic.testify import SCORES
@@ -282,6 +282,26 @@ async def test_an_incentive_that_does_not_work_costs_no_round_and_is_amended_awa
         assert swarm["ann"].peer.agreement.terms(LATER).incentive == REPUTATION
         assert "broken" in caplog.text
         assert len(swarm.anchors()) == 1
+
+
+class WinnerTakesAll(Uniform):
+    """Only one contribution counts in a round."""
+
+    def shares(self, accepted: Sequence[ContributionHeader]) -> Mapping[PeerId, float]:
+        return {min(each.peer for each in accepted): 1.0} if accepted else {}
+
+
+async def test_an_incentive_by_which_few_count_stops_no_round(tmp_path: Path) -> None:
+    async def winner(choice: PluginChoice) -> Incentive:
+        return Guarded("winner", WinnerTakesAll(Uniform.Config()), Uniform(Uniform.Config()))
+
+    names = ("ann", "bob", "cyd", "dan")
+    async with Swarm(tmp_path, *names, validators=names[:3], rounds=4) as swarm:
+        for name in names:
+            swarm[name].on_start = lambda peer: setattr(peer, "take_up", winner)
+        swarm.start()
+        await swarm.finish()
+        assert [len(each.counted) for each in swarm.check_chain("ann")] == [0] + [1] * 4
 
 
 async def test_who_restarts_under_an_incentive_it_cannot_have_goes_on_with_the_run_files(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ async def afails(*_: object) -> Any:
         lambda accepted: {each.peer: float("nan") for each in accepted},
         lambda accepted: {each.peer: 1.0 for each in accepted},
         lambda accepted: {CYD: 1.0},
+        lambda accepted: {},
+        lambda accepted: {ANN: 0.0, BOB: 0.0},
         lambda accepted: {ANN: 1.5, BOB: -0.5},
         lambda accepted: {ANN: "much"},
     ],

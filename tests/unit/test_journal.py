@@ -172,7 +172,7 @@ def test_a_restart_is_on_disk_at_once(tmp_path: Path) -> None:
 
 def test_an_incentive_remembers_across_lives(tmp_path: Path) -> None:
     record = {"reputation": 0.5, "rounds": 3, "last": 3, "strikes": 0.0, "shut": 0, "until": 0, "help": 1.0}
-    state = {"peers": {PEER: record}, "heard": [], "invited": [], "two_faced": []}
+    state = {"peers": {PEER: record}, "heard": [], "invited": [], "two_faced": [], "out": []}
     ratings = {PEER: asdict(Standing(mean=30.0, spread=2.0, work=0.5, assessed=3, last=3, played=3))}
     Journal(config(tmp_path), PEER).record(report(), {"incentive": state, "ratings": ratings})
     incentive, rated, journal = Reputation(Reputation.Config()), Ratings(), Journal(config(tmp_path), PEER)
@@ -190,7 +190,7 @@ def test_a_damaged_memory_or_another_incentives_is_a_warning_and_a_fresh_start(
     with caplog.at_level(logging.WARNING):
         incentive = Reputation(Reputation.Config())
         Journal(config(tmp_path), PEER).restore("incentive", incentive)
-    assert incentive.state() == {"peers": {}, "heard": [], "invited": [], "two_faced": []}
+    assert incentive.state() == {"peers": {}, "heard": [], "invited": [], "two_faced": [], "out": []}
     assert "begins anew" in caplog.text
 
 

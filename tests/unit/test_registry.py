@@ -166,3 +166,12 @@ def test_every_registered_class_has_a_frozen_config_of_documented_fields() -> No
             assert settings.model_config.get("extra") == "forbid", cls
             for field, info in type(settings).model_fields.items():
                 assert info.description, f"{cls.__name__}.Config.{field} has no docstring"
+
+
+def test_settings_that_others_code_cannot_read_are_a_config_error(folder: Path) -> None:
+    (folder / "theirs.py").write_text(
+        "from pydantic import BaseModel, model_validator\n"
+        "class Mine:\n  class Config(BaseModel):\n    @model_validator(mode='after')\n"
+        "    def _broken(self):\n      raise KeyError('x')\n"
+    )
+    assert "cannot be read: KeyError" in refused("model", "theirs:Mine")

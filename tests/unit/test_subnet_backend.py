@@ -10,7 +10,7 @@ from elastic.messages import Evidence, PeerId, RejectReason, RoundIndex, Scorebo
 from incentives.subnet.backend import Subnet
 
 PEERS = [PeerId("12D3KooW" + letter * 44) for letter in "ABCDEFGH"]
-GOOD = {"peers": {}, "heard": [], "invited": [], "two_faced": []}
+GOOD = {"peers": {}, "heard": [], "invited": [], "two_faced": [], "out": []}
 """A state of reputation."""
 MEMBER = {"stake": 5, "validator_permit": True}
 
