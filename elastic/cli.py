@@ -120,6 +120,7 @@ def quickstart(  # noqa: PLR0913 - one argument per flag
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="of who is killed by --chaos")] = 0,
+    metrics: Annotated[bool, typer.Option("--metrics", help="an endpoint for Prometheus on each peer")] = False,
 ) -> None:
     """Train a small model with several peers on this machine.
 
@@ -140,7 +141,7 @@ def quickstart(  # noqa: PLR0913 - one argument per flag
     settings = Settings(
         peers=peers, rounds=rounds, inner_steps=inner_steps, reducer=reducer, incentive=incentive,
         workers=each, folder=folder, report=report, plain=plain or not sys.stdout.isatty(),
-        chaos=chaos, seed=seed,
+        chaos=chaos, seed=seed, metrics=metrics,
     )  # fmt: skip
     raise SystemExit(run_quickstart(settings, say))
 

@@ -249,11 +249,12 @@ class Exchange(Protocol):
         Raises:
             AveragingError: no group, a peer lost in the middle, or not everyone took part.
         """
-        ...
 
     async def traffic(self) -> tuple[int, int]:
         """(bytes out, bytes in) of blobs, records and averaging since the start."""
-        ...
+
+    async def partners(self) -> Mapping[PeerId, tuple[int, int]]:
+        """(bytes out, bytes in) of parts of blobs by the peer at the other end; of some if there are very many."""
 
     async def close(self) -> None: ...
 
@@ -382,7 +383,7 @@ class Settler(Protocol):
         ...
 
     async def news(self) -> JSON:
-        """What the incentive should know; returns at once."""
+        """What the incentive should know; returns at once. What metrics make of it: `elastic.actors.measuring`."""
 
     async def close(self) -> None:
         """Stop, also in the middle of something; what is on its way stays written down."""

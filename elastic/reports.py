@@ -99,6 +99,8 @@ class PeerStatus(Message):
     bytes_out: NonNegative = 0
     bytes_in: NonNegative = 0
     peers: NonNegative = 0
+    ready: NonNegative = 0
+    """Of these, who can take part in a round."""
     digest: HexDigest | None = None
     rounds_counted: NonNegative = 0
     rounds_contributed: NonNegative = 0
@@ -109,6 +111,8 @@ class PeerStatus(Message):
     restarted_after: str = ""
     """What made the last of them necessary."""
     error: str | None = None
+    metrics: str = ""
+    """Address of its Prometheus endpoint, if it has one."""
     updated: float
     """Unix time at which it was written."""
     pid: NonNegative

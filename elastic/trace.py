@@ -68,6 +68,15 @@ EXPORT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
+class Spans:
+    """What became of this process's spans so far; `dropped`: pushed out by newer ones, or refused."""
+
+    waiting: int = 0
+    exported: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
 class _Tracing:
     """What `setup` made in this process."""
 
@@ -132,6 +141,14 @@ def shutdown(seconds: float = 3.0) -> None:
         tracing.provider.shutdown()
     except Exception as error:  # noqa: BLE001  telemetry never takes down training
         logger.warning("the last spans may be lost: %s", error)
+
+
+def spans() -> Spans:
+    """How many of them wait, were exported, and are lost."""
+    if _tracing is None:
+        return Spans()
+    exporter = _tracing.exporter
+    return Spans(exporter.waiting(), exporter.exported, exporter.lost)
 
 
 @contextmanager
@@ -220,10 +237,9 @@ def _start(config: TraceConfig, service: str, run: str, peer: PeerId, state_dir:
     """Everything is passed explicitly: what is left out the SDK would read from environment variables."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 
-    from elastic.trace_file import GuardedExporter, SwarmIds, make_exporter
+    from elastic.trace_file import CountedBatches, GuardedExporter, SwarmIds, make_exporter
 
     exporter = GuardedExporter(make_exporter(config, state_dir, EXPORT_SECONDS))
     identity = {"service.name": service, "service.namespace": run, "service.instance.id": peer}
@@ -233,7 +249,7 @@ def _start(config: TraceConfig, service: str, run: str, peer: PeerId, state_dir:
         shutdown_on_exit=False,
         id_generator=SwarmIds(_forced),
     )
-    batches = BatchSpanProcessor(
+    batches = CountedBatches(
         exporter,
         max_queue_size=MAX_QUEUED_SPANS,
         schedule_delay_millis=EXPORT_DELAY_MS,

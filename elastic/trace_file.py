@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from elastic.config import TraceConfig
@@ -87,7 +87,20 @@ def make_exporter(config: TraceConfig, state_dir: Path, timeout: float) -> SpanE
     from opentelemetry.exporter.otlp.proto.http import Compression
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    return OTLPSpanExporter(config.endpoint, timeout=timeout, compression=Compression.Gzip)
+    headers = {"Authorization": read_secret(config.authorization)} if config.authorization is not None else {}
+    return OTLPSpanExporter(config.endpoint, headers=headers, timeout=timeout, compression=Compression.Gzip)
+
+
+def read_secret(path: Path) -> str:
+    """What a file holds that a run file names instead of the secret itself: one line.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no line of a header.
+    """
+    text = path.read_text(encoding="ascii").strip()
+    if not text.isprintable() or not text:
+        raise ValueError(f"{path}: expected one line of text")
+    return text
 
 
 class SwarmIds(IdGenerator):
@@ -117,6 +130,10 @@ class GuardedExporter(SpanExporter):
     def __init__(self, inner: SpanExporter) -> None:
         self._inner = inner
         self._failing = False
+        self.exported = self.lost = 0
+        """Spans so far; those that were pushed out of the queue before are lost, too."""
+        self.waiting: Callable[[], int] = lambda: 0
+        """How many stand in the queue before it."""
         self._deadline = float("inf")
         # The SDK logs every failed request; one line at the first and one at the recovery is enough.
         logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
@@ -127,12 +144,17 @@ class GuardedExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         if time.monotonic() > self._deadline:
+            self.lost += len(spans)
             return SpanExportResult.FAILURE
         reason = "the endpoint did not take them"
         try:
             result = self._inner.export(spans)
         except Exception as error:  # noqa: BLE001  telemetry never takes down training
             reason, result = str(error), SpanExportResult.FAILURE
+        if result is SpanExportResult.SUCCESS:
+            self.exported += len(spans)
+        else:
+            self.lost += len(spans)
         self._tell(result is not SpanExportResult.SUCCESS, reason)
         return result
 
@@ -148,6 +170,19 @@ class GuardedExporter(SpanExporter):
         if self._failing and not failing:
             logger.info("spans are exported again")
         self._failing = failing
+
+
+class CountedBatches(BatchSpanProcessor):
+    """Spans that wait for a guarded exporter, which is told how many they are and how many are pushed out."""
+
+    def __init__(self, exporter: GuardedExporter, max_queue_size: int, **settings: Any) -> None:
+        super().__init__(exporter, max_queue_size=max_queue_size, **settings)
+        self._guarded, self._most = exporter, max_queue_size
+        exporter.waiting = lambda: len(self._batch_processor._queue)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._guarded.lost += self._guarded.waiting() >= self._most
+        super().on_end(span)
 
 
 def otlp_json(spans: Sequence[ReadableSpan]) -> bytes:

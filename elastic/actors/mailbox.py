@@ -94,6 +94,11 @@ class Mailbox:
             self._waiting.pop(command.serial, None)
             self._replies.pop(command.serial, None)
 
+    @property
+    def waiting(self) -> int:
+        """How many commands were not answered yet."""
+        return len(self._waiting)
+
     def fail(self, error: ElasticError) -> None:
         """The group is gone for good: everyone who waits, now or later, gets this error; the first one stays."""
         self._fatal = self._fatal or error

@@ -128,6 +128,10 @@ class RemoteExchange:
         self._counted = now
         return self._carried[0] + now[0], self._carried[1] + now[1]
 
+    async def partners(self) -> Mapping[PeerId, tuple[int, int]]:
+        partners: Mapping[PeerId, tuple[int, int]] = await self._call("partners")
+        return partners
+
     async def close(self) -> None:
         try:
             await asyncio.wait_for(_plain(self._actor.close.remote()), 10)

@@ -14,6 +14,7 @@ import torch
 from ray.exceptions import RayError
 
 from elastic.actors.assembly import session_parts
+from elastic.actors.desk import GpuMemory
 from elastic.actors.job import Job
 from elastic.actors.logs import log_to_file
 from elastic.actors.mailbox import Command, Reply
@@ -130,8 +131,16 @@ class _Progress:
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             with suppress(RayError):  # the peer is being started again, and this worker will be
                 self._enough = ray.get(self._answer)
-        self._answer = self._peer.progress.remote(step + 1, float(loss))
+        self._answer = self._peer.progress.remote(step + 1, float(loss), gpu_memory())
         return self._enough
+
+
+def gpu_memory() -> GpuMemory | None:
+    """Of the GPU that this worker trains on; None: it has none."""
+    if not torch.cuda.is_initialized():
+        return None
+    free, size = torch.cuda.mem_get_info()
+    return size - free, size
 
 
 def _incarnation() -> str:

@@ -223,6 +223,9 @@ class HivemindExchange:
     async def traffic(self) -> tuple[int, int]:
         return self._traffic.out, self._traffic.received
 
+    async def partners(self) -> Mapping[PeerId, tuple[int, int]]:
+        return self._traffic.by_peer()
+
     async def close(self) -> None:
         if not self._closed.is_set():
             self._closed.set()

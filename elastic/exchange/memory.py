@@ -124,6 +124,7 @@ class MemoryExchange:
         self._own: dict[tuple[str, RoundIndex], bytes] = {}
         self._bytes_out = 0
         self._bytes_in = 0
+        self._by_peer: dict[PeerId, tuple[int, int]] = {}
         self._closed = False
 
     async def announce(self, card: PeerCard) -> None:
@@ -212,8 +213,8 @@ class MemoryExchange:
                 story[holder] = "broke off"
                 del live[holder]
                 continue
-            self._bytes_in += len(data)
-            self._network.peers[holder]._bytes_out += len(data)
+            self._moved(holder, received=len(data))
+            self._network.peers[holder]._moved(self.peer, out=len(data))
             if partial.add(chunk, data):
                 return
             story[holder] = "gave wrong bytes"
@@ -243,9 +244,18 @@ class MemoryExchange:
     async def traffic(self) -> tuple[int, int]:
         return self._bytes_out, self._bytes_in
 
+    async def partners(self) -> Mapping[PeerId, tuple[int, int]]:
+        return dict(self._by_peer)
+
     async def close(self) -> None:
         self._closed = True
         self._network.peers.pop(self.peer, None)
+
+    def _moved(self, peer: PeerId, out: int = 0, received: int = 0) -> None:
+        before = self._by_peer.get(peer, (0, 0))
+        self._by_peer[peer] = (before[0] + out, before[1] + received)
+        self._bytes_out += out
+        self._bytes_in += received
 
     def _check_open(self) -> None:
         if self._closed:

@@ -34,8 +34,10 @@ async def test_a_call_before_hello_waits_until_all_workers_are_there() -> None:
     mailbox.hello(1, 2, "first")
     command = await taken(mailbox)
     assert (command.verb, command.args) == ("state", ())
+    assert mailbox.waiting == 1
     mailbox.reply(0, "first", Reply(command.serial, value="done"))
     assert await call == "done"
+    assert mailbox.waiting == 0
 
 
 async def test_rank_0_alone_is_asked_unless_everyone_is() -> None:

@@ -26,6 +26,8 @@ from elastic.messages import Digest, PeerId
 PROTOCOL = "/elastic/bulk/2"
 ACK = b"A"
 SERVED_TABLES = 256
+MAX_PARTNERS = 256
+"""Of so many peers it is known how much went to them and came from them."""
 """Blobs of which it is remembered how often each chunk was handed out."""
 _REQUEST = struct.Struct("!B32sHBH")
 REQUEST_BYTES = _REQUEST.size
@@ -85,13 +87,24 @@ class Traffic:
 
     out: int = 0
     received: int = 0
+    _by_peer: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, *, out: int = 0, received: int = 0) -> None:
-        """Count these too."""
+    def add(self, *, out: int = 0, received: int = 0, peer: PeerId | None = None) -> None:
+        """Count these too, also as that peer's; when too many are known who came first is forgotten."""
         with self._lock:
             self.out += out
             self.received += received
+            if peer is not None:
+                before = self._by_peer.pop(peer, (0, 0))
+                self._by_peer[peer] = (before[0] + out, before[1] + received)
+                if len(self._by_peer) > MAX_PARTNERS:
+                    self._by_peer.pop(next(iter(self._by_peer)))
+
+    def by_peer(self) -> dict[PeerId, tuple[int, int]]:
+        """Bytes out and in with whom we exchanged any of late."""
+        with self._lock:
+            return dict(self._by_peer)
 
 
 def pack_numbers(chunks: list[int] | tuple[int, ...]) -> bytes:

@@ -214,7 +214,7 @@ class _Fetch:
         kind = Kind.TABLE if ask.table else Kind.CHUNKS
         head = Head(kind, self._digest, ask.most, ask.copies, len(ask.chunks))
         stream.sendall(head.pack() + bulk.pack_numbers(ask.chunks))
-        status, size = bulk.RESPONSE.unpack(self._read(stream, bulk.RESPONSE.size))
+        status, size = bulk.RESPONSE.unpack(self._read(stream, bulk.RESPONSE.size, ask.holder))
         if status == Status.UNKNOWN:
             raise _LacksError
         if status == Status.BUSY:
@@ -224,14 +224,14 @@ class _Fetch:
         if size != self._size:
             raise _LieError(f"announces {size} bytes, expected {self._size}")
         total = num_chunks(size)
-        holds = bulk.unpack_bits(self._read(stream, -(-total // 8)), total)
+        holds = bulk.unpack_bits(self._read(stream, -(-total // 8), ask.holder), total)
         if ask.table:
             return self._receive_table(stream, ask, holds)
         self._outcomes.put(lambda: self._selection.told(ask.holder, holds))
         return self._receive_chunks(stream, ask)
 
     def _receive_table(self, stream: socket.socket, ask: Ask, holds: Bits) -> int:
-        table = Table(self._size, self._read(stream, num_chunks(self._size) * HASH_BYTES))
+        table = Table(self._size, self._read(stream, num_chunks(self._size) * HASH_BYTES, ask.holder))
         if table.digest != self._digest:
             raise _LieError("gave wrong bytes: its table has another digest")
 
@@ -245,14 +245,14 @@ class _Fetch:
     def _receive_chunks(self, stream: socket.socket, ask: Ask) -> int:
         partial = self._partial
         assert partial is not None, "chunks are asked for once the table is known"
-        (count,) = bulk.COUNT.unpack(self._read(stream, bulk.COUNT.size))
+        (count,) = bulk.COUNT.unpack(self._read(stream, bulk.COUNT.size, ask.holder))
         if count > ask.most:
             raise _LieError(f"sends {count} chunks, asked for {ask.most}")
-        numbers = bulk.unpack_numbers(self._read(stream, count * bulk.NUMBER_BYTES))
+        numbers = bulk.unpack_numbers(self._read(stream, count * bulk.NUMBER_BYTES, ask.holder))
         if len(set(numbers)) != count or not set(numbers) <= set(ask.chunks):
             raise _LieError("sends chunks that it was not asked for")
         for number in numbers:
-            chunk = self._read(stream, chunk_size(self._size, number))
+            chunk = self._read(stream, chunk_size(self._size, number), ask.holder)
             if not partial.add(number, chunk):
                 raise _LieError(f"gave wrong bytes for chunk {number}")
             self._outcomes.put(lambda number=number: self._selection.got(number, time.monotonic()))  # type: ignore[misc]
@@ -280,10 +280,10 @@ class _Fetch:
         stream.settimeout(self._limits.idle_seconds)
         return stream
 
-    def _read(self, stream: socket.socket, length: int) -> bytes:
+    def _read(self, stream: socket.socket, length: int, holder: PeerId) -> bytes:
         """Exactly that many bytes, from a holder that is not too slow."""
         data = read_exactly(stream, length, self._limits.grace_seconds, self._limits.min_bytes_per_second)
-        self._client.traffic.add(received=length)
+        self._client.traffic.add(received=length, peer=holder)
         return data
 
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter, OrderedDict
 from pathlib import Path
 
+import base58
 import numpy as np
 from google.protobuf.message import DecodeError
 from hivemind.proto import p2pd_pb2
@@ -25,7 +26,7 @@ from elastic.exchange.blobs.streams import ask_daemon, read_delimited, read_exac
 from elastic.exchange.dht.leftovers import OURS
 from elastic.exchange.dht.records import Heeded
 from elastic.exchange.limits import Limits, Uplink
-from elastic.messages import Digest
+from elastic.messages import Digest, PeerId
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class BulkServer:
         self._callers: Counter[bytes] = Counter()
         """Raw peer id → streams."""
         self._handed: OrderedDict[Digest, NDArray[np.uint8]] = OrderedDict()
-        self._connections: set[socket.socket] = set()
+        self._connections: dict[socket.socket, PeerId | None] = {}
+        """Stream → who called, as soon as that is known."""
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(self._limits.max_streams)
         # A directory of our own, because nobody else on this machine may connect.
@@ -93,7 +95,7 @@ class BulkServer:
                 connection.close()
                 continue
             with self._lock:
-                self._connections.add(connection)
+                self._connections[connection] = None
             threading.Thread(target=self._serve, args=(connection,), name="bulk-serve", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -101,12 +103,14 @@ class BulkServer:
             connection.settimeout(self._limits.idle_seconds)
             info = p2pd_pb2.StreamInfo()
             info.ParseFromString(read_delimited(connection))
+            with self._lock:
+                self._connections[connection] = PeerId(base58.b58encode(info.peer).decode())
             self._admit(connection, info.peer)
         except (OSError, EOFError, DecodeError) as error:
             logger.debug("a bulk stream ended early: %s", error)
         finally:
             with self._lock:
-                self._connections.discard(connection)
+                self._connections.pop(connection, None)
             connection.close()
             self._slots.release()
 
@@ -185,7 +189,7 @@ class BulkServer:
 
     def _send(self, connection: socket.socket, data: bytes) -> None:
         connection.sendall(data)
-        self._traffic.add(out=len(data))
+        self._traffic.add(out=len(data), peer=self._connections.get(connection))
 
     def _handed_out(self, digest: Digest, count: int) -> NDArray[np.uint8]:
         """How often each chunk of that blob was handed out since we began to count."""

@@ -167,6 +167,10 @@ class BucketExchange:
         out, received = await self._inner.traffic()
         return out + self._traffic.out, received + self._traffic.received
 
+    async def partners(self) -> Mapping[PeerId, tuple[int, int]]:
+        partners: Mapping[PeerId, tuple[int, int]] = await self._inner.partners()
+        return partners
+
     async def close(self) -> None:
         await self._uploads.close(_DRAIN_SECONDS)
         self._threads.shutdown(wait=False, cancel_futures=True)
