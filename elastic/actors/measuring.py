@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from elastic import trace
 from elastic.actors.mailbox import Mailbox
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Moved = Mapping[PeerId, tuple[int, int]]
+"""Peer → bytes out and in."""
 LOOK_SECONDS = 5.0
 """Between two times that the network actor is asked how much it moved."""
 
@@ -41,13 +43,12 @@ class Measuring:
         self._exports: Exports | None = None
         self._looking: asyncio.Task[None] | None = None
 
-    def start(self, mailbox: Mailbox, sources: Sources, moved: Callable[[], Awaitable[Any]]) -> str:
+    def start(self, mailbox: Mailbox, sources: Sources) -> str:
         """Begin to export, if the run file wants it; returns the address of the Prometheus endpoint, "" if none.
 
         Args:
             mailbox: the trainer's.
             sources: what is looked at when somebody asks.
-            moved: asks the exchange for bytes out and in by peer.
 
         Raises:
             MissingExtraError: metrics are wanted, and the OpenTelemetry SDK is not installed. Nothing else is raised.
@@ -69,8 +70,12 @@ class Measuring:
                 "service.instance.id": self._peer,
             },
         )  # fmt: skip
-        self._looking = asyncio.create_task(self._look(moved))
         return self._exports.address
+
+    def follow(self, moved: Callable[[], Awaitable[Moved]]) -> None:
+        """From now on ask the exchange, which has started, how much it moved."""
+        if self._exports is not None:
+            self._looking = asyncio.create_task(self._look(moved))
 
     def close(self) -> None:
         """Export once more and stop."""
@@ -91,7 +96,7 @@ class Measuring:
         watch("swarm.chain.weights.age", lambda: landed_ago(sources.news(), time.time()))
         watch("swarm.chain.alarms", lambda: alarms(sources.news()))
 
-    async def _look(self, moved: Callable[[], Awaitable[Mapping[PeerId, tuple[int, int]]]]) -> None:
+    async def _look(self, moved: Callable[[], Awaitable[Moved]]) -> None:
         while True:
             with suppress(ElasticError):  # while it is away it moves nothing
                 self._meters.moved(await moved())

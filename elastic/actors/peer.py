@@ -170,7 +170,7 @@ class PeerActor(TrainerDesk):
         shared, local, identity = self._config.shared, self._config.local, self._identity
         name = local.name or identity.peer[-6:]
         trace.setup(local.trace, run=shared.run, peer=identity.peer, name=name, state_dir=local.state_dir)
-        self._journal.note(metrics=self._measuring.start(self._mailbox, self, self._exchange.partners))
+        self._journal.note(metrics=self._measuring.start(self._mailbox, self))
         self._journal.note(
             stage="starting", phase=f"{JOINING} (gives up after {local.network.bootstrap_seconds:.0f} s)"
         )
@@ -181,6 +181,7 @@ class PeerActor(TrainerDesk):
             on_end=lambda error: _tell(loop, self._trainer_ended, error),
         )
         await self._life.patiently(self._connect)
+        self._measuring.follow(self._exchange.partners)
         self._journal.note(phase="starting Ray Train")
         await self._mailbox.ready()
         state = await self._life.patiently(self._trainer.state)

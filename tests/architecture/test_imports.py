@@ -62,7 +62,8 @@ def test_the_import_contracts_are_kept() -> None:
     "imported",
     [
         "elastic",
-        "elastic.contracts, elastic.config, elastic.messages, elastic.errors, elastic.registry, elastic.trace, elastic.metrics",
+        "elastic.contracts, elastic.config, elastic.messages, elastic.errors, elastic.registry, elastic.trace",
+        "elastic.metrics",
         "elastic.cli, elastic.check, elastic.view",
         "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox, elastic.actors.measuring",
         "incentives.uniform, incentives.reputation, incentives.subnet.backend",

@@ -1,5 +1,6 @@
 """Metrics: one table, every line of it emitted, bounded whatever strangers do, and never in training's way."""
 
+import asyncio
 import gzip
 import logging
 import re
@@ -224,7 +225,7 @@ from elastic.metrics import Meters
 peer = "12D3KooW" + "A" * 44
 config = parse_config({"shared": {"run": "demo", "agreement": {"validators": [peer]}}}, base=Path("nowhere"))
 measuring = Measuring(config, peer, Meters())
-assert measuring.start(Mailbox(), None, None) == ""
+assert measuring.start(Mailbox(), None) == ""
 measuring.close()
 loaded = [name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))]
 assert not loaded, loaded
@@ -237,7 +238,24 @@ def test_without_the_sdk_the_message_is_the_pip_command(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "elastic.metrics_export", None)
     measuring = Measuring(config(tmp_path, prometheus="127.0.0.1:0"), ANN, Meters())
     with pytest.raises(MissingExtraError, match=r"pip install 'elastic\[otel\]'"):
-        measuring.start(Mailbox(), None, None)  # type: ignore[arg-type]
+        measuring.start(Mailbox(), None)  # type: ignore[arg-type]
+
+
+async def test_the_exchange_is_asked_only_once_it_has_started(tmp_path: Path) -> None:
+    meters, asked = Meters(), asyncio.Event()
+
+    async def moved() -> dict[PeerId, tuple[int, int]]:
+        asked.set()
+        return {BOB: (3, 4)}
+
+    measuring = Measuring(config(tmp_path, prometheus="127.0.0.1:0"), ANN, meters)
+    measuring.start(Mailbox(), None)  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert not asked.is_set()
+    measuring.follow(moved)
+    await asked.wait()
+    measuring.close()
+    assert sum(meters.numbers("swarm.peer.bytes").values()) == 7
 
 
 @contextmanager
