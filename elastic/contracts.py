@@ -203,7 +203,6 @@ class Exchange(Protocol):
 
     async def announce(self, card: PeerCard) -> None:
         """Make or renew our card; it lasts `card_seconds` (config)."""
-        ...
 
     async def cards(self) -> Sequence[PeerCard]:
         """Live cards of this run, ours included; unreadable ones are left out, and some if there are very many."""
@@ -211,7 +210,6 @@ class Exchange(Protocol):
 
     async def post(self, kind: str, round_: RoundIndex, body: bytes) -> None:
         """Publish our record of that kind for that round."""
-        ...
 
     async def records(self, kind: str, round_: RoundIndex) -> Mapping[PeerId, bytes]:
         """Everyone's records of that kind for that round, ours included; some are left out if there are very many."""
@@ -226,7 +224,6 @@ class Exchange(Protocol):
 
     async def provide(self, blob: bytes) -> Digest:
         """Serve these bytes to whoever asks for their digest."""
-        ...
 
     async def provide_file(self, digest: Digest, path: str) -> None:
         """Serve a file whose bytes have this digest, from disk."""

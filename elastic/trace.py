@@ -68,15 +68,6 @@ EXPORT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Spans:
-    """What became of this process's spans so far; `dropped`: pushed out by newer ones, or refused."""
-
-    waiting: int = 0
-    exported: int = 0
-    dropped: int = 0
-
-
-@dataclass(frozen=True)
 class _Tracing:
     """What `setup` made in this process."""
 
@@ -143,12 +134,10 @@ def shutdown(seconds: float = 3.0) -> None:
         logger.warning("the last spans may be lost: %s", error)
 
 
-def spans() -> Spans:
-    """How many of them wait, were exported, and are lost."""
-    if _tracing is None:
-        return Spans()
-    exporter = _tracing.exporter
-    return Spans(exporter.waiting(), exporter.exported, exporter.lost)
+def counts() -> tuple[int, int, int]:
+    """How many spans of this process wait, were exported, and were dropped: pushed out by newer ones, or refused."""
+    exporter = _tracing.exporter if _tracing is not None else None
+    return (exporter.waiting(), exporter.exported, exporter.dropped) if exporter is not None else (0, 0, 0)
 
 
 @contextmanager

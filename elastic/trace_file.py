@@ -130,8 +130,8 @@ class GuardedExporter(SpanExporter):
     def __init__(self, inner: SpanExporter) -> None:
         self._inner = inner
         self._failing = False
-        self.exported = self.lost = 0
-        """Spans so far; those that were pushed out of the queue before are lost, too."""
+        self.exported = self.dropped = 0
+        """Spans so far; dropped are also those that were pushed out of the queue before."""
         self.waiting: Callable[[], int] = lambda: 0
         """How many stand in the queue before it."""
         self._deadline = float("inf")
@@ -144,7 +144,7 @@ class GuardedExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         if time.monotonic() > self._deadline:
-            self.lost += len(spans)
+            self.dropped += len(spans)
             return SpanExportResult.FAILURE
         reason = "the endpoint did not take them"
         try:
@@ -154,7 +154,7 @@ class GuardedExporter(SpanExporter):
         if result is SpanExportResult.SUCCESS:
             self.exported += len(spans)
         else:
-            self.lost += len(spans)
+            self.dropped += len(spans)
         self._tell(result is not SpanExportResult.SUCCESS, reason)
         return result
 
@@ -181,7 +181,7 @@ class CountedBatches(BatchSpanProcessor):
         exporter.waiting = lambda: len(self._batch_processor._queue)
 
     def on_end(self, span: ReadableSpan) -> None:
-        self._guarded.lost += self._guarded.waiting() >= self._most
+        self._guarded.dropped += self._guarded.waiting() >= self._most
         super().on_end(span)
 
 

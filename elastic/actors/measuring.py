@@ -88,9 +88,9 @@ class Measuring:
         watch, folder = self._meters.watch, self._config.local.state_dir
         watch("swarm.mailbox.waiting", lambda: mailbox.waiting)
         watch("swarm.score", lambda: self._meters.scores(sources.board()))
-        watch("swarm.spans.waiting", lambda: trace.spans().waiting)
-        watch("swarm.spans.exported", lambda: trace.spans().exported)
-        watch("swarm.spans.dropped", lambda: trace.spans().dropped)
+        watch("swarm.spans.waiting", lambda: trace.counts()[0])
+        watch("swarm.spans.exported", lambda: trace.counts()[1])
+        watch("swarm.spans.dropped", lambda: trace.counts()[2])
         watch("swarm.disk.free", lambda: shutil.disk_usage(folder).free)
         watch("swarm.disk.size", lambda: shutil.disk_usage(folder).total)
         watch("swarm.chain.weights.age", lambda: landed_ago(sources.news(), time.time()))

@@ -314,17 +314,16 @@ def test_a_secret_that_is_no_line_is_a_warning(
 
 
 def test_spans_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert trace.spans() == trace.Spans()
+    assert trace.counts() == (0, 0, 0)
     trace.setup(TraceConfig(), run="demo", peer=ANN, name="ann", state_dir=tmp_path)
-    counted = trace.spans
     tracing = trace._tracing
     for _ in range(5):
         with trace.span("x"):
             pass
-    assert counted().waiting + counted().exported == 5
+    assert trace.counts()[0] + trace.counts()[1] == 5
     trace.shutdown()
     assert tracing is not None
-    assert (tracing.exporter.exported, tracing.exporter.lost) == (5, 0)
+    assert (tracing.exporter.exported, tracing.exporter.dropped) == (5, 0)
 
 
 def test_spans_that_are_pushed_out_are_counted_as_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +337,7 @@ def test_spans_that_are_pushed_out_are_counted_as_lost(tmp_path: Path, monkeypat
     tracing = trace._tracing
     assert tracing is not None
     trace.shutdown()
-    assert (tracing.exporter.exported, tracing.exporter.lost) == (0, 2000)
+    assert (tracing.exporter.exported, tracing.exporter.dropped) == (0, 2000)
 
 
 def test_a_settlers_news_are_read_and_others_mean_nothing() -> None:
