@@ -267,6 +267,11 @@ class TraceConfig(Section):
     """"file": OTLP-JSON lines in the state directory; "otlp": to `endpoint`; "off": costs nothing."""
     endpoint: str = "http://127.0.0.1:4318/v1/traces"
     """OTLP/HTTP endpoint, Jaeger's by default."""
+    sample: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The part of all rounds that is traced. Which ones follows from their trace ids: peers with the same value trace \
+the same rounds."""
+    fine: bool = False
+    """Also a span per inner step and per chunk, in a trace of this peer's own for each round; many."""
 
 
 class Local(Section):

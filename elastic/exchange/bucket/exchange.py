@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from elastic.contracts import Carried
 from elastic.errors import FetchError
 from elastic.exchange.blobs.bulk import Traffic
 from elastic.exchange.bucket.public import is_bucket
@@ -166,6 +167,10 @@ class BucketExchange:
     async def traffic(self) -> tuple[int, int]:
         out, received = await self._inner.traffic()
         return out + self._traffic.out, received + self._traffic.received
+
+    async def served(self) -> Sequence[Carried]:
+        served: Sequence[Carried] = await self._inner.served()
+        return served
 
     async def close(self) -> None:
         await self._uploads.close(_DRAIN_SECONDS)
