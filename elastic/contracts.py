@@ -28,7 +28,7 @@ from elastic.messages import (
     Terms,
     View,
 )
-from elastic.reports import StateMeta
+from elastic.reports import Carried, StateMeta
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -194,18 +194,6 @@ class AveragingReducer(Reducer, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """What went between us and one peer."""
-
-    peer: PeerId
-    num_bytes: int
-    seconds: float
-    """While streams with it were open."""
-    span: bytes = b""
-    """What it did this for, if it said so; see `elastic.trace_ids.pack_context`. Anyone may say anything."""
-
-
 class Exchange(Protocol):
     """How records and bytes travel between peers: Hivemind outside, memory in tests. One bad peer never raises here.
 
@@ -265,11 +253,9 @@ class Exchange(Protocol):
 
     async def traffic(self) -> tuple[int, int]:
         """(bytes out, bytes in) of blobs, records and averaging since the start."""
-        ...
 
     async def served(self) -> Sequence[Carried]:
         """What each peer took of our blobs since the last call, most first; for traces, nothing depends on it."""
-        ...
 
     async def close(self) -> None: ...
 

@@ -188,7 +188,7 @@ def round_span(plan: RoundPlan, *, incarnation: int | None = None) -> Iterator[S
         with _within(context), _open(span_):
             yield span_
     finally:
-        if span_.is_recording() or flags.sampled:
+        if flags.sampled:
             _end_fine(trace_id, own, begin, about)
 
 
@@ -258,8 +258,8 @@ def failed(because: str) -> None:
 
 
 def active() -> bool:
-    """Whether the current span is one that somebody will see; if not, nothing need be gathered for it."""
-    return _tracing is not None and otel.get_current_span().is_recording()
+    """Whether the current span, of this process or another, is one that somebody will see: else gather nothing."""
+    return _tracing is not None and otel.get_current_span().get_span_context().trace_flags.sampled
 
 
 def carrier() -> dict[str, str]:

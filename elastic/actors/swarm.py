@@ -11,12 +11,12 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from elastic import trace
 from elastic.actors.logs import log_to_file, trace_to
 from elastic.config import RunConfig
-from elastic.contracts import Carried
 from elastic.errors import BugError, ElasticError, NetworkError
 from elastic.exchange.blobs.store import BLOB_FOLDER
 from elastic.exchange.known import KNOWN_FILE
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 from elastic.registry import resolve
+from elastic.reports import Carried
 from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)

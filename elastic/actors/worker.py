@@ -38,6 +38,8 @@ BUGS = (
 """What broken code or a broken machine raises; everything else may pass."""
 TAKEOVER_SECONDS = 20.0
 """For the worker of the last life to be dead: two would write the same files."""
+TOLD = frozenset({"inner_steps", "compress", "outer_step", "assess", "load"})
+"""Verbs that are spans; the others take no time."""
 PROGRESS_SECONDS = 0.5
 """Between two words to the peer about how training goes; its answers are not waited for."""
 
@@ -107,7 +109,7 @@ def _done(session: Session, command: Command) -> Any:
     """The verb's value; what it took is a span of the peer's round, beside what Ray took to ask and to answer."""
     with trace.attached(command.context):
         verb = getattr(session, command.verb)
-        if not trace.active():
+        if command.verb not in TOLD or not trace.active():
             return verb(*command.args)
         waited = max(0.0, time.time() - command.asked)
         with (

@@ -20,7 +20,6 @@ from hivemind.p2p import PeerID
 from pydantic import BaseModel, ConfigDict
 
 from elastic.config import NetworkConfig
-from elastic.contracts import Carried
 from elastic.errors import (
     AveragingError,
     ConfigError,
@@ -43,6 +42,7 @@ from elastic.exchange.known import Known
 from elastic.exchange.limits import Limits
 from elastic.exchange.probe.server import ProbeServer
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
+from elastic.reports import Carried
 from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from elastic.contracts import Carried
 from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError
 from elastic.exchange.blobs.ledger import Ledger
 from elastic.exchange.blobs.partial import Partial
 from elastic.exchange.blobs.store import BlobStore, Offer
 from elastic.exchange.blobs.transfer import transfer
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
+from elastic.reports import Carried
 
 MAX_RECORD_BYTES = 16 * 1024
 """No record is larger; the real exchange refuses larger ones too."""
@@ -224,7 +224,8 @@ class MemoryExchange:
             self._network.peers[holder]._bytes_out += len(data)
             for ledger, other in ((self._network.peers[holder].ledger, self.peer), (came, holder)):
                 ledger.begin(other)
-                ledger.end(other, len(data))
+                ledger.add(other, len(data))
+                ledger.end(other)
             if partial.add(chunk, data):
                 return
             story[holder] = "gave wrong bytes"

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import base58
 import numpy as np
@@ -107,13 +106,6 @@ class BulkClient:
         """Give all fetches up."""
         self.closed.set()
         self.streams.shutdown(wait=False)
-
-
-@dataclass(slots=True)
-class _Came:
-    """What one request has brought so far."""
-
-    num_bytes: int = 0
 
 
 class _Fetch:
@@ -214,7 +206,7 @@ class _Fetch:
 
     def _talk(self, ask: Ask) -> int:
         """Returns how many chunks came."""
-        holder, came = self._holders[ask.holder], _Came()
+        holder = self._holders[ask.holder]
         self._check_open()
         self._account.ledger.begin(ask.holder)
         try:
@@ -223,19 +215,19 @@ class _Fetch:
                 self._open[ask] = stream
                 try:
                     self._check_open()  # again: who ends the fetch shuts the streams that it finds
-                    count = self._receive(stream, ask, came)
+                    count = self._receive(stream, ask)
                     stream.sendall(bulk.ACK)
                     return count
                 finally:
                     del self._open[ask]
         finally:
-            self._account.ledger.end(ask.holder, came.num_bytes)
+            self._account.ledger.end(ask.holder)
 
     def _check_open(self) -> None:
         if self._ended.is_set():
             raise EOFError("the fetch is over")
 
-    def _receive(self, stream: socket.socket, ask: Ask, came: _Came) -> int:
+    def _receive(self, stream: socket.socket, ask: Ask) -> int:
         kind = Kind.TABLE if ask.table else Kind.CHUNKS
         head = Head(kind, self._digest, ask.most, ask.copies, len(ask.chunks))
         stream.sendall(head.pack() + bulk.pack_numbers(ask.chunks))
@@ -253,7 +245,7 @@ class _Fetch:
         if ask.table:
             return self._receive_table(stream, ask, holds)
         self._outcomes.put(lambda: self._selection.told(ask.holder, holds))
-        return self._receive_chunks(stream, ask, came)
+        return self._receive_chunks(stream, ask)
 
     def _receive_table(self, stream: socket.socket, ask: Ask, holds: Bits) -> int:
         table = Table(self._size, self._read(stream, num_chunks(self._size) * HASH_BYTES))
@@ -267,7 +259,7 @@ class _Fetch:
         self._outcomes.put(outcome)
         return 0
 
-    def _receive_chunks(self, stream: socket.socket, ask: Ask, came: _Came) -> int:
+    def _receive_chunks(self, stream: socket.socket, ask: Ask) -> int:
         partial = self._partial
         assert partial is not None, "chunks are asked for once the table is known"
         (count,) = bulk.COUNT.unpack(self._read(stream, bulk.COUNT.size))
@@ -279,7 +271,7 @@ class _Fetch:
         for number in numbers:
             begin = time.time_ns()
             chunk = self._read(stream, chunk_size(self._size, number))
-            came.num_bytes += len(chunk)
+            self._account.ledger.add(ask.holder, len(chunk))
             self._account.marks.add("fine.chunk", begin, time.time_ns(), number=number, peer_from=ask.holder)
             if not partial.add(number, chunk):
                 raise _LieError(f"gave wrong bytes for chunk {number}")

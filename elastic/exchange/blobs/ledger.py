@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from elastic.contracts import Carried
 from elastic.messages import PeerId
+from elastic.reports import Carried
 
 MAX_PEERS = 256
 """Whoever comes beyond is put together under one name: anyone can come under many."""
@@ -53,11 +53,15 @@ class Ledger:
             account.open += 1
             account.span = span or account.span
 
-    def end(self, peer: PeerId, num_bytes: int) -> None:
-        """It is closed; so many bytes were carried."""
+    def add(self, peer: PeerId, num_bytes: int) -> None:
+        """So many bytes were carried over it."""
+        with self._lock:
+            self._account(peer).num_bytes += num_bytes
+
+    def end(self, peer: PeerId) -> None:
+        """It is closed."""
         with self._lock:
             account = self._account(peer)
-            account.num_bytes += num_bytes
             account.open = max(0, account.open - 1)
             if not account.open:
                 account.seconds += self._now() - account.since

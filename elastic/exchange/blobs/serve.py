@@ -30,7 +30,6 @@ from elastic.exchange.dht.records import Heeded
 from elastic.exchange.limits import Limits, Uplink
 from elastic.messages import Digest, PeerId
 from elastic.trace_ids import CONTEXT_BYTES, unpack_context
-from elastic.wire.tree import chunk_size
 
 logger = logging.getLogger(__name__)
 
@@ -196,10 +195,11 @@ class BulkServer:
                 data = offer.read(chunk)
                 self._closed.wait(self._uplink.reserve(len(data), time.monotonic()))
                 self._send(connection, data)
+                self.ledger.add(peer, len(data))
                 sent += 1
             read_exactly(connection, len(bulk.ACK))
         finally:
-            self.ledger.end(peer, sum(chunk_size(offer.table.size, chunk) for chunk in picked[:sent]))
+            self.ledger.end(peer)
             with self._lock:
                 handed[picked[sent:]] -= 1  # who never got them will not pass them on
 

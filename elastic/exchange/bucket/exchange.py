@@ -17,7 +17,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from elastic.contracts import Carried
 from elastic.errors import FetchError
 from elastic.exchange.blobs.bulk import Traffic
 from elastic.exchange.bucket.public import is_bucket
@@ -26,6 +25,7 @@ from elastic.exchange.bucket.store import Bucket, BucketConfig
 from elastic.exchange.bucket.uploads import Uploads
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
+from elastic.reports import Carried
 
 logger = logging.getLogger(__name__)
 
