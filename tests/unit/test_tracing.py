@@ -400,7 +400,7 @@ def test_slow_and_show_on_the_newest_run(elastic: Elastic, tmp_path: Path) -> No
     written(tmp_path / "runs" / "one", 1, 2, 3)
     code, out, err = elastic("trace", "slow")
     assert (code, err) == (0, "")
-    assert out.startswith("run demo\n") and out.rstrip().endswith("cyd, compute: 3 of 3 rounds, 8.8 s lost")
+    assert out.startswith("run demo\n") and "cyd, compute: 3 of 3 rounds, " in out
     _, out, _ = elastic("trace", "slow", "runs/one", "--rounds", "2-3", "--plain")
     assert "2 of 2 rounds" in out
     _, out, _ = elastic("trace", "show", "2", "--plain")
