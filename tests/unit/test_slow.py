@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_cases import RUN, Case, Times, usual
 
@@ -137,6 +137,7 @@ def test_who_began_late_is_blamed_for_what_it_did_in_the_round_before() -> None:
     assert tally(found) == [("dan", "compute", 2, pytest.approx(found[0].lost + found[1].lost))]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-20, 20), min_size=5, max_size=5))
 def test_clocks_that_are_seconds_apart_change_nothing(errors: list[float]) -> None:
     for plant in ({"cyd": {"inner": 5.0}}, {"ann": {"verify": 2.0}}, {"dan": {"outer": 3.0}}, {}):
@@ -146,6 +147,7 @@ def test_clocks_that_are_seconds_apart_change_nothing(errors: list[float]) -> No
         assert blamed(wrong) == blamed(right)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-20, 20), min_size=5, max_size=5))
 def test_put_right_nobody_sees_a_commitment_before_it_was_made(errors: list[float]) -> None:
     made = case()
@@ -192,6 +194,7 @@ def test_a_round_of_which_only_the_root_is_known_says_so() -> None:
     assert (found.peer, found.evidence) == (None, "no spans to tell")
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 200), max_size=120))
 def test_spans_may_be_missing(lost: set[int]) -> None:
     spans = [span for at, span in enumerate(case(cyd={"inner": 5.0}).spans()) if at not in lost]
