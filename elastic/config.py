@@ -271,6 +271,11 @@ class TraceConfig(Section):
     """OTLP/HTTP endpoint, Jaeger's by default."""
     authorization: TomlPath | None = None
     """File with what that endpoint wants in the Authorization header, "Basic …" or "Bearer …"."""
+    sample: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The part of all rounds that is traced. Which ones follows from their trace ids: peers with the same value trace \
+the same rounds."""
+    fine: bool = False
+    """Also a span per inner step and per chunk, in a trace of this peer's own for each round; many."""
 
 
 class MetricsConfig(Section):

@@ -28,7 +28,7 @@ from elastic.messages import (
     Terms,
     View,
 )
-from elastic.reports import StateMeta
+from elastic.reports import Carried, StateMeta
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -252,6 +252,9 @@ class Exchange(Protocol):
 
     async def partners(self) -> Mapping[PeerId, tuple[int, int]]:
         """(bytes out, bytes in) of parts of blobs by the peer at the other end; of some if there are very many."""
+
+    async def served(self) -> Sequence[Carried]:
+        """What each peer took of our blobs since the last call, most first; for traces, nothing depends on it."""
 
     async def close(self) -> None: ...
 

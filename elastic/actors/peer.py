@@ -14,7 +14,7 @@ from elastic.actors.backend import Backend
 from elastic.actors.desk import GpuMemory, TrainerDesk
 from elastic.actors.job import Job
 from elastic.actors.journal import Journal
-from elastic.actors.logs import log_to_file
+from elastic.actors.logs import log_to_file, trace_to
 from elastic.actors.measuring import Measuring
 from elastic.actors.revival import Past
 from elastic.actors.swarm import RemoteExchange
@@ -54,7 +54,7 @@ class PeerActor(TrainerDesk):
         super().__init__()
         log_to_file(config)
         identity, local = Identity.load(config.key_path), config.local
-        self._config, self._identity, self._stay = config, identity, False
+        self._config, self._stay = config, False
         self._job = Job(actor, namespace, config)
         self._meters = Meters()
         self._measuring = Measuring(config, identity.peer, self._meters)
@@ -167,9 +167,8 @@ class PeerActor(TrainerDesk):
         from elastic.actors.assembly import assemble
         from elastic.actors.trainer import RayTrainer  # five seconds of imports that no driver needs
 
-        shared, local, identity = self._config.shared, self._config.local, self._identity
-        name = local.name or identity.peer[-6:]
-        trace.setup(local.trace, run=shared.run, peer=identity.peer, name=name, state_dir=local.state_dir)
+        local = self._config.local
+        trace_to(self._config)
         self._journal.note(metrics=self._measuring.start(self._mailbox, self))
         self._journal.note(
             stage="starting", phase=f"{JOINING} (gives up after {local.network.bootstrap_seconds:.0f} s)"

@@ -6,6 +6,9 @@
       CHUNKS   count u16 · the numbers of the chunks that follow, u32 each · their bytes
     ack        one byte from the receiver; the sender closes only then
 
+Who traces its round asks under another protocol, TRACED, with the same messages and in front of the request what it is
+busy with, 26 bytes (`elastic.trace_ids.pack_context`); holders that do not speak it are asked as ever.
+
 Of the chunks in a request the holder sends at most `most`, those it has handed out least and at most `copies` times.
 p2pd hands each stream to a blocking unix socket. A stream that was cut looks like one that ended, so nothing is taken
 for complete but the right number of bytes with the right hash.
@@ -24,6 +27,7 @@ from elastic.exchange.blobs.selection import Bits
 from elastic.messages import Digest, PeerId
 
 PROTOCOL = "/elastic/bulk/2"
+TRACED = "/elastic/bulk/2/traced"
 ACK = b"A"
 SERVED_TABLES = 256
 MAX_PARTNERS = 256
