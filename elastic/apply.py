@@ -5,7 +5,7 @@ from logging import getLogger
 
 from elastic import trace
 from elastic.errors import FetchError
-from elastic.messages import Digest, Manifest, PeerId
+from elastic.messages import Counted, Digest, Manifest, PeerId
 from elastic.peer import Peer
 
 logger = getLogger(__name__)
@@ -24,13 +24,19 @@ async def missing_payloads(
         if entry.payload in payloads:
             continue
         try:
-            payload = await peer.exchange.fetch(entry.payload, entry.size_bytes, await everyone(peer, entry.peer))
+            payload = await _fetched(peer, entry)
             await peer.exchange.provide(payload)  # who comes next may find nobody else
             payloads[entry.payload] = payload
         except FetchError as error:
             logger.warning("round %d: payload of %s: %s", manifest.round, entry.peer, error)
             missing.append(entry.payload)
     return payloads, missing
+
+
+async def _fetched(peer: Peer, entry: Counted) -> bytes:
+    """A payload that counts and that we have not got in time."""
+    with trace.span(trace.FETCH, remote=trace.service_name(entry.peer), peer_from=entry.peer, bytes=entry.size_bytes):
+        return await peer.exchange.fetch(entry.payload, entry.size_bytes, await everyone(peer, entry.peer))
 
 
 async def apply_manifest(peer: Peer, manifest: Manifest, payloads: Mapping[Digest, bytes]) -> None:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from elastic import trace
 from elastic.errors import ElasticError
 from elastic.messages import Assessment, ContributionHeader, PeerId, RoundPlan
 from elastic.peer import Peer
@@ -64,7 +65,10 @@ class Assessor:
         sender = self._peer.ratings.order(list(self._waiting))[0]
         header, payload = self._waiting.pop(sender)
         try:
-            self.found[sender] = await self._peer.trainer.assess(self._plan, header, payload, self._seed, self._ours)
+            with trace.span(trace.ASSESS, remote=trace.service_name(sender), peer_of=sender):
+                found = await self._peer.trainer.assess(self._plan, header, payload, self._seed, self._ours)
+                self.found[sender] = found
+                trace.annotate(gain=found.gain_heldout, gain_assigned=found.gain_assigned)
         except ElasticError as error:  # of our own trainer, and the round will hear of it where it needs it
             logger.warning("round %d: %s was not assessed: %s", self._plan.round, sender, error)
             self._waiting.clear()

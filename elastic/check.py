@@ -21,6 +21,7 @@ from elastic.wire.signing import public_key_of
 ENTRY_PROTOCOLS = ("ip4", "dns4", "dns")
 """How an entry point may be named; libp2p's daemon listens on IPv4."""
 ANNOUNCED_PROTOCOLS = (*ENTRY_PROTOCOLS, "ip6", "dns6")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ENTRY_FORM = "/ip4/203.0.113.5/tcp/4001/p2p/12D3Koo…"
 ANNOUNCED_FORM = "/dns4/peer.example.org/tcp/4001"
 
@@ -147,6 +148,12 @@ def notes(config: RunConfig) -> list[str]:
             "outside of the swarm. Right for most contributors; a validator should have its settings there"
         )
     found += _notes_on_entry(shared)
+    host = config.local.metrics.prometheus.rpartition(":")[0].strip("[]")
+    if host and host not in LOOPBACK:
+        found.append(
+            f"local.metrics.prometheus listens on {host}: whoever reaches that port reads this peer's numbers, without "
+            "a password; 127.0.0.1 is for this machine only"
+        )
     if not config.local.network.bootstrap:
         found.append(
             "local.network.bootstrap is empty: right for the run's first peer (a validator); every other peer needs "
@@ -225,6 +232,12 @@ def _check_paths(config: RunConfig) -> None:
         raise ConfigError(
             f"local.corpus: there is no file {local.corpus}; write the path of the text, from the run file's folder"
         )
+    for table, secret in (("trace", local.trace.authorization), ("metrics", local.metrics.authorization)):
+        if secret is not None and not secret.is_file():
+            raise ConfigError(
+                f"local.{table}.authorization: there is no file {secret}; write into it what the collector's operator "
+                'gave you, "Basic …" or "Bearer …", and chmod 600'
+            )
     for field, path in (("state_dir", local.state_dir), ("key", config.key_path.parent)):
         blocking = next((each for each in (path, *path.parents) if each.exists()), path)
         if not blocking.is_dir():

@@ -17,6 +17,7 @@ from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError
 from elastic.order import amend
 from elastic.registry import EXTRAS, resolve, target_of
+from elastic.tracing.commands import trace
 from elastic.usage import AsMet, spelled_out
 
 app = typer.Typer(
@@ -67,6 +68,7 @@ def _fail(message: str) -> NoReturn:
 
 app.add_typer(bench, name="bench")
 app.add_typer(incentives, name="incentives")
+app.add_typer(trace, name="trace")
 app.command()(score)
 app.command()(amend)
 
@@ -87,7 +89,7 @@ def options(
     """Train one language model together with strangers: elastic, on Ray and Hivemind, no server to trust.
 
     See it work: quickstart. Make a run: init, bootstrap, check, doctor, join. Be part of one: check, doctor, join.
-    While it goes on: status, amend, score. Afterwards: replay, incentives.
+    While it goes on: status, trace, amend, score. Afterwards: replay, incentives.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())
@@ -120,6 +122,7 @@ def quickstart(  # noqa: PLR0913 - one argument per flag
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="of who is killed by --chaos")] = 0,
+    metrics: Annotated[bool, typer.Option("--metrics", help="an endpoint for Prometheus on each peer")] = False,
 ) -> None:
     """Train a small model with several peers on this machine.
 
@@ -140,7 +143,7 @@ def quickstart(  # noqa: PLR0913 - one argument per flag
     settings = Settings(
         peers=peers, rounds=rounds, inner_steps=inner_steps, reducer=reducer, incentive=incentive,
         workers=each, folder=folder, report=report, plain=plain or not sys.stdout.isatty(),
-        chaos=chaos, seed=seed,
+        chaos=chaos, seed=seed, metrics=metrics,
     )  # fmt: skip
     raise SystemExit(run_quickstart(settings, say))
 

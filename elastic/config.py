@@ -6,7 +6,7 @@ another run. `[local]` is this machine. No environment variable overrides a valu
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from elastic.errors import ConfigError
 from elastic.explain import explain
 from elastic.messages import MAX_VALIDATORS, Digest, HexDigest, PeerIdField, RunName, Terms, digest_of
+
+S = TypeVar("S", bound=BaseModel)
 
 Positive = Annotated[int, Field(ge=1, le=2**40)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
@@ -267,6 +269,37 @@ class TraceConfig(Section):
     """"file": OTLP-JSON lines in the state directory; "otlp": to `endpoint`; "off": costs nothing."""
     endpoint: str = "http://127.0.0.1:4318/v1/traces"
     """OTLP/HTTP endpoint, Jaeger's by default."""
+    authorization: TomlPath | None = None
+    """File with what that endpoint wants in the Authorization header, "Basic …" or "Bearer …"."""
+    sample: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The part of all rounds that is traced. Which ones follows from their trace ids: peers with the same value trace \
+the same rounds."""
+    fine: bool = False
+    """Also a span per inner step and per chunk, in a trace of this peer's own for each round; many."""
+
+
+class MetricsConfig(Section):
+    """[local.metrics]: numbers through OpenTelemetry; docs/metrics.md has them all. Off unless one of these is set."""
+
+    prometheus: Annotated[str, Field(pattern=r"^(|(\[[0-9A-Fa-f:]+\]|[^\s:\[\]/]+):[0-9]{1,5})$")] = ""
+    """Where Prometheus may ask, "127.0.0.1:9464"; port 0: any free one, which `elastic status` tells."""
+    otlp: Annotated[str, Field(pattern=r"^(|https?://\S+)$")] = ""
+    """OTLP/HTTP endpoint to send them to, "http://127.0.0.1:4318/v1/metrics"."""
+    seconds: Annotated[float, Field(ge=1, le=3600)] = 15.0
+    """Between two times that they are sent there."""
+    authorization: TomlPath | None = None
+    """File with what that endpoint wants in the Authorization header, "Basic …" or "Bearer …"."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether they go anywhere."""
+        return bool(self.prometheus or self.otlp)
+
+    @model_validator(mode="after")
+    def _has_a_port(self) -> "MetricsConfig":
+        if self.prometheus and int(self.prometheus.rpartition(":")[2]) > 65535:
+            raise ValueError(f'prometheus = "{self.prometheus}": a port is 65535 at most')
+        return self
 
 
 class Local(Section):
@@ -293,6 +326,8 @@ on; those that come with the project it always does."""
     """The place in the DHT."""
     trace: TraceConfig = TraceConfig()
     """Where spans go."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Where numbers go."""
     report: TomlPath | None = None
     """Append one JSON object per round to this file."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -342,10 +377,15 @@ def parse_config(tree: dict[str, Any], *, base: Path, source: str = "run file") 
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error, RunConfig)}") from error
-    local = config.local
-    fields = {field: getattr(local, field) for field in ("state_dir", "key", "corpus", "report")}
     try:
-        resolved = {field: base / value.expanduser() for field, value in fields.items() if value is not None}
+        local = _resolved(config.local, base, ("state_dir", "key", "corpus", "report"))
+        resolved = {name: _resolved(getattr(local, name), base, ("authorization",)) for name in ("trace", "metrics")}
     except RuntimeError as error:
         raise ConfigError(f"{source}: a path in [local] begins with ~ of a user that is not here: {error}") from error
     return config.model_copy(update={"local": local.model_copy(update=resolved)})
+
+
+def _resolved(section: S, base: Path, fields: tuple[str, ...]) -> S:
+    paths = {field: getattr(section, field) for field in fields}
+    found = {field: base / path.expanduser() for field, path in paths.items() if path is not None}
+    return section.model_copy(update=found)

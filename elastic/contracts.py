@@ -28,7 +28,7 @@ from elastic.messages import (
     Terms,
     View,
 )
-from elastic.reports import StateMeta
+from elastic.reports import Carried, StateMeta
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -203,7 +203,6 @@ class Exchange(Protocol):
 
     async def announce(self, card: PeerCard) -> None:
         """Make or renew our card; it lasts `card_seconds` (config)."""
-        ...
 
     async def cards(self) -> Sequence[PeerCard]:
         """Live cards of this run, ours included; unreadable ones are left out, and some if there are very many."""
@@ -211,7 +210,6 @@ class Exchange(Protocol):
 
     async def post(self, kind: str, round_: RoundIndex, body: bytes) -> None:
         """Publish our record of that kind for that round."""
-        ...
 
     async def records(self, kind: str, round_: RoundIndex) -> Mapping[PeerId, bytes]:
         """Everyone's records of that kind for that round, ours included; some are left out if there are very many."""
@@ -226,7 +224,6 @@ class Exchange(Protocol):
 
     async def provide(self, blob: bytes) -> Digest:
         """Serve these bytes to whoever asks for their digest."""
-        ...
 
     async def provide_file(self, digest: Digest, path: str) -> None:
         """Serve a file whose bytes have this digest, from disk."""
@@ -249,11 +246,15 @@ class Exchange(Protocol):
         Raises:
             AveragingError: no group, a peer lost in the middle, or not everyone took part.
         """
-        ...
 
     async def traffic(self) -> tuple[int, int]:
         """(bytes out, bytes in) of blobs, records and averaging since the start."""
-        ...
+
+    async def partners(self) -> Mapping[PeerId, tuple[int, int]]:
+        """(bytes out, bytes in) of parts of blobs by the peer at the other end; of some if there are very many."""
+
+    async def served(self) -> Sequence[Carried]:
+        """What each peer took of our blobs since the last call, most first; for traces, nothing depends on it."""
 
     async def close(self) -> None: ...
 
@@ -382,7 +383,7 @@ class Settler(Protocol):
         ...
 
     async def news(self) -> JSON:
-        """What the incentive should know; returns at once."""
+        """What the incentive should know; returns at once. What metrics make of it: `elastic.actors.measuring`."""
 
     async def close(self) -> None:
         """Stop, also in the middle of something; what is on its way stays written down."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import inf
 
+from elastic import trace
 from elastic.agreement.errands import Errands
 from elastic.agreement.votes import Notes
 from elastic.amend import is_shared
@@ -74,6 +75,7 @@ class Deliberation:
         """What we propose. When an earlier proposal came to nothing, the others' notes may say why."""
         if view > 0:
             await self._compare_notes()
+        trace.event("proposes", view=int(view))
         shared = self._wish is not None and await is_shared(self._peer, self._plan, self._wish)
         amendment = self._wish if shared else None
         return own_manifest(self._peer, self._plan, self.seen, await self._peer.exchange.cards(), amendment)
@@ -87,6 +89,7 @@ class Deliberation:
             await self._fetch(disputed)
         cards = await self._peer.exchange.cards()
         against = objection(self._peer, self._plan, self.seen, cards, manifest, self._wish, self._patience())
+        trace.event("looked at", proposer=manifest.proposer, counted=len(manifest.counted), against=against)
         if against is not None:
             logger.warning("round %d: not signed, by %s: %s", manifest.round, manifest.proposer, against)
         return against is None

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from elastic import trace
 from elastic.errors import MalformedError, NetworkError
 from elastic.exchange.gather import CONTRIBUTION, POLL_SECONDS, Gathered, leaving
 from elastic.messages import ContributionHeader, Digest, PeerId, RoundPlan, Seconds
@@ -69,14 +70,16 @@ async def noting(peer: Peer, plan: RoundPlan, phases: Phases) -> AsyncIterator[F
 
 async def may_reveal(peer: Peer, plan: RoundPlan, phases: Phases) -> None:
     """Where payloads are kept back, wait until all on the roster have committed, or half of the deadline has gone."""
+    begin = peer.clock.now()
     while peer.shared.round.reveal and phases.elapsed() < plan.gather_seconds / 2:
         try:
             missing = set(plan.roster) - set(await peer.exchange.records(CONTRIBUTION, plan.round))
             if missing <= await leaving(peer.exchange):
-                return
+                break
         except NetworkError as error:
             logger.info("round %d: commitments: %s", plan.round, error)
         await peer.clock.sleep(POLL_SECONDS)
+    trace.annotate(waited_s=peer.clock.now() - begin)
 
 
 async def _look(peer: Peer, plan: RoundPlan, phases: Phases, firsts: Firsts) -> None:

@@ -307,7 +307,10 @@ class Life:
                 await self._presence.renew()
                 bytes_out, bytes_in = await peer.exchange.traffic()
                 cards = await peer.exchange.cards()
-                self._watch.note(peers=len(cards), bytes_out=bytes_out, bytes_in=bytes_in, digest=peer.state.anchor)
+                ready = sum(card.stage is PeerStage.READY for card in cards)
+                self._watch.note(
+                    peers=len(cards), ready=ready, bytes_out=bytes_out, bytes_in=bytes_in, digest=peer.state.anchor
+                )
                 if peer.on_wishes is not None and (heard := await wishes_heard(peer, cards)) is not None:
                     peer.on_wishes(heard)
             except ElasticError as error:

@@ -1,5 +1,6 @@
 """Messages that never leave a peer: what it writes down for itself, and for the people who run it."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
@@ -15,6 +16,7 @@ from elastic.messages import (
     Invitation,
     Message,
     NonNegative,
+    PeerId,
     PeerIdField,
     RoundIndex,
     RunName,
@@ -42,6 +44,18 @@ def file_name(kind: str, round_: RoundIndex, digest: Digest) -> str:
 def fits(name: str, digest: Digest) -> bool:
     """Whether bytes of that digest are what a `file_name` says."""
     return name.endswith(f"-{digest[:12]}.bin")
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What went between us and one peer."""
+
+    peer: PeerId
+    num_bytes: int
+    seconds: float
+    """While streams with it were open."""
+    span: bytes = b""
+    """What it did this for, if it said so; see `elastic.trace_ids.pack_context`. Anyone may say anything."""
 
 
 class RoundEvidence(Message):
@@ -99,6 +113,8 @@ class PeerStatus(Message):
     bytes_out: NonNegative = 0
     bytes_in: NonNegative = 0
     peers: NonNegative = 0
+    ready: NonNegative = 0
+    """Of these, who can take part in a round."""
     digest: HexDigest | None = None
     rounds_counted: NonNegative = 0
     rounds_contributed: NonNegative = 0
@@ -109,6 +125,8 @@ class PeerStatus(Message):
     restarted_after: str = ""
     """What made the last of them necessary."""
     error: str | None = None
+    metrics: str = ""
+    """Address of its Prometheus endpoint, if it has one."""
     updated: float
     """Unix time at which it was written."""
     pid: NonNegative

@@ -5,7 +5,6 @@ Start reading at `run_round`; every line is one jump deep. A peer's misbehaviour
 Skip, and neither is an exception: exceptions mean that our own side is broken.
 """
 
-import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from elastic.schedule.decide import Commit, Skip, decide_commit
 from elastic.schedule.phases import Phases
 from elastic.schedule.plan import TRAIN_PART
 from elastic.seen import Seen, checks_of, judge
+from elastic.tell import tell_round
 from elastic.testify import testifying
 from elastic.verify.proof import prove
 from elastic.wire.tree import blob_digest
@@ -66,7 +66,7 @@ class Offer:
 
 async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
     """One round: train, share, agree on what counts, and move the anchor exactly as everyone else does."""
-    phases, began = Phases(peer.clock, peer.on_phase), time.time_ns()
+    phases, began = Phases(peer.clock, peer.on_phase), trace.now_ns()
     before = await peer.exchange.traffic()
     with trace.round_span(plan):
         wish = wish_of(peer, plan)
@@ -78,8 +78,10 @@ async def run_round(peer: Peer, plan: RoundPlan) -> RoundReport:
                 manifest, seen = await agree(peer, plan, seen, wish, phases)
             decision = await conclude(peer, plan, manifest, seen, phases)
         seen = seen.corrected(decision)
+        await tell_round(peer, manifest, _why_skipped(peer, offer, seen, decision))
     if manifest is not None and manifest.proposer == peer.id:
-        trace.root_span(plan.run, plan.round, began, time.time_ns(), counted=len(manifest.counted))
+        about = {"counted": len(manifest.counted), "proposer": peer.id}
+        trace.root_span(plan.run, plan.round, began, trace.now_ns(), **about)
     await peer.incentive.settle(remember(peer, plan, seen, decision, assessor.found))
     return await report(peer, plan, (offer, seen, decision), before, phases)
 
@@ -131,6 +133,7 @@ async def agree(
         The manifest, if there is one yet; and what we saw, with what the other validators had to show.
     """
     with phases("agree"):
+        trace.annotate(decides=plan.decides)
         if not plan.decides:
             return await _await_manifest(peer, plan, phases), seen
         with closing(Deliberation(peer, plan, seen, wish)) as mind:
@@ -201,6 +204,7 @@ async def _trained(peer: Peer, plan: RoundPlan, phases: Phases) -> tuple[InnerRe
         return pending.inner, pending.payload
     with phases("inner"):
         inner = await peer.trainer.inner_steps(plan)
+        trace.annotate(tokens=inner.tokens, steps=inner.steps, of_steps=plan.inner_steps, loss=inner.mean_loss)
     with phases("compress"):
         return inner, await peer.trainer.compress(plan, inner)
 

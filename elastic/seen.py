@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from elastic import trace
 from elastic.exchange.gather import Arrival, Checks, Gathered
 from elastic.messages import ContributionHeader, Digest, PeerId, RejectReason, RoundIndex, RoundPlan, Verdict
 from elastic.peer import Peer
@@ -58,6 +59,16 @@ class Seen:
 
 def judge(peer: Peer, plan: RoundPlan, gathered: Gathered) -> Seen:
     """Verdicts on the whole round: what can only be seen by comparing contributions, and who is missing."""
+    with trace.span(trace.VERIFY):
+        seen = _judged(peer, plan, gathered)
+        refused = {sender: verdict for sender, verdict in sorted(seen.verdicts.items()) if not verdict.accepted}
+        trace.annotate(accepted=len(seen.verdicts) - len(refused), refused=len(refused))
+        for sender, verdict in refused.items():
+            trace.event("refused", peer=sender, reason=verdict.rejected, because=verdict.detail)
+        return seen
+
+
+def _judged(peer: Peer, plan: RoundPlan, gathered: Gathered) -> Seen:
     arrivals = gathered.arrivals
     verdicts = {sender: arrival.verdict for sender, arrival in arrivals.items()}
     headers = {sender: arrival.header for sender, arrival in arrivals.items()}

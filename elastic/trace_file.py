@@ -7,18 +7,22 @@ import json
 import logging
 import os
 import secrets
+import threading
 import time
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from elastic.config import TraceConfig
 
@@ -87,7 +91,20 @@ def make_exporter(config: TraceConfig, state_dir: Path, timeout: float) -> SpanE
     from opentelemetry.exporter.otlp.proto.http import Compression
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    return OTLPSpanExporter(config.endpoint, timeout=timeout, compression=Compression.Gzip)
+    headers = {"Authorization": read_secret(config.authorization)} if config.authorization is not None else {}
+    return OTLPSpanExporter(config.endpoint, headers=headers, timeout=timeout, compression=Compression.Gzip)
+
+
+def read_secret(path: Path) -> str:
+    """What a file holds that a run file names instead of the secret itself: one line.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no line of a header.
+    """
+    text = path.read_text(encoding="ascii").strip()
+    if not text.isprintable() or not text:
+        raise ValueError(f"{path}: expected one line of text")
+    return text
 
 
 class SwarmIds(IdGenerator):
@@ -112,14 +129,35 @@ class SwarmIds(IdGenerator):
 
 
 class GuardedExporter(SpanExporter):
-    """Any exporter, made harmless: it never raises, says once that it fails, and stops when told."""
+    """Any exporter, made harmless: it never raises, says once that it fails, counts what is lost, stops when told."""
 
-    def __init__(self, inner: SpanExporter) -> None:
-        self._inner = inner
-        self._failing = False
+    def __init__(self, inner: SpanExporter, max_queued: int) -> None:
+        self._inner, self._max_queued = inner, max_queued
+        self._failing = self._crowded = False
+        self.waiting: Callable[[], int] = lambda: 0
+        """How many stand in the queue before it."""
+        self.dropped = 0
         self._deadline = float("inf")
-        # The SDK logs every failed request; one line at the first and one at the recovery is enough.
-        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+        self._lock = threading.Lock()
+        self.ended = 0
+        """Spans that ended;"""
+        self.exported = 0
+        """that were exported;"""
+        self._refused = 0
+        """and that the exporter did not take."""
+        # The SDK logs every failed request, and what it drops; one line at the first and one at the end is enough.
+        for name in ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    @property
+    def lost(self) -> int:
+        """Spans that were not exported, and will not be if nothing is under way."""
+        return self.ended - self.exported
+
+    def note_end(self) -> None:
+        """One more span ended, and waits in the queue."""
+        with self._lock:
+            self.ended += 1
 
     def stop_by(self, deadline: float) -> None:
         """Drop what is not exported at this time (`time.monotonic`)."""
@@ -127,27 +165,109 @@ class GuardedExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         if time.monotonic() > self._deadline:
+            self.dropped += len(spans)
             return SpanExportResult.FAILURE
+        if not self._crowded and self.ended - self.exported - self._refused > self._max_queued + len(spans):
+            self._crowded = True
+            logger.warning("spans are lost, training goes on: they end faster than they are exported")
         reason = "the endpoint did not take them"
         try:
             result = self._inner.export(spans)
         except Exception as error:  # noqa: BLE001  telemetry never takes down training
             reason, result = str(error), SpanExportResult.FAILURE
-        self._tell(result is not SpanExportResult.SUCCESS, reason)
+        taken = result is SpanExportResult.SUCCESS
+        self.exported += len(spans) * taken
+        self._refused += len(spans) * (not taken)
+        self.dropped += len(spans) * (not taken)
+        self._tell(not taken, reason)
         return result
 
     def shutdown(self) -> None:
         try:
             self._inner.shutdown()
         except Exception as error:  # noqa: BLE001  telemetry never takes down training
-            logger.debug("exporter did not shut down: %s", error)
+            logger.debug("closing the span exporter: %s", error)
+        if self.lost:
+            logger.warning("%d of %d spans of this process were lost", self.lost, self.ended)
 
     def _tell(self, failing: bool, reason: str) -> None:
         if failing and not self._failing:
             logger.warning("spans are lost, training goes on: %s", reason)
         if self._failing and not failing:
-            logger.info("spans are exported again")
+            logger.info("spans are exported again; %d were lost so far", self._refused)
         self._failing = failing
+
+
+class Counting(SpanProcessor):
+    """Tells the exporter of each span that ends, before the queue may drop it."""
+
+    def __init__(self, exporter: GuardedExporter) -> None:
+        self._exporter = exporter
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context is not None and span.context.trace_flags.sampled:
+            self._exporter.note_end()
+
+
+class CountedBatches(BatchSpanProcessor):
+    """Spans that wait for a guarded exporter, which is told how many they are and how many are pushed out."""
+
+    def __init__(self, exporter: GuardedExporter, max_queue_size: int, **settings: Any) -> None:
+        super().__init__(exporter, max_queue_size=max_queue_size, **settings)
+        self._guarded, self._most = exporter, max_queue_size
+        exporter.waiting = lambda: len(self._batch_processor._queue)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._guarded.dropped += self._guarded.waiting() >= self._most
+        super().on_end(span)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What spans may cost."""
+
+    queued: int
+    """Spans that wait."""
+    delay_ms: float
+    """Between two exports."""
+    export_seconds: float
+    """One export, retries included."""
+    events: int
+    """Of one span."""
+    letters: int
+    """Of one text."""
+
+
+def provide(
+    config: TraceConfig,
+    identity: Mapping[str, str],
+    state_dir: Path,
+    forced: ContextVar[tuple[int, int] | None],
+    bounds: Bounds,
+) -> tuple[TracerProvider, GuardedExporter]:
+    """The SDK, set up. Everything is passed explicitly: what is left out it would read from environment variables."""
+    exporter = GuardedExporter(make_exporter(config, state_dir, bounds.export_seconds), bounds.queued)
+    limits = SpanLimits(
+        max_span_attributes=64, max_events=bounds.events, max_links=16, max_event_attributes=16,
+        max_link_attributes=4, max_attribute_length=bounds.letters, max_span_attribute_length=bounds.letters,
+    )  # fmt: skip
+    provider = TracerProvider(
+        sampler=ParentBased(TraceIdRatioBased(config.sample)),
+        resource=Resource(identity),
+        shutdown_on_exit=False,
+        id_generator=SwarmIds(forced),
+        span_limits=limits,
+    )
+    batches = CountedBatches(
+        exporter,
+        max_queue_size=bounds.queued,
+        schedule_delay_millis=bounds.delay_ms,
+        max_export_batch_size=512,
+        export_timeout_millis=1000 * bounds.export_seconds,
+    )
+    provider.add_span_processor(Counting(exporter))
+    provider.add_span_processor(batches)
+    return provider, exporter
 
 
 def otlp_json(spans: Sequence[ReadableSpan]) -> bytes:

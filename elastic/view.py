@@ -50,8 +50,11 @@ def status_table(statuses: Sequence[PeerStatus], columns: int) -> str:
     ordered = sorted(statuses, key=lambda status: status.name)
     console.print(table(ordered))
     assert isinstance(console.file, io.StringIO)
+    measured = [f"{each.name}: metrics at {each.metrics}" for each in ordered if each.metrics and alive(each)]
     failures = [f"{each.name} failed: {each.error}" for each in ordered if each.stage == "failed" and each.error]
-    return "\n".join([console.file.getvalue().rstrip(), *map(restarted, filter(_came_back, ordered)), *failures])
+    return "\n".join(
+        [console.file.getvalue().rstrip(), *map(restarted, filter(_came_back, ordered)), *measured, *failures]
+    )
 
 
 def restarted(status: PeerStatus) -> str:

@@ -11,6 +11,7 @@ from elastic.config import PluginChoice, RunConfig
 from elastic.contracts import Incentive, SettledIncentive
 from elastic.errors import ConfigError
 from elastic.guard import Guarded
+from elastic.messages import JSON
 from elastic.peer import memory_of
 from elastic.registry import build, local_settings, require_accepted
 
@@ -29,6 +30,11 @@ class Backend:
         self._began = False
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
+
+    @property
+    def news(self) -> JSON | None:
+        """What the settler told last, if there is one."""
+        return self._settler.news if self._settler is not None else None
 
     async def take_up(self, choice: PluginChoice) -> Guarded:
         """An incentive that knows what it knew and what this peer saw since; the one before is let go.

@@ -3,6 +3,9 @@
 from elastic.actors.mailbox import Command, Mailbox, Reply
 from elastic.errors import ElasticError
 
+GpuMemory = tuple[int, int]
+"""Bytes in use, and bytes in all."""
+
 
 class TrainerDesk:
     """Base of an actor that has trainers: the mailbox's worker side as actor methods."""
@@ -22,6 +25,6 @@ class TrainerDesk:
     async def worker_failed(self, error: ElasticError) -> None:
         self._mailbox.fail(error)
 
-    async def progress(self, step: int, loss: float) -> bool:
-        """How training goes, now and then; returns whether that was enough."""
+    async def progress(self, step: int, loss: float, gpu: GpuMemory | None = None) -> bool:
+        """How training goes, now and then, and what its GPU holds; returns whether that was enough."""
         return False

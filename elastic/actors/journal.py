@@ -15,6 +15,7 @@ from elastic.actors.revival import FIRST_LIFE, Past
 from elastic.config import RunConfig
 from elastic.errors import ConfigError, ElasticError, MalformedError, StateError
 from elastic.messages import JSON, PeerId, RoundPlan
+from elastic.metrics import Meters
 from elastic.reports import (
     EVIDENCE_FILE,
     OLD_EVIDENCE_FILE,
@@ -45,9 +46,10 @@ class Keeper(Protocol):
 class Journal:
     """Keeps `status.json`, appends reports and evidence, saves memories. Never stops training: it only writes."""
 
-    def __init__(self, config: RunConfig, peer: PeerId, past: Past = FIRST_LIFE) -> None:
+    def __init__(self, config: RunConfig, peer: PeerId, past: Past = FIRST_LIFE, meters: Meters | None = None) -> None:
         self._dir, self._report = config.local.state_dir, config.local.report
         self._written, self._written_stage = 0.0, ""
+        self._meters = meters or Meters()
         self.reports: deque[RoundReport] = deque(maxlen=REMEMBERED)
         self.status = PeerStatus(
             peer=peer, name=config.local.name or peer[-6:], run=config.shared.run, stage="starting",
@@ -63,11 +65,13 @@ class Journal:
     def note(self, **fields: Any) -> None:
         """Change fields of the status."""
         self.status = self.status.model_copy(update={**fields, "updated": time.time()})
+        self._meters.noted(self.status)
         self._write()
 
     def begin(self, plan: RoundPlan) -> None:
         """A round starts."""
         self._began = time.monotonic()
+        self._meters.began(plan)
         self.note(round=plan.round, step=0, phase="sitting out" if plan.slot is None else "inner")
 
     def progress(self, step: int, loss: float) -> None:
@@ -90,6 +94,7 @@ class Journal:
     def record(self, report: RoundReport, memories: Mapping[str, JSON]) -> None:
         """A round is over."""
         self.reports.append(report)
+        self._meters.recorded(report)
         fields: dict[str, Any] = {
             "digest": report.digest,
             "rounds_finished": self.status.rounds_finished + (report.manifest is not None),

@@ -1,9 +1,14 @@
-"""Where a peer's processes log: `peer.log` in its state directory. Set up once in each process, never at import."""
+"""Where a peer's processes log, `peer.log` in its state directory, and where their spans go.
+
+Set up once in each process, never at import.
+"""
 
 import logging
 from logging.handlers import RotatingFileHandler
 
+from elastic import trace
 from elastic.config import RunConfig
+from elastic.wire.signing import Identity
 
 ROTATE_BYTES = 10_000_000
 
@@ -20,3 +25,11 @@ def log_to_file(config: RunConfig) -> None:
         logger.handlers[:] = [handler]
         logger.propagate = False
         logger.setLevel(config.local.log_level if name != "hivemind" else "WARNING")
+
+
+def trace_to(config: RunConfig) -> None:
+    """Send this process's spans where the run file says."""
+    local, peer = config.local, Identity.load(config.key_path).peer
+    trace.setup(
+        local.trace, run=config.shared.run, peer=peer, name=local.name or peer[-6:], state_dir=local.state_dir
+    )  # fmt: skip

@@ -5,9 +5,11 @@ them. An incarnation is one life of the worker group; when a new one says hello,
 """
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from elastic import trace
 from elastic.errors import ElasticError, TrainerLostError
 
 
@@ -18,6 +20,10 @@ class Command:
     serial: int
     verb: str
     args: tuple[Any, ...]
+    context: dict[str, str] = field(default_factory=dict)
+    """What the peer does this for: its `trace.carrier()`."""
+    asked: float = 0.0
+    """Unix time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,7 @@ class Mailbox:
         assert group is not None
         ranks = range(group.world_size) if everyone else range(1)
         self._serial += 1
-        command = Command(self._serial, verb, args)
+        command = Command(self._serial, verb, args, trace.carrier(), time.time())
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[command.serial] = (future, len(ranks))
         for rank in ranks:
@@ -93,6 +99,11 @@ class Mailbox:
         finally:
             self._waiting.pop(command.serial, None)
             self._replies.pop(command.serial, None)
+
+    @property
+    def waiting(self) -> int:
+        """How many commands were not answered yet."""
+        return len(self._waiting)
 
     def fail(self, error: ElasticError) -> None:
         """The group is gone for good: everyone who waits, now or later, gets this error; the first one stays."""

@@ -89,6 +89,11 @@ gpu = false                         # true: one GPU per worker
 [local.trace]
 exporter = "file"                   # "file": traces.jsonl in state_dir; "otlp": to endpoint (Jaeger); "off"
 # endpoint = "http://127.0.0.1:4318/v1/traces"
+# sample = 1.0                      # the part of all rounds that is traced, the same ones on every peer
+
+[local.metrics]                     # off, unless one of these is set; what they are: docs/metrics.md
+# prometheus = "127.0.0.1:9464"     # where Prometheus may ask; port 0: any free one
+# otlp = "http://127.0.0.1:4318/v1/metrics"
 """
 
 

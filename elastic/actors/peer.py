@@ -11,10 +11,11 @@ import ray
 
 from elastic import trace
 from elastic.actors.backend import Backend
-from elastic.actors.desk import TrainerDesk
+from elastic.actors.desk import GpuMemory, TrainerDesk
 from elastic.actors.job import Job
 from elastic.actors.journal import Journal
-from elastic.actors.logs import log_to_file
+from elastic.actors.logs import log_to_file, trace_to
+from elastic.actors.measuring import Measuring
 from elastic.actors.revival import Past
 from elastic.actors.swarm import RemoteExchange
 from elastic.amend import read_order
@@ -22,7 +23,8 @@ from elastic.config import RunConfig
 from elastic.errors import BugError, ElasticError
 from elastic.invite import read_invitation
 from elastic.life import ASKED, Life, Presence, announced
-from elastic.messages import PeerStage
+from elastic.messages import JSON, PeerStage, Scoreboard
+from elastic.metrics import Meters
 from elastic.peer import Peer
 from elastic.reports import PeerStatus, RoundReport
 from elastic.schedule.clock import WallClock
@@ -52,9 +54,11 @@ class PeerActor(TrainerDesk):
         super().__init__()
         log_to_file(config)
         identity, local = Identity.load(config.key_path), config.local
-        self._config, self._identity, self._stay = config, identity, False
+        self._config, self._stay = config, False
         self._job = Job(actor, namespace, config)
-        self._journal = Journal(config, identity.peer, past)
+        self._meters = Meters()
+        self._measuring = Measuring(config, identity.peer, self._meters)
+        self._journal = Journal(config, identity.peer, past, self._meters)
         self._exchange = RemoteExchange(ray.get_actor("swarm", namespace=namespace), self._network_restarted)
         self._presence = Presence(identity.peer, local.name, config.shared, self._exchange)
         self._life = Life(self._presence, WallClock(), self._journal, local.network.card_seconds, past.met)
@@ -63,6 +67,7 @@ class PeerActor(TrainerDesk):
         self._trainer_death = WORKER_DEATH
         self._backend = Backend(config, self._journal)
         self._living: asyncio.Task[str] | None = None
+        self._peer: Peer | None = None
 
     # --- from outside --------------------------------------------------------------------------------------------
 
@@ -77,6 +82,7 @@ class PeerActor(TrainerDesk):
             stack.callback(self._done.set)
             stack.enter_context(claim(self._config.local.state_dir))
             stack.callback(trace.shutdown)
+            stack.callback(self._measuring.close)
             stack.push_async_callback(self._stop)
             self._living = asyncio.create_task(self._live())
             try:
@@ -129,15 +135,27 @@ class PeerActor(TrainerDesk):
             self._journal.restarted(self._trainer_death)
             self._trainer_death = WORKER_DEATH
 
-    async def progress(self, step: int, loss: float) -> bool:
+    async def progress(self, step: int, loss: float, gpu: GpuMemory | None = None) -> bool:
         """Whether that was enough."""
         self._journal.progress(step, loss)
+        if gpu is not None:
+            self._meters.gpu(*gpu)
         return self._life.leaving
+
+    # --- what is measured: asked from another thread ---------------------------------------------------------------
+
+    def board(self) -> Scoreboard | None:
+        """What the incentive thought after the last round."""
+        return self._peer.board if self._peer is not None else None
+
+    def news(self) -> JSON | None:
+        """What the incentive's settler told last."""
+        return self._backend.news
 
     # --- its life ------------------------------------------------------------------------------------------------
 
     async def _live(self) -> str:
-        peer = await self._assemble()
+        peer = self._peer = await self._assemble()
         async with self._life.heartbeat(peer):
             reason = await self._life.live(peer)
             return reason if self._life.leaving else await self._finish(peer, reason)
@@ -149,9 +167,9 @@ class PeerActor(TrainerDesk):
         from elastic.actors.assembly import assemble
         from elastic.actors.trainer import RayTrainer  # five seconds of imports that no driver needs
 
-        shared, local, identity = self._config.shared, self._config.local, self._identity
-        name = local.name or identity.peer[-6:]
-        trace.setup(local.trace, run=shared.run, peer=identity.peer, name=name, state_dir=local.state_dir)
+        local = self._config.local
+        trace_to(self._config)
+        self._journal.note(metrics=self._measuring.start(self._mailbox, self))
         self._journal.note(
             stage="starting", phase=f"{JOINING} (gives up after {local.network.bootstrap_seconds:.0f} s)"
         )
@@ -162,6 +180,7 @@ class PeerActor(TrainerDesk):
             on_end=lambda error: _tell(loop, self._trainer_ended, error),
         )
         await self._life.patiently(self._connect)
+        self._measuring.follow(self._exchange.partners)
         self._journal.note(phase="starting Ray Train")
         await self._mailbox.ready()
         state = await self._life.patiently(self._trainer.state)

@@ -36,6 +36,10 @@ from elastic.wire.signing import Identity
 
 LOG = "bootstrap.log"
 CARD_SECONDS = 20
+METRICS = """
+[local.metrics]
+prometheus = "127.0.0.1:0"
+"""
 MAX_DECIDING = 4
 """So many of the peers are validators: four let one of them lie or die."""
 MEMORY_SECONDS = 3.0
@@ -60,6 +64,8 @@ class Settings:
     """Seconds between two kills; None: nobody is killed."""
     seed: int = 0
     """Of who is killed."""
+    metrics: bool = False
+    """Whether each peer has a Prometheus endpoint."""
 
 
 @dataclass(slots=True)
@@ -123,7 +129,7 @@ def run_quickstart(settings: Settings, say: Say) -> int:
 
 def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin: float, say: Say) -> Iterator[float]:
     """Until every peer has finished the run; raises what ended a peer too early. Yields the time between two looks."""
-    look = 0.0
+    look, told = 0.0, set[str]()
     with LiveView(settings.plain, settings.rounds, say) as view:
         while True:
             for handle in handles:
@@ -135,6 +141,10 @@ def _watch(handles: list[PeerHandle], settings: Settings, result: Result, begin:
                 new = handle.reports(max(mine, default=RoundIndex(0)))
                 result.reports += [report for report in new if report.manifest]  # the others did not end yet
             _note_start(statuses, result, begin)
+            for status in statuses:
+                if status.metrics and status.metrics not in told:
+                    told.add(status.metrics)
+                    say(f"metrics of {status.name} at {status.metrics}")
             if time.monotonic() > look:
                 result.peak_bytes = max(result.peak_bytes, tree_bytes())
                 look = time.monotonic() + MEMORY_SECONDS
@@ -278,7 +288,7 @@ card_seconds = {CARD_SECONDS}
 [local.ray]
 workers = {workers}
 threads = 1
-"""
+{METRICS if settings.metrics else ""}"""
 
 
 def free(handles: list[PeerHandle]) -> None:

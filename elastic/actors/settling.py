@@ -79,6 +79,8 @@ class RemoteSettler:
         self._incentive = incentive
         self._actor: Any = ray.remote(SettlerActor).options(num_cpus=0, max_restarts=-1).remote(config, choice)
         self._asked: asyncio.Task[JSON] | None = None
+        self.news: JSON | None = None
+        """What it told last."""
 
     async def start(self) -> None:
         """Wait until it is there.
@@ -110,6 +112,7 @@ class RemoteSettler:
     def _hear(self, asked: "asyncio.Task[JSON]") -> None:
         try:
             self._incentive.learn(asked.result())
+            self.news = asked.result()
         except (RayError, ElasticError) as error:
             logger.warning("the settler: %s", str(error).splitlines()[0])
 

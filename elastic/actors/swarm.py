@@ -8,13 +8,15 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from elastic.actors.logs import log_to_file
+from elastic import trace
+from elastic.actors.logs import log_to_file, trace_to
 from elastic.config import RunConfig
 from elastic.errors import BugError, ElasticError, NetworkError
 from elastic.exchange.blobs.store import BLOB_FOLDER
 from elastic.exchange.known import KNOWN_FILE
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
 from elastic.registry import resolve
+from elastic.reports import Carried
 from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class Swarm:
 
     def __init__(self, config: RunConfig) -> None:
         log_to_file(config)
+        trace_to(config)
         self._config = config
         self._exchange: Any = None
         self._starting = asyncio.Lock()
@@ -47,17 +50,23 @@ class Swarm:
                 )  # fmt: skip
         return list(self._exchange.addresses)
 
-    async def call(self, verb: str, *args: Any) -> Any:
-        """One verb of the Exchange contract."""
+    async def call(self, context: dict[str, str], verb: str, *args: Any) -> Any:
+        """One verb of the Exchange contract, for the span of the peer whose `trace.carrier()` this is."""
         if self._exchange is None:
             raise RestartedError("the network actor has not joined the DHT")
         try:
-            return await getattr(self._exchange, verb)(*args)
+            with trace.attached(context):
+                return await getattr(self._exchange, verb)(*args)
         except NetworkError:
             if not self._exchange.lost:
                 raise
         await self.close()
         raise RestartedError("the p2p daemon died")
+
+    async def stop(self) -> None:
+        """Leave the DHT for good; the last spans are on their way when this returns."""
+        await self.close()
+        await asyncio.to_thread(trace.shutdown)
 
     async def close(self) -> None:
         """Leave the DHT and stop the daemon."""
@@ -128,9 +137,17 @@ class RemoteExchange:
         self._counted = now
         return self._carried[0] + now[0], self._carried[1] + now[1]
 
+    async def partners(self) -> Mapping[PeerId, tuple[int, int]]:
+        partners: Mapping[PeerId, tuple[int, int]] = await self._call("partners")
+        return partners
+
+    async def served(self) -> Sequence[Carried]:
+        served: Sequence[Carried] = await self._call("served")
+        return served
+
     async def close(self) -> None:
         try:
-            await asyncio.wait_for(_plain(self._actor.close.remote()), 10)
+            await asyncio.wait_for(_plain(self._actor.stop.remote()), 10)
         except (NetworkError, BugError, TimeoutError) as error:
             logger.warning("closing the network: %s", error)
 
@@ -139,7 +156,7 @@ class RemoteExchange:
         while True:
             life = self._lives
             try:
-                return await _plain(self._actor.call.remote(verb, *args))
+                return await _plain(self._actor.call.remote(trace.carrier(), verb, *args))
             except RestartedError as error:
                 logger.warning("the network died (%s); starting it again", error)
                 deadline = deadline or time.monotonic() + BACK_SECONDS
@@ -156,9 +173,9 @@ class RemoteExchange:
                 return
             try:
                 addresses = await self.start()
-                await _plain(self._actor.call.remote("heed", self._heeded))
+                await _plain(self._actor.call.remote({}, "heed", self._heeded))
                 for digest, path in self._files.items():
-                    await _plain(self._actor.call.remote("provide_file", digest, path))
+                    await _plain(self._actor.call.remote({}, "provide_file", digest, path))
             except RestartedError:
                 logger.warning("the network is not back yet")
                 return

@@ -4,7 +4,8 @@ import logging
 import os
 import time
 import traceback
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import ray
@@ -13,9 +14,11 @@ import ray.train.torch
 import torch
 from ray.exceptions import RayError
 
+from elastic import trace
 from elastic.actors.assembly import session_parts
+from elastic.actors.desk import GpuMemory
 from elastic.actors.job import Job
-from elastic.actors.logs import log_to_file
+from elastic.actors.logs import log_to_file, trace_to
 from elastic.actors.mailbox import Command, Reply
 from elastic.errors import ConfigError, ElasticError, TrainerFailedError
 from elastic.state.store import claim
@@ -36,6 +39,8 @@ BUGS = (
 """What broken code or a broken machine raises; everything else may pass."""
 TAKEOVER_SECONDS = 20.0
 """For the worker of the last life to be dead: two would write the same files."""
+TOLD = frozenset({"inner_steps", "compress", "outer_step", "assess", "load"})
+"""Verbs that are spans; the others take no time."""
 PROGRESS_SECONDS = 0.5
 """Between two words to the peer about how training goes; its answers are not waited for."""
 
@@ -44,12 +49,14 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     """The train function given to `TorchTrainer`; it returns when the peer leaves."""
     job: Job = loop_config["job"]
     log_to_file(job.config)
+    trace_to(job.config)
     _silence_ray_train()
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     peer = ray.get_actor(job.actor, namespace=job.namespace)
     incarnation = _incarnation()
     with ExitStack() as stack:
+        stack.callback(trace.shutdown)
         try:
             if rank == 0:
                 stack.enter_context(claim(job.config.local.state_dir, "trainer", TAKEOVER_SECONDS))
@@ -92,11 +99,47 @@ def make_session(job: Job, rank: int, world_size: int, peer: Any) -> Session:
 def execute(session: Session, command: Command) -> Reply:
     """Run one verb of the session; whatever it raises travels back as an error of ours."""
     try:
-        return Reply(command.serial, getattr(session, command.verb)(*command.args))
+        return Reply(command.serial, _done(session, command))
     except (ElasticError, *BUGS) as error:
         if _is_a_lost_partner(error, session.worker.world_size):
             raise
         return Reply(command.serial, error=_as_ours(command.verb, error))
+
+
+def _done(session: Session, command: Command) -> Any:
+    """The verb's value; what it took is a span of the peer's round, beside what Ray took to ask and to answer."""
+    with trace.attached(command.context):
+        verb = getattr(session, command.verb)
+        if command.verb not in TOLD or not trace.active():
+            return verb(*command.args)
+        waited = max(0.0, time.time() - command.asked)
+        with (
+            trace.span(trace.WORKER + command.verb, rank=session.worker.rank, waited_s=waited),
+            trace.fine(f"fine.{command.verb}", rank=session.worker.rank) as marks,
+            _each_step(session, marks),
+        ):
+            return verb(*command.args)
+
+
+@contextmanager
+def _each_step(session: Session, marks: trace.Marks) -> Iterator[None]:
+    """During the block each inner step is marked, if anyone wants that."""
+    if not marks.active:
+        yield
+        return
+    told, last = session.on_step, time.time_ns()
+
+    def on_step(step: int, loss: Any) -> bool:
+        nonlocal last
+        begin, last = last, time.time_ns()
+        marks.add("fine.step", begin, last, step=step)
+        return told(step, loss)
+
+    session.on_step = on_step
+    try:
+        yield
+    finally:
+        session.on_step = told
 
 
 def _is_a_lost_partner(error: Exception, world_size: int) -> bool:
@@ -130,8 +173,16 @@ class _Progress:
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             with suppress(RayError):  # the peer is being started again, and this worker will be
                 self._enough = ray.get(self._answer)
-        self._answer = self._peer.progress.remote(step + 1, float(loss))
+        self._answer = self._peer.progress.remote(step + 1, float(loss), gpu_memory())
         return self._enough
+
+
+def gpu_memory() -> GpuMemory | None:
+    """Of the GPU that this worker trains on; None: it has none."""
+    if not torch.cuda.is_initialized():
+        return None
+    free, size = torch.cuda.mem_get_info()
+    return size - free, size
 
 
 def _incarnation() -> str:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
+from elastic import trace
 from elastic.agreement.errands import Errands
 from elastic.agreement.seat import Seat
 from elastic.agreement.votes import Ballot
@@ -118,6 +119,8 @@ class Talk:
     def _hear(self, author: PeerId, record: bytes, ballot: bytes) -> None:
         self._heard[author] = record
         times = self._times_heard[author] = self._times_heard.get(author, 0) + 1
+        if times == 1:
+            trace.event("heard", peer=author)
         try:
             self.seat.hear(Ballot.from_bytes(ballot))
         except ElasticError as error:

@@ -17,6 +17,9 @@ CONTRIBUTION = "contribution"
 POLL_SECONDS = Seconds(0.15)
 """Between two looks at the DHT; a look costs about 30 ms there and must stay small beside a round."""
 
+MAX_NAMED = 16
+"""Missing peers named in a trace."""
+
 HeaderCheck = Callable[[PeerId, ContributionHeader], Verdict]
 PayloadCheck = Callable[[ContributionHeader, bytes], Awaitable[Verdict]]
 Decided = Callable[[], Awaitable[bool]]
@@ -90,7 +93,8 @@ async def gather(
     expected = set(plan.roster) if noted is None else set(plan.roster) & set(noted)
     arrivals: dict[PeerId, Arrival] = {}
     tasks: dict[PeerId, asyncio.Task[Arrival]] = {}
-    receiver = _Receiver(exchange, clock, plan, checks, start=clock.now() if until.began is None else until.began)
+    began = clock.now()
+    receiver = _Receiver(exchange, clock, plan, checks, began if until.began is None else until.began, began)
     try:
         while True:
             shown = await exchange.records(CONTRIBUTION, plan.round) if noted is None else noted
@@ -102,6 +106,9 @@ async def gather(
             missing = expected - set(arrivals)
             over = not missing or clock.now() >= until.deadline or await until.decided()
             if over or missing <= await leaving(exchange):
+                for late in sorted(missing)[:MAX_NAMED]:
+                    trace.event("missing", peer=late, committed=late in tasks)
+                trace.annotate(arrived=len(arrivals), missing=len(missing), late=clock.now() >= until.deadline)
                 return Gathered(arrivals, frozenset(missing & set(tasks)))
             await clock.sleep(POLL_SECONDS)
     finally:
@@ -127,19 +134,26 @@ class _Receiver:
     plan: RoundPlan
     checks: Checks
     start: Seconds
+    """When arrivals are counted from,"""
+    began: Seconds
+    """and when we began to look."""
 
     async def receive(self, sender: PeerId, body: bytes, committed: float) -> Arrival:
         """From a commitment's bytes to an arrival; waits for the payload as long as the caller lets it."""
-        with trace.span(trace.FETCH, remote=trace.service_name(sender), peer_from=sender) as span:
+        remote, waited = trace.service_name(sender), self.clock.now() - self.began
+        with trace.span(trace.FETCH, remote=remote, peer_from=sender, committed_s=committed, waited_s=waited):
             header, verdict, payload = self._read(sender, body), None, None
             if header is not None:
                 verdict = self.checks.header(sender, header)
                 if verdict.accepted:
                     payload = await self._fetch(header)
+                    begin = self.clock.now()
                     verdict = await self.checks.payload(header, payload)
+                    trace.annotate(verify_s=self.clock.now() - begin)
             verdict = verdict or self._unreadable(sender)
-            span.set_attribute("swarm.bytes", len(payload or b""))
-            span.set_attribute("swarm.verdict", verdict.rejected or "accepted")
+            trace.annotate(bytes=len(payload or b""), verdict=verdict.rejected or "accepted")
+            if verdict.rejected:
+                trace.failed(f"{verdict.rejected}: {verdict.detail}")
             kept = payload if verdict.accepted else None
             return Arrival(header or self._blank(sender), kept, verdict, committed, self.clock.now() - self.start)
 
@@ -149,14 +163,18 @@ class _Receiver:
         Everyone on the roster fetches it too; who else may have it is asked from the second try on.
         """
         holders = dict.fromkeys((header.peer, *self.plan.roster))
-        pause = POLL_SECONDS
-        while True:
-            try:
-                return await self.exchange.fetch(header.payload, header.size_bytes, list(holders))
-            except FetchError:
-                await self.clock.sleep(pause)
-                pause = Seconds(min(2 * pause, 5.0))
-            holders |= dict.fromkeys(card.peer for card in await self.exchange.cards())
+        pause, begin = POLL_SECONDS, self.clock.now()
+        try:
+            while True:
+                try:
+                    return await self.exchange.fetch(header.payload, header.size_bytes, list(holders))
+                except FetchError as error:
+                    trace.event("failed", because=error)
+                    await self.clock.sleep(pause)
+                    pause = Seconds(min(2 * pause, 5.0))
+                holders |= dict.fromkeys(card.peer for card in await self.exchange.cards())
+        finally:
+            trace.annotate(transfer_s=self.clock.now() - begin)
 
     def _read(self, sender: PeerId, body: bytes) -> ContributionHeader | None:
         try:

@@ -34,6 +34,7 @@ from elastic.exchange.blobs.bulk import Holder, Traffic
 from elastic.exchange.blobs.fetch import BulkClient
 from elastic.exchange.blobs.serve import BulkServer
 from elastic.exchange.blobs.store import BlobStore
+from elastic.exchange.blobs.transfer import Account, transfer
 from elastic.exchange.dht import keepers
 from elastic.exchange.dht.bootstrap import Node
 from elastic.exchange.dht.identity_validator import MAX_RECORD_BYTES
@@ -41,6 +42,7 @@ from elastic.exchange.known import Known
 from elastic.exchange.limits import Limits
 from elastic.exchange.probe.server import ProbeServer
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
+from elastic.reports import Carried
 from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)
@@ -187,19 +189,8 @@ class HivemindExchange:
         if own is not None:
             return own
         others = [Holder(peer, self._book.get(peer, ())) for peer in dict.fromkeys(holders) if peer != self.peer]
-        stop = threading.Event()
-        fetching = asyncio.get_running_loop().run_in_executor(
-            self._threads, self._client.fetch_blob, others, digest, size_bytes, stop
-        )
-        try:
-            # Unbounded here: the client gives up by itself when nothing comes any more.
-            return await self._node.call(fetching, f"fetching {digest[:12]}", seconds=None)
-        except FetchError:
-            raise
-        except NetworkError as error:
-            raise FetchError(str(error)) from error
-        finally:
-            stop.set()
+        with transfer(digest, size_bytes) as account:
+            return await self._fetch(others, digest, size_bytes, account)
 
     async def average(self, key: str, tensors: Mapping[str, Any], num_peers: int, timeout: Seconds) -> dict[str, Any]:
         self._check_open()
@@ -223,6 +214,12 @@ class HivemindExchange:
     async def traffic(self) -> tuple[int, int]:
         return self._traffic.out, self._traffic.received
 
+    async def partners(self) -> Mapping[PeerId, tuple[int, int]]:
+        return self._traffic.by_peer()
+
+    async def served(self) -> Sequence[Carried]:
+        return self._server.ledger.take()
+
     async def close(self) -> None:
         if not self._closed.is_set():
             self._closed.set()
@@ -231,6 +228,21 @@ class HivemindExchange:
             self._client.close()
             self._threads.shutdown(wait=False, cancel_futures=True)
         await self._node.close()
+
+    async def _fetch(self, others: list[Holder], digest: Digest, size_bytes: int, account: Account) -> bytes:
+        stop = threading.Event()
+        fetching = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._client.fetch_blob, others, digest, size_bytes, stop, account
+        )
+        try:
+            # Unbounded here: the client gives up by itself when nothing comes any more.
+            return await self._node.call(fetching, f"fetching {digest[:12]}", seconds=None)
+        except FetchError:
+            raise
+        except NetworkError as error:
+            raise FetchError(str(error)) from error
+        finally:
+            stop.set()
 
     def _key(self, kind: str, round_: RoundIndex) -> str:
         return f"{self._run}/{kind}/{round_}"

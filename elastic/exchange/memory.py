@@ -16,9 +16,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from elastic.errors import AveragingError, FetchError, MalformedError, NetworkError
+from elastic.exchange.blobs.ledger import Ledger
 from elastic.exchange.blobs.partial import Partial
 from elastic.exchange.blobs.store import BlobStore, Offer
+from elastic.exchange.blobs.transfer import transfer
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
+from elastic.reports import Carried
 
 MAX_RECORD_BYTES = 16 * 1024
 """No record is larger; the real exchange refuses larger ones too."""
@@ -121,9 +124,12 @@ class MemoryExchange:
         self._network = network
         self._run = run
         self.store = BlobStore()
+        self.ledger = Ledger(network.now)
+        """Who took how much of us."""
         self._own: dict[tuple[str, RoundIndex], bytes] = {}
         self._bytes_out = 0
         self._bytes_in = 0
+        self._by_peer: dict[PeerId, tuple[int, int]] = {}
         self._closed = False
 
     async def announce(self, card: PeerCard) -> None:
@@ -183,8 +189,9 @@ class MemoryExchange:
         live = {holder: offer for holder, offer in offers.items() if offer is not None}
         if live:
             with self.store.partials.receiving(next(iter(live.values())).table) as partial:
-                for chunk in np.flatnonzero(~partial.holds):
-                    self._take(int(chunk), partial, live, story)
+                with transfer(digest, size_bytes) as account:
+                    for chunk in np.flatnonzero(~partial.holds):
+                        self._take(int(chunk), partial, live, story, account.ledger)
                 if partial.holds.all():
                     return partial.data()
         told = "; ".join(f"{peer}: {problem}" for peer, problem in story.items())
@@ -202,7 +209,9 @@ class MemoryExchange:
             return None
         return offer
 
-    def _take(self, chunk: int, partial: Partial, live: dict[PeerId, Offer], story: dict[PeerId, str]) -> None:
+    def _take(
+        self, chunk: int, partial: Partial, live: dict[PeerId, Offer], story: dict[PeerId, str], came: Ledger
+    ) -> None:
         """One chunk from one of those who have it, another one for each chunk; who fails is left out from then on."""
         able = [holder for holder, offer in live.items() if offer.holds[chunk]]
         for holder in able[chunk % max(1, len(able)) :] + able[: chunk % max(1, len(able))]:
@@ -212,8 +221,12 @@ class MemoryExchange:
                 story[holder] = "broke off"
                 del live[holder]
                 continue
-            self._bytes_in += len(data)
-            self._network.peers[holder]._bytes_out += len(data)
+            self._moved(holder, received=len(data))
+            self._network.peers[holder]._moved(self.peer, out=len(data))
+            for ledger, other in ((self._network.peers[holder].ledger, self.peer), (came, holder)):
+                ledger.begin(other)
+                ledger.add(other, len(data))
+                ledger.end(other)
             if partial.add(chunk, data):
                 return
             story[holder] = "gave wrong bytes"
@@ -243,9 +256,21 @@ class MemoryExchange:
     async def traffic(self) -> tuple[int, int]:
         return self._bytes_out, self._bytes_in
 
+    async def partners(self) -> Mapping[PeerId, tuple[int, int]]:
+        return dict(self._by_peer)
+
+    async def served(self) -> Sequence[Carried]:
+        return self.ledger.take()
+
     async def close(self) -> None:
         self._closed = True
         self._network.peers.pop(self.peer, None)
+
+    def _moved(self, peer: PeerId, out: int = 0, received: int = 0) -> None:
+        before = self._by_peer.get(peer, (0, 0))
+        self._by_peer[peer] = (before[0] + out, before[1] + received)
+        self._bytes_out += out
+        self._bytes_in += received
 
     def _check_open(self) -> None:
         if self._closed:

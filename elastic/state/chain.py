@@ -1,10 +1,12 @@
 """The manifests of a run on disk, one line each: what a restarted peer knows to be final."""
 
 import os
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from elastic import trace
 from elastic.errors import MalformedError, StateError
 from elastic.messages import Manifest, RoundIndex
 from elastic.state.store import state_error, sync_directory
@@ -96,7 +98,7 @@ class Chain:
             raise state_error(self._path, error) from error
 
     def _write(self, line: bytes) -> None:
-        new = not self._path.exists()
+        new, begin = not self._path.exists(), time.perf_counter()
         with self._path.open("wb" if new else "r+b", buffering=0) as file:
             file.truncate(self._size)
             file.seek(self._size)
@@ -107,6 +109,7 @@ class Chain:
         if new:
             sync_directory(self._path.parent)
         self._size += len(line)
+        trace.tally(disk_s=time.perf_counter() - begin, disk_bytes=len(line))
 
 
 def amendments_in(path: Path) -> list[Manifest]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from elastic import trace
 from elastic.errors import MalformedError, StateError
 from elastic.reports import StateMeta
 
@@ -182,7 +183,7 @@ def write_durably(path: Path, data: bytes) -> None:
         StateError: it could not be written; what was there before still is, or, if only the very last sync
             failed, the new contents are.
     """
-    temporary = path.with_name(path.name + _TEMPORARY)
+    temporary, begin = path.with_name(path.name + _TEMPORARY), time.perf_counter()
     with _explained(path):
         try:
             _write_synced(temporary, data)
@@ -192,6 +193,7 @@ def write_durably(path: Path, data: bytes) -> None:
                 temporary.unlink()  # on a full disk the space is needed
             raise
         sync_directory(path.parent)
+    trace.tally(disk_s=time.perf_counter() - begin, disk_bytes=len(data))
 
 
 def read_if_there(path: Path) -> bytes | None:

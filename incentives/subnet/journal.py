@@ -36,6 +36,8 @@ class Journal:
             raise StateError(f"{directory}: the journal of the chain cannot be read: {error.strerror}") from error
         self.last = kept[-1] if kept else None
         first = kept[0].intention if kept else self.open
+        self.landed = max((each.time for each in kept if each.brought_weights), default=None)
+        """Unix seconds at which weights were last seen to have landed; None: none did, as far as is remembered."""
         self.began = first.birth if first is not None else None
         """The block at which the first thing that is remembered was sent; None: nothing ever was."""
 
@@ -76,6 +78,7 @@ class Journal:
         except OSError as error:
             raise StateError(f"{self._dir}: a receipt was not written: {error.strerror}") from error
         self.open, self.last = None, receipt
+        self.landed = receipt.time if receipt.brought_weights else self.landed
 
     def receipts(self) -> list[Receipt]:
         """All that are kept, oldest first; lines torn by a crash are left out."""

@@ -47,6 +47,8 @@ class News(Message):
     """What is on its way to the chain."""
     receipt: Receipt | None = None
     """What became of the last thing that was."""
+    landed: float | None = None
+    """Unix seconds at which weights of ours were last seen to have landed, as far as the journal remembers."""
     alarms: Annotated[tuple[Notice, ...], Field(max_length=16)] = ()
 
     def to_json(self) -> JSON:

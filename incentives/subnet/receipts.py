@@ -73,3 +73,8 @@ class Receipt(Message):
     """The chain's reason, or the endpoint's answer when it was sent."""
     time: float
     """Unix seconds, of this machine."""
+
+    @property
+    def brought_weights(self) -> bool:
+        """Whether weights are on the chain by it, plain or timelocked."""
+        return self.outcome is Outcome.LANDED and self.intention.kind != "binding"

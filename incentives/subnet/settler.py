@@ -68,7 +68,10 @@ class Cycle:
         self._trouble: tuple[Notice, ...] = ()
         self._began = self._journal.began
         """The block since which weights are expected of us; None: the chain was never read."""
-        self.news = News(hotkey=self._hotkey.address, open=self._journal.open, receipt=self._journal.last)
+        self.news = News(
+            hotkey=self._hotkey.address, open=self._journal.open, receipt=self._journal.last,
+            landed=self._journal.landed,
+        )  # fmt: skip
 
     async def tick(self, board: Scoreboard | None) -> News:
         """Do what can be done now; never raises because of the chain."""
@@ -83,7 +86,9 @@ class Cycle:
         for alarm in alarms:
             if alarm not in self.news.alarms:
                 logger.warning("%s", alarm.text)
-        told = {"open": self._journal.open, "receipt": self._journal.last, "alarms": alarms}
+        told = {
+            "open": self._journal.open, "receipt": self._journal.last, "landed": self._journal.landed, "alarms": alarms,
+        }  # fmt: skip
         self.news = self.news.model_copy(update=told)
         return self.news
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from elastic.actors.devnet import MEANING
+from elastic.actors.journal import newest_statuses
 from tests.actors.conftest import Program, processes, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -22,7 +23,7 @@ def test_a_quickstart_ends_with_equal_anchors_and_leaves_nothing(tmp_path: Path,
     before = {line.split()[0] for line in processes(RAY)}
     program = Program(
         ["quickstart", "--peers", str(peers), "--rounds", str(rounds), "--inner-steps", "3", "--reducer", reducer,
-         "--workers", workers, "--report", "report.jsonl", "--plain"],
+         "--workers", workers, "--report", "report.jsonl", "--plain", "--metrics"],
         tmp_path,
     )  # fmt: skip
     try:
@@ -45,6 +46,9 @@ def test_a_quickstart_ends_with_equal_anchors_and_leaves_nothing(tmp_path: Path,
         assert all(line["tokens"] > 0 for line in mine)
         if index == 1:  # later ones have deadlines that a busy machine may miss
             assert all(line["counted"] and set(line["verdicts"].values()) == {"accepted"} for line in mine), mine
+    # and each peer said where its numbers are, and to measure them disturbed nothing
+    assert output.count("metrics of peer-") == peers
+    assert [status.restarts for status in newest_statuses(tmp_path / "runs")] == [0] * peers
     # and the run replays from its records to that anchor
     audit = Program(["replay", *map(str, tmp_path.glob("runs/*"))], tmp_path)
     assert audit.ends() == 0, audit.output()

@@ -27,6 +27,8 @@ HEAVY = (
     "websockets",
     "obstore",
     "opentelemetry.sdk",
+    "opentelemetry.exporter",
+    "prometheus_client",
     "incentives",
     "model_zoo",
 )
@@ -36,6 +38,8 @@ WALLED_IN = {
     "bittensor": ("incentives/subnet/chain.py",),
     "bittensor_core": ("incentives/devnet/",),
     "websockets": ("incentives/devnet/",),
+    "opentelemetry.sdk.metrics": ("elastic/metrics_export.py",),
+    "prometheus_client": ("elastic/metrics_export.py",),
 }
 """Library → the only sources that import it, by how their paths begin."""
 PUBLIC: set[str] = set()
@@ -59,8 +63,9 @@ def test_the_import_contracts_are_kept() -> None:
     [
         "elastic",
         "elastic.contracts, elastic.config, elastic.messages, elastic.errors, elastic.registry, elastic.trace",
+        "elastic.metrics",
         "elastic.cli, elastic.check, elastic.view",
-        "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox",
+        "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox, elastic.actors.measuring",
         "incentives.uniform, incentives.reputation, incentives.subnet.backend",
     ],
 )

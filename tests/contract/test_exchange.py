@@ -255,6 +255,22 @@ async def test_a_blob_is_fetched_from_whoever_provides_it(swarm: Swarm) -> None:
     assert (await b.traffic())[1] >= len(blob)
 
 
+async def test_it_is_known_how_much_went_to_whom(swarm: Swarm) -> None:
+    a, b = await swarm.join(), await swarm.join()
+    assert not await a.partners()
+    blob = np.random.default_rng(1).bytes(2 * CHUNK_BYTES)
+    digest = await a.provide(blob)
+    await b.fetch(digest, len(blob), [a.peer])
+    ((partner, (out, received)),) = (await a.partners()).items()
+    assert partner == b.peer
+    assert out >= len(blob)
+    assert received == 0
+    ((partner, (out, received)),) = (await b.partners()).items()
+    assert partner == a.peer
+    assert received >= len(blob)
+    assert out == 0
+
+
 async def test_a_file_is_served_from_disk(swarm: Swarm, tmp_path: Path) -> None:
     a, b = await swarm.join(), await swarm.join()
     blob = np.random.default_rng(0).bytes(5 * 1024 * 1024)

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from hivemind.p2p import PeerID
 
-from elastic.config import NetworkConfig
+from elastic import trace
+from elastic.config import NetworkConfig, TraceConfig
 from elastic.errors import (
     AveragingError,
     BootstrapError,
@@ -33,6 +34,8 @@ from elastic.exchange.blobs.store import BlobStore
 from elastic.exchange.dht.bootstrap import Node, run_bootstrap
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.messages import PeerCard, PeerStage, RoundIndex, digest_of
+from elastic.trace_ids import unpack_context
+from elastic.tracing.files import read_files, trace_files
 from elastic.wire.signing import Identity
 from elastic.wire.tree import CHUNK_BYTES, Table, blob_digest
 
@@ -226,6 +229,35 @@ async def test_a_lying_holder_is_left_for_the_next(join: Join, tmp_path: Path, a
         assert await b.fetch(digest, 6, [peer, honest.peer]) == b"truths"
     finally:
         await liar.close()
+
+
+@pytest.mark.parametrize("spoken", [True, False])
+async def test_a_transfer_tells_from_whom_and_the_holder_what_for(
+    join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoken: bool
+) -> None:
+    # given a holder that speaks our protocol with spans, or only the one without
+    ann, bob = await join(), await join()
+    if not spoken:
+        monkeypatch.setattr(bulk, "TRACED", "/elastic/bulk/9/traced")
+    blob = bytes(3 * CHUNK_BYTES)
+    digest = await ann.provide(blob)
+    config = TraceConfig()
+    trace.setup(config, run="run", peer=bob.peer, name="bob", state_dir=tmp_path)
+    try:
+        # when it is asked by who traces its round
+        with trace.span("round.fetch") as fetch:
+            assert await bob.fetch(digest, len(blob), [ann.peer]) == blob
+    finally:
+        trace.shutdown()
+    # then both know
+    (served,) = await ann.served()
+    assert (served.peer, served.num_bytes) == (bob.peer, len(blob))
+    found = read_files(trace_files(tmp_path)).spans
+    (transfer,) = [span for span in found if span.name == "round.transfer"]
+    assert transfer.parent == f"{fetch.get_span_context().span_id:016x}"
+    assert [(each.text("peer"), each.number("bytes")) for each in transfer.events] == [(ann.peer, len(blob))]
+    ids = unpack_context(served.span)
+    assert ids == ((int(transfer.trace, 16), int(transfer.id, 16)) if spoken else None)
 
 
 async def test_a_huge_size_takes_no_memory_before_bytes_arrive(join: Join, tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """The mailbox between the story and the workers: who waits for whom, and what a restart loses."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from elastic import trace
 from elastic.actors.mailbox import Command, Mailbox, Reply
+from elastic.config import TraceConfig
 from elastic.errors import ConfigError, DivergedError, TrainerFailedError, TrainerLostError
+from elastic.messages import PeerId
 
 
 async def turn() -> None:
@@ -34,8 +38,10 @@ async def test_a_call_before_hello_waits_until_all_workers_are_there() -> None:
     mailbox.hello(1, 2, "first")
     command = await taken(mailbox)
     assert (command.verb, command.args) == ("state", ())
+    assert mailbox.waiting == 1
     mailbox.reply(0, "first", Reply(command.serial, value="done"))
     assert await call == "done"
+    assert mailbox.waiting == 0
 
 
 async def test_rank_0_alone_is_asked_unless_everyone_is() -> None:
@@ -243,3 +249,18 @@ async def test_it_knows_a_group_that_replaces_another_and_what_was_carried_out()
     # then a restart is told once, and workers of the past replace nobody
     assert [mailbox.hello(rank, 2, "second") for rank in range(2)] == [True, False]
     assert not mailbox.hello(0, 2, "first")
+
+
+async def test_a_command_says_what_it_is_for_and_when_it_was_asked(tmp_path: Path) -> None:
+    mailbox = Mailbox()
+    group(mailbox, world_size=1)
+    trace.setup(TraceConfig(), run="demo", peer=PeerId("ann"), name="", state_dir=tmp_path)
+    try:
+        with trace.span("round.inner") as inner:
+            call = asyncio.create_task(mailbox.call("inner_steps"))
+            command = await taken(mailbox)
+    finally:
+        trace.shutdown()
+    assert f"{inner.get_span_context().span_id:016x}" in command.context["traceparent"]
+    assert command.asked > 0
+    call.cancel()

@@ -22,6 +22,7 @@ from elastic.exchange.blobs.streams import _varint, read_delimited, read_exactly
 from elastic.exchange.dht.records import Heeded
 from elastic.exchange.limits import Limits
 from elastic.messages import Digest, PeerId
+from elastic.trace_ids import pack_context, unpack_context
 from elastic.wire.signing import Identity
 from elastic.wire.tree import CHUNK_BYTES, HASH_BYTES, Table, num_chunks
 
@@ -60,12 +61,12 @@ class Daemon:
             if request.type == p2pd_pb2.Request.STREAM_OPEN:
                 threading.Thread(target=self.on_stream, args=(connection,), daemon=True).start()
 
-    def stream(self, caller: PeerId, request: bytes = b"") -> socket.socket:
+    def stream(self, caller: PeerId, request: bytes = b"", proto: str = bulk.PROTOCOL) -> socket.socket:
         """A stream of that peer to whoever handles it here."""
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         stream.settimeout(20)
         stream.connect(self.handler[self.handler.index(b"/") :])
-        info = p2pd_pb2.StreamInfo(peer=base58.b58decode(caller), addr=b"", proto=bulk.PROTOCOL).SerializeToString()
+        info = p2pd_pb2.StreamInfo(peer=base58.b58decode(caller), addr=b"", proto=proto).SerializeToString()
         stream.sendall(_varint(len(info)) + info + request)
         return stream
 
@@ -110,6 +111,39 @@ def is_cut(stream: socket.socket) -> bool:
         return stream.recv(1) == b""
     except ConnectionError:
         return True
+
+
+def took(server: BulkServer) -> list[tuple[PeerId, int, bytes]]:
+    return [(each.peer, each.num_bytes, each.span) for each in server.ledger.take()]
+
+
+def received(stream: socket.socket) -> None:
+    """Take one chunk, and say so."""
+    assert status(stream) == Status.OK
+    read_exactly(stream, 1 + bulk.COUNT.size + bulk.NUMBER_BYTES + CHUNK_BYTES)
+    stream.sendall(bulk.ACK)
+    while not is_cut(stream):
+        pass
+
+
+@pytest.mark.parametrize("span", [b"", pack_context(5, 6), b"\xff" * 26], ids=["none", "one", "garbage"])
+def test_what_a_request_is_for_is_noted_if_it_is_said_and_is_something(
+    daemon: Daemon, serving: Callable[..., BulkServer], span: bytes
+) -> None:
+    server = serving(Limits(), ANN)
+    # given a request as it ever was, or one that says what it is for
+    with daemon.stream(ANN, span + ask(Kind.CHUNKS, 1), bulk.TRACED if span else bulk.PROTOCOL) as stream:
+        received(stream)
+    # then it is served, and who took how much is known once
+    assert took(server) == [(ANN, CHUNK_BYTES, span if unpack_context(span) else b"")]
+    assert took(server) == []
+
+
+def test_who_breaks_off_took_what_was_sent(daemon: Daemon, serving: Callable[..., BulkServer]) -> None:
+    server = serving(Limits(), ANN)
+    with daemon.stream(ANN, pack_context(5, 6)[:10], bulk.TRACED):
+        pass
+    assert took(server) == []
 
 
 def test_a_peer_has_so_many_streams_and_another_one_has_its_own(

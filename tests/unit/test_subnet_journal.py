@@ -39,6 +39,20 @@ def test_an_open_intention_is_found_again_after_a_restart(tmp_path: Path) -> Non
     assert Journal(tmp_path).last == receipt()
 
 
+def test_it_is_remembered_when_weights_landed_and_not_when_anything_else_did(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert journal.landed is None
+    for each in (
+        receipt(time=1.0),
+        receipt(time=2.0, intention=intention(kind="commit")),
+        receipt(time=3.0, intention=intention(kind="binding")),
+        receipt(time=4.0, outcome=Outcome.FAILED),
+    ):
+        journal.begin(each.intention)
+        journal.close(each)
+    assert journal.landed == Journal(tmp_path).landed == 2.0
+
+
 def test_there_is_one_at_a_time(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.begin(intention())

@@ -1,13 +1,18 @@
-"""What a worker does with errors of the session's verbs."""
+"""What a worker does with errors of the session's verbs, and what it tells of them."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_trace import PEERS, plan
 
+from elastic import trace
 from elastic.actors.mailbox import Command
 from elastic.actors.worker import execute
+from elastic.config import TraceConfig
 from elastic.errors import DivergedError, TrainerFailedError
+from elastic.tracing.files import read_files, trace_files
 
 
 def session(error: Exception, world_size: int) -> Any:
@@ -30,3 +35,36 @@ def test_our_own_errors_travel_back_as_themselves() -> None:
 def test_when_a_partner_died_the_worker_fails_too_so_that_the_group_is_restarted() -> None:
     with pytest.raises(RuntimeError, match="closed by peer"):
         execute(session(RuntimeError("Connection closed by peer"), 2), Command(1, "verb", ()))
+
+
+def test_what_a_worker_does_for_a_round_is_a_span_of_it_and_each_step_one_of_the_peers_own(tmp_path: Path) -> None:
+    # given a session that takes three steps, and a peer that waits for it in its round
+    told: list[int] = []
+
+    def inner_steps(plan: Any) -> str:
+        for step in range(3):
+            working.on_step(step, 0.0)
+        return "done"
+
+    def on_step(step: int, loss: Any) -> bool:
+        told.append(step)
+        return False
+
+    working: Any = SimpleNamespace(
+        inner_steps=inner_steps, state=lambda: "state", on_step=on_step, worker=SimpleNamespace(rank=1, world_size=1)
+    )
+    trace.setup(TraceConfig(fine=True), run="demo", peer=PEERS[0], name="", state_dir=tmp_path)
+    with trace.round_span(plan()), trace.span(trace.INNER):
+        headers = trace.carrier()
+    # when
+    reply = execute(working, Command(1, "inner_steps", (None,), headers, asked=0.0))
+    assert execute(working, Command(2, "state", (), headers, asked=0.0)).value == "state"
+    assert execute(working, Command(3, "state", ())).value == "state"
+    trace.shutdown()
+    # then
+    assert (reply.value, told, working.on_step) == ("done", [0, 1, 2], on_step)
+    spans = {span.name: span for span in read_files(trace_files(tmp_path)).spans}
+    worker = spans.pop("worker.inner_steps")
+    assert worker.parent == spans["round.inner"].id and worker.trace == spans["round.inner"].trace
+    assert worker.number("rank") == 1 and worker.number("waited_s") > 0
+    assert set(spans) == {"round", "round.inner", "fine.round", "fine.inner_steps", "fine.step"}

@@ -6,6 +6,9 @@
       CHUNKS   count u16 · the numbers of the chunks that follow, u32 each · their bytes
     ack        one byte from the receiver; the sender closes only then
 
+Who traces its round asks under another protocol, TRACED, with the same messages and in front of the request what it is
+busy with, 26 bytes (`elastic.trace_ids.pack_context`); holders that do not speak it are asked as ever.
+
 Of the chunks in a request the holder sends at most `most`, those it has handed out least and at most `copies` times.
 p2pd hands each stream to a blocking unix socket. A stream that was cut looks like one that ended, so nothing is taken
 for complete but the right number of bytes with the right hash.
@@ -24,8 +27,11 @@ from elastic.exchange.blobs.selection import Bits
 from elastic.messages import Digest, PeerId
 
 PROTOCOL = "/elastic/bulk/2"
+TRACED = "/elastic/bulk/2/traced"
 ACK = b"A"
 SERVED_TABLES = 256
+MAX_PARTNERS = 256
+"""Of so many peers it is known how much went to them and came from them."""
 """Blobs of which it is remembered how often each chunk was handed out."""
 _REQUEST = struct.Struct("!B32sHBH")
 REQUEST_BYTES = _REQUEST.size
@@ -85,13 +91,24 @@ class Traffic:
 
     out: int = 0
     received: int = 0
+    _by_peer: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, *, out: int = 0, received: int = 0) -> None:
-        """Count these too."""
+    def add(self, *, out: int = 0, received: int = 0, peer: PeerId | None = None) -> None:
+        """Count these too, also as that peer's; when too many are known who came first is forgotten."""
         with self._lock:
             self.out += out
             self.received += received
+            if peer is not None:
+                before = self._by_peer.pop(peer, (0, 0))
+                self._by_peer[peer] = (before[0] + out, before[1] + received)
+                if len(self._by_peer) > MAX_PARTNERS:
+                    self._by_peer.pop(next(iter(self._by_peer)))
+
+    def by_peer(self) -> dict[PeerId, tuple[int, int]]:
+        """Bytes out and in with whom we exchanged any of late."""
+        with self._lock:
+            return dict(self._by_peer)
 
 
 def pack_numbers(chunks: list[int] | tuple[int, ...]) -> bytes:

@@ -25,7 +25,8 @@ from elastic.exchange.blobs import bulk
 from elastic.exchange.blobs.bulk import Head, Holder, Kind, Status, Traffic
 from elastic.exchange.blobs.partial import Partial, Partials
 from elastic.exchange.blobs.selection import Ask, Bits, Selection
-from elastic.exchange.blobs.streams import ask_daemon, read_exactly, shut
+from elastic.exchange.blobs.streams import ask_daemon, open_stream, read_exactly, shut
+from elastic.exchange.blobs.transfer import Account
 from elastic.exchange.limits import Limits
 from elastic.messages import Digest, PeerId
 from elastic.wire.tree import HASH_BYTES, Table, chunk_size, num_chunks
@@ -70,7 +71,14 @@ class BulkClient:
         self._seed = seed
         self._active: list[Digest] = []
 
-    def fetch_blob(self, holders: Sequence[Holder], digest: Digest, size_bytes: int, stop: threading.Event) -> bytes:
+    def fetch_blob(
+        self,
+        holders: Sequence[Holder],
+        digest: Digest,
+        size_bytes: int,
+        stop: threading.Event,
+        account: Account | None = None,
+    ) -> bytes:
         """Get a blob from whoever has parts of it, the first holder asked for little.
 
         Raises:
@@ -82,7 +90,7 @@ class BulkClient:
         rng = np.random.default_rng([self._seed, int(digest[:8], 16)])
         self._active.append(digest)
         try:
-            return _Fetch(self, holders, digest, size_bytes, rng).run(stop)
+            return _Fetch(self, holders, (digest, size_bytes), rng, account or Account()).run(stop)
         except OSError as error:
             self.partials.drop(digest)
             raise FetchError(f"{digest}: what came cannot be kept: {error}") from error
@@ -104,11 +112,16 @@ class _Fetch:
     """One fetch in progress."""
 
     def __init__(
-        self, client: BulkClient, holders: Sequence[Holder], digest: Digest, size: int, rng: np.random.Generator
+        self,
+        client: BulkClient,
+        holders: Sequence[Holder],
+        blob: tuple[Digest, int],
+        rng: np.random.Generator,
+        account: Account,
     ) -> None:
-        self._client, self._limits = client, client.limits
+        self._client, self._limits, self._account = client, client.limits, account
         self._holders = {holder.peer: holder for holder in holders}
-        self._digest, self._size = digest, size
+        self._digest, self._size = blob
         self._selection = Selection(list(self._holders), rng, time.monotonic())
         self._outcomes: queue.SimpleQueue[Future[Outcome] | Outcome] = queue.SimpleQueue()
         self._partial: Partial | None = None
@@ -195,16 +208,20 @@ class _Fetch:
         """Returns how many chunks came."""
         holder = self._holders[ask.holder]
         self._check_open()
-        self._dial(holder)
-        with self._stream_to(holder) as stream:
-            self._open[ask] = stream
-            try:
-                self._check_open()  # again: who ends the fetch shuts the streams that it finds
-                count = self._receive(stream, ask)
-                stream.sendall(bulk.ACK)
-                return count
-            finally:
-                del self._open[ask]
+        self._account.ledger.begin(ask.holder)
+        try:
+            self._dial(holder)
+            with self._stream_to(holder) as stream:
+                self._open[ask] = stream
+                try:
+                    self._check_open()  # again: who ends the fetch shuts the streams that it finds
+                    count = self._receive(stream, ask)
+                    stream.sendall(bulk.ACK)
+                    return count
+                finally:
+                    del self._open[ask]
+        finally:
+            self._account.ledger.end(ask.holder)
 
     def _check_open(self) -> None:
         if self._ended.is_set():
@@ -214,7 +231,7 @@ class _Fetch:
         kind = Kind.TABLE if ask.table else Kind.CHUNKS
         head = Head(kind, self._digest, ask.most, ask.copies, len(ask.chunks))
         stream.sendall(head.pack() + bulk.pack_numbers(ask.chunks))
-        status, size = bulk.RESPONSE.unpack(self._read(stream, bulk.RESPONSE.size))
+        status, size = bulk.RESPONSE.unpack(self._read(stream, bulk.RESPONSE.size, ask.holder))
         if status == Status.UNKNOWN:
             raise _LacksError
         if status == Status.BUSY:
@@ -224,14 +241,14 @@ class _Fetch:
         if size != self._size:
             raise _LieError(f"announces {size} bytes, expected {self._size}")
         total = num_chunks(size)
-        holds = bulk.unpack_bits(self._read(stream, -(-total // 8)), total)
+        holds = bulk.unpack_bits(self._read(stream, -(-total // 8), ask.holder), total)
         if ask.table:
             return self._receive_table(stream, ask, holds)
         self._outcomes.put(lambda: self._selection.told(ask.holder, holds))
         return self._receive_chunks(stream, ask)
 
     def _receive_table(self, stream: socket.socket, ask: Ask, holds: Bits) -> int:
-        table = Table(self._size, self._read(stream, num_chunks(self._size) * HASH_BYTES))
+        table = Table(self._size, self._read(stream, num_chunks(self._size) * HASH_BYTES, ask.holder))
         if table.digest != self._digest:
             raise _LieError("gave wrong bytes: its table has another digest")
 
@@ -245,14 +262,17 @@ class _Fetch:
     def _receive_chunks(self, stream: socket.socket, ask: Ask) -> int:
         partial = self._partial
         assert partial is not None, "chunks are asked for once the table is known"
-        (count,) = bulk.COUNT.unpack(self._read(stream, bulk.COUNT.size))
+        (count,) = bulk.COUNT.unpack(self._read(stream, bulk.COUNT.size, ask.holder))
         if count > ask.most:
             raise _LieError(f"sends {count} chunks, asked for {ask.most}")
-        numbers = bulk.unpack_numbers(self._read(stream, count * bulk.NUMBER_BYTES))
+        numbers = bulk.unpack_numbers(self._read(stream, count * bulk.NUMBER_BYTES, ask.holder))
         if len(set(numbers)) != count or not set(numbers) <= set(ask.chunks):
             raise _LieError("sends chunks that it was not asked for")
         for number in numbers:
-            chunk = self._read(stream, chunk_size(self._size, number))
+            begin = time.time_ns()
+            chunk = self._read(stream, chunk_size(self._size, number), ask.holder)
+            self._account.ledger.add(ask.holder, len(chunk))
+            self._account.marks.add("fine.chunk", begin, time.time_ns(), number=number, peer_from=ask.holder)
             if not partial.add(number, chunk):
                 raise _LieError(f"gave wrong bytes for chunk {number}")
             self._outcomes.put(lambda number=number: self._selection.got(number, time.monotonic()))  # type: ignore[misc]
@@ -272,18 +292,22 @@ class _Fetch:
         self._dialled.add(holder.peer)
 
     def _stream_to(self, holder: Holder) -> socket.socket:
+        span = self._account.span
         opening = p2pd_pb2.StreamOpenRequest(
-            peer=base58.b58decode(holder.peer), proto=[bulk.PROTOCOL], timeout=int(self._limits.open_seconds)
-        )
+            peer=base58.b58decode(holder.peer), proto=[bulk.TRACED, bulk.PROTOCOL] if span else [bulk.PROTOCOL],
+            timeout=int(self._limits.open_seconds),
+        )  # fmt: skip
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
-        stream = ask_daemon(self._client.control_path, request, self._limits.open_seconds)
+        stream, answer = open_stream(self._client.control_path, request, self._limits.open_seconds)
         stream.settimeout(self._limits.idle_seconds)
+        if answer.streamInfo.proto == bulk.TRACED:
+            stream.sendall(span)
         return stream
 
-    def _read(self, stream: socket.socket, length: int) -> bytes:
+    def _read(self, stream: socket.socket, length: int, holder: PeerId) -> bytes:
         """Exactly that many bytes, from a holder that is not too slow."""
         data = read_exactly(stream, length, self._limits.grace_seconds, self._limits.min_bytes_per_second)
-        self._client.traffic.add(received=length)
+        self._client.traffic.add(received=length, peer=holder)
         return data
 
 

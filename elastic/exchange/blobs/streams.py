@@ -16,7 +16,12 @@ _READ_BYTES = 256 * 1024
 
 
 def ask_daemon(control_path: str, request: Any, seconds: float) -> socket.socket:
-    """Send p2pd a control request; the socket that is returned becomes the stream if one was asked for."""
+    """Send p2pd a control request; the socket that it was sent on."""
+    return open_stream(control_path, request, seconds)[0]
+
+
+def open_stream(control_path: str, request: Any, seconds: float) -> tuple[socket.socket, Any]:
+    """The same for a request of a stream, which that socket becomes; and p2pd's answer."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(seconds)
@@ -30,7 +35,7 @@ def ask_daemon(control_path: str, request: Any, seconds: float) -> socket.socket
     except BaseException:
         connection.close()
         raise
-    return connection
+    return connection, response
 
 
 def _varint(number: int) -> bytes:

@@ -25,6 +25,7 @@ from elastic.exchange.bucket.store import Bucket, BucketConfig
 from elastic.exchange.bucket.uploads import Uploads
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.messages import Digest, PeerCard, PeerId, RoundIndex, Seconds
+from elastic.reports import Carried
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +167,14 @@ class BucketExchange:
     async def traffic(self) -> tuple[int, int]:
         out, received = await self._inner.traffic()
         return out + self._traffic.out, received + self._traffic.received
+
+    async def partners(self) -> Mapping[PeerId, tuple[int, int]]:
+        partners: Mapping[PeerId, tuple[int, int]] = await self._inner.partners()
+        return partners
+
+    async def served(self) -> Sequence[Carried]:
+        served: Sequence[Carried] = await self._inner.served()
+        return served
 
     async def close(self) -> None:
         await self._uploads.close(_DRAIN_SECONDS)

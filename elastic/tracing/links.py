@@ -1,0 +1,83 @@
+"""Which end of a link is slow: every payload's way to every peer, compared. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+
+from elastic.tracing.rounds import Round
+
+MUCH = 0.35
+"""Part of what a transfer took too long that others must share before one end is to blame."""
+
+
+class Phase(StrEnum):
+    """What a peer was slow with."""
+
+    COMPUTE = "compute"
+    UPLINK = "upload link"
+    DOWNLINK = "download link"
+    LINK = "link, both ways"
+    PAIR = "link to one peer"
+    VALIDATION = "validation"
+    RAY = "Ray scheduling"
+    DISK = "disk"
+    DHT = "DHT"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Links:
+    """Seconds that each payload took to each peer."""
+
+    seconds: dict[tuple[str, str], float]
+    """(maker, receiver) → seconds."""
+
+    @classmethod
+    def of(cls, round_: Round) -> Links:
+        """As the receivers measured it, tries that were broken off included."""
+        found: dict[tuple[str, str], float] = defaultdict(float)
+        for peer, each in round_.peers.items():
+            for span in each.all("round.fetch"):
+                maker = span.text("peer_from")
+                if maker and maker != peer:
+                    found[maker, peer] += span.number("transfer_s", max(0.0, span.seconds - span.number("verify_s")))
+        return cls(dict(found))
+
+    def usual(self, but: Collection[str] = ()) -> float:
+        """The median of all transfers that none of these had to do with."""
+        others = [value for pair, value in self.seconds.items() if not set(pair) & set(but)]
+        return median(others or self.seconds.values()) if self.seconds else 0.0
+
+    def up(self, peer: str, but: str = "") -> float | None:
+        """Median seconds of what that peer made, to everyone `but` one; None: to nobody else."""
+        return _median([value for (maker, to), value in self.seconds.items() if maker == peer and to != but])
+
+    def down(self, peer: str, but: str = "") -> float | None:
+        """The same of what it received, from everyone `but` one."""
+        return _median([value for (maker, to), value in self.seconds.items() if to == peer and maker != but])
+
+    def blame(self, maker: str, receiver: str, seconds: float) -> tuple[str, Phase, float]:
+        """(peer, phase, what is usual) of one transfer that took so long."""
+        usual = self.usual((maker, receiver))
+        limit = usual + MUCH * (seconds - usual)
+        maker_up, receiver_down = self.up(maker, receiver), self.down(receiver, maker)
+        if maker_up is None and receiver_down is None:
+            return maker, Phase.PAIR, usual
+        slow_up, slow_down = (maker_up or 0.0) > limit, (receiver_down or 0.0) > limit
+        if slow_up and (not slow_down or (maker_up or 0.0) >= (receiver_down or 0.0)):
+            return maker, self._ways(maker, Phase.UPLINK, limit), usual
+        if slow_down:
+            return receiver, self._ways(receiver, Phase.DOWNLINK, limit), usual
+        return maker, Phase.PAIR, usual
+
+    def _ways(self, peer: str, found: Phase, limit: float) -> Phase:
+        other = self.down(peer) if found is Phase.UPLINK else self.up(peer)
+        return Phase.LINK if other is not None and other > limit else found
+
+
+def _median(values: list[float]) -> float | None:
+    return median(values) if values else None

@@ -1,0 +1,366 @@
+"""ops/: everything parses, names only what there is, is pinned, and opens nothing that it should not."""
+
+import configparser
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from elastic import trace
+from elastic.cli import app
+from elastic.metrics import INSTRUMENTS, LEVELS, STAGES
+from elastic.usage import spelled_out
+from tests.unit.metrics_cases import exposed
+
+ROOT = Path(__file__).parents[2]
+OPS = ROOT / "ops"
+FILES = sorted(path for path in OPS.rglob("*") if path.is_file() and path.name != ".gitkeep")
+YAMLS = [path for path in FILES if path.suffix == ".yaml"]
+UNITS = sorted((OPS / "systemd").glob("*.service"))
+PINNED = re.compile(r"^[a-z0-9./-]+:v?\d+(\.\d+)+[a-z0-9.-]*$")
+COMMAND = re.compile(r"(?:^|[\s'\"/(`])elastic ((?:[a-z]+)(?: [^\n#'\"`;&|>]+)?)")
+HARDENED = {
+    "NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "CapabilityBoundingSet": "",
+    "Restart": "on-failure", "KillMode": "mixed", "UMask": "0077",
+}  # fmt: skip
+NOT_OURS = {"up", "ALERTS"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(OPS).as_posix()
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((OPS / name).read_text(encoding="utf-8"))
+
+
+COMPOSE = ["compose.yaml", "jaeger.yaml"]
+RULES = [rule for group in read("alerts.yaml")["groups"] for rule in group["rules"]]
+PANELS = json.loads((OPS / "grafana/dashboards/swarm.json").read_text(encoding="utf-8"))["panels"]
+EXPRESSIONS = [
+    *((rule["alert"], rule["expr"]) for rule in RULES),
+    *((panel["title"], target["expr"]) for panel in PANELS for target in panel.get("targets", ())),
+]
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """What a peer's Prometheus endpoint has: series → its labels."""
+    found = exposed(tmp_path_factory.mktemp("peer"))
+    return {name: {label for labels in each for label in labels} for name, each in found.items()}
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name_of)
+def test_every_yaml_is_one(path: Path) -> None:
+    assert all(isinstance(each, dict) for each in yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+# --- metrics by name ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("where", "expression"), EXPRESSIONS)
+def test_alarms_and_panels_ask_for_what_peers_export(where: str, expression: str, series: dict[str, set[str]]) -> None:
+    asked = set(re.findall(r"\b(swarm_[a-z_]+)\b(?=[\s{\[/*)<>]|$)", re.sub(r"\{[^}]*\}|by \([^)]*\)", "", expression)))
+    assert asked or any(name in expression for name in NOT_OURS)
+    assert asked <= series.keys(), asked - series.keys()
+    labels = set.union(*(series[name] for name in asked)) if asked else set()
+    for name, matchers in re.findall(r"\b(swarm_[a-z_]+)\{([^}]*)\}", expression):
+        used = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+        assert used <= series[name], (name, used - series[name])
+    for grouping in re.findall(r"(?:by|on) \(([^)]*)\)", expression):
+        assert {each.strip() for each in grouping.split(",")} <= labels
+
+
+@pytest.mark.parametrize("expression", [expression for _, expression in EXPRESSIONS])
+def test_stages_and_levels_that_are_asked_for_exist(expression: str) -> None:
+    for matcher in re.findall(r'swarm_(?:stage|level)=~?"([^"]*)"', expression):
+        assert set(matcher.split("|")) <= {*STAGES, *LEVELS}
+
+
+def test_labels_shown_in_words_exist(series: dict[str, set[str]]) -> None:
+    known = {label for labels in series.values() for label in labels} | {"job", "instance"}
+    for rule in RULES:
+        assert set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])) <= known
+    for panel in PANELS:
+        for target in panel.get("targets", ()):
+            assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= known
+
+
+def test_every_instrument_is_looked_at_or_known_not_to_be() -> None:
+    text = " ".join(expression for _, expression in EXPRESSIONS)
+    suffix = r"(_total|_seconds|_seconds_(sum|count|bucket)|_bytes|_per_second)?\b"
+    unseen = {each.name for each in INSTRUMENTS if not re.search(each.name.replace(".", "_") + suffix, text)}
+    assert unseen == {"swarm.inner.steps", "swarm.rounds.finished", "swarm.spans.exported", "swarm.tokens"}, unseen
+
+
+# --- alarms ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_every_alarm_says_what_is_wrong_and_the_runbook_what_to_do(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in ("page", "warn")
+    assert rule["annotations"]["summary"]
+    assert f"**{rule['alert']}**" in (OPS / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_runbook_knows_no_alarm_that_is_not_there() -> None:
+    text = (OPS / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## Alarms") :]
+    section = section[: section.index("\n## ", 5)]
+    assert set(re.findall(r"^\| \*\*(\w+)\*\*", section, re.MULTILINE)) == {rule["alert"] for rule in RULES}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool (Debian: prometheus)")
+@pytest.mark.parametrize("what", [["check", "config", "prometheus.yaml"], ["test", "rules", "alerts.test.yaml"]])
+def test_prometheus_itself_takes_them(what: list[str]) -> None:
+    done = subprocess.run(["promtool", *what], cwd=OPS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- dashboards -----------------------------------------------------------------------------------------------------
+
+
+def test_panels_have_a_source_an_id_and_a_place_of_their_own() -> None:
+    sources = {each["uid"] for each in read("grafana/provisioning/datasources/datasources.yaml")["datasources"]}
+    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+    taken: set[tuple[int, int]] = set()
+    for panel in PANELS:
+        place = panel["gridPos"]
+        cells = {
+            (place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])
+        }  # fmt: skip
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        assert panel["type"] == "row" or panel["datasource"]["uid"] in sources
+
+
+# --- containers -----------------------------------------------------------------------------------------------------
+
+
+def images() -> Iterator[tuple[str, str]]:
+    for name in COMPOSE:
+        for service, each in read(name)["services"].items():
+            yield f"{name}:{service}", each["image"]
+    for image in re.findall(r"^FROM (\S+)", (OPS / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE):
+        yield "Dockerfile", image
+    for image in re.findall(r"image: (\S+)", (OPS / "ray/kuberay.yaml").read_text(encoding="utf-8")):
+        yield "ray/kuberay.yaml", image
+
+
+@pytest.mark.parametrize(("where", "image"), list(images()))
+def test_images_are_pinned_by_version(where: str, image: str) -> None:
+    assert PINNED.match(image), where
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_compose_publishes_on_loopback_only(name: str) -> None:
+    for service, each in read(name)["services"].items():
+        assert all(str(port).startswith("127.0.0.1:") for port in each.get("ports", ())), service
+        assert not {"network_mode", "privileged", "cap_add", "pid"} & each.keys(), service
+
+
+def test_compose_mounts_what_is_there_and_keeps_secrets_in_files() -> None:
+    tree = read("compose.yaml")
+    for service, each in tree["services"].items():
+        for volume in each.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert source in tree["volumes"] or (OPS / source).exists(), volume
+        assert set(each.get("depends_on", ())) <= tree["services"].keys(), service
+        assert set(each.get("secrets", ())) <= tree["secrets"].keys(), service
+        for key in each.get("environment", {}):
+            assert not re.search("PASSWORD|TOKEN|SECRET", key) or key.endswith("__FILE"), key
+    assert all(each["file"].startswith("./secrets/") for each in tree["secrets"].values())
+    assert "ops/secrets/" in (ROOT / ".gitignore").read_text(encoding="utf-8")
+
+
+def test_prometheus_and_grafana_ask_services_that_there_are() -> None:
+    services = read("compose.yaml")["services"].keys() | {"localhost"}
+    for job in read("prometheus.yaml")["scrape_configs"]:
+        for static in job.get("static_configs", ()):
+            assert {target.split(":")[0] for target in static["targets"]} <= services
+    for source in read("grafana/provisioning/datasources/datasources.yaml")["datasources"]:
+        assert re.match(r"http://([a-z]+):\d+$", source["url"])[1] in services  # type: ignore[index]
+    assert "proxy_pass http://collector:4318;" in (OPS / "gate.conf").read_text(encoding="utf-8")
+
+
+def test_the_image_is_built_from_what_is_there_and_runs_as_nobody_special() -> None:
+    text = (OPS / "Dockerfile").read_text(encoding="utf-8")
+    for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
+        assert all((ROOT / source).exists() for source in sources.split())
+    users = re.findall(r"^USER (\S+)", text, re.MULTILINE)
+    assert users and users[-1] not in ("0", "root")
+    assert text.index("USER ") < text.index("CMD ")
+
+
+# --- the collector --------------------------------------------------------------------------------------------------
+
+COLLECTOR = read("otel-collector.yaml")
+
+
+def test_every_part_of_the_collector_is_used_and_there() -> None:
+    for kind in ("receivers", "processors", "exporters"):
+        used = {each for pipeline in COLLECTOR["service"]["pipelines"].values() for each in pipeline[kind]}
+        assert used == COLLECTOR[kind].keys(), kind
+    assert set(COLLECTOR["service"]["extensions"]) == COLLECTOR["extensions"].keys()
+
+
+def test_everyone_proves_who_it_is_and_is_stamped_before_anything_mixes_them() -> None:
+    for receiver in COLLECTOR["receivers"].values():
+        for protocol in receiver["protocols"].values():
+            assert protocol["auth"]["authenticator"] in COLLECTOR["extensions"]
+            assert protocol["max_request_body_size"] <= 4 * 2**20
+    for pipeline in COLLECTOR["service"]["pipelines"].values():
+        order = pipeline["processors"]
+        assert order[0] == "memory_limiter"
+        assert order.index("batch") == len(order) - 1
+        assert order.index("resource/who") < order.index("transform/who") < order.index("transform/bounds")
+    for name, key in (("resource/who", "attributes"), ("attributes/who", "actions")):
+        actions = COLLECTOR["processors"][name][key]
+        stamped = [each for each in actions if each["key"] == "swarm.peer.id"]
+        assert [each["action"] for each in stamped] == ["delete", "upsert"]  # what was claimed is gone in any case
+        assert stamped[-1]["from_context"] == "auth.username"
+    for each in COLLECTOR["processors"].values():
+        assert each.get("error_mode", "propagate") == "propagate"  # what a rule fails on is not let through
+
+
+def test_a_peer_is_called_as_its_own_tracer_would_call_it() -> None:
+    statement = COLLECTOR["processors"]["transform/who"]["trace_statements"][0]["statements"][0]
+    start, length = map(int, re.search(r"Substring\([^,]+, (\d+), (\d+)\)", statement).groups())  # type: ignore[union-attr]
+    peer = "12D3KooW" + "".join(chr(ord("a") + n % 10) for n in range(44))
+    assert f"peer-{peer[start : start + length]}" == trace.service_name(peer)  # type: ignore[arg-type]
+
+
+def test_the_collector_lets_through_our_spans_and_metrics_and_no_others() -> None:
+    rules = COLLECTOR["processors"]["filter/ours"]
+    (spans,) = rules["traces"]["span"]
+    (metrics,) = rules["metrics"]["metric"]
+    is_span, is_metric = (re.compile(re.search(r'"(.*)"', rule)[1]) for rule in (spans, metrics))  # type: ignore[index]
+    ours = [
+        value for name, value in vars(trace).items()
+        if name.isupper() and isinstance(value, str) and re.fullmatch(r"[a-z_.]+", value)
+    ]  # fmt: skip
+    assert trace.ROUND in ours
+    assert all(is_span.match(name.rstrip(".")) for name in ours)
+    assert all(is_metric.match(each.name) for each in INSTRUMENTS)
+    for other in ("", "GET /", "round.inner evil", "ROUND", "swarm"):
+        assert not is_metric.match(other)
+        assert other == "swarm" or not is_span.match(other)
+
+
+def test_attributes_that_the_collector_names_exist() -> None:
+    text = (OPS / "otel-collector.yaml").read_text(encoding="utf-8")
+    source = (ROOT / "elastic/trace.py").read_text(encoding="utf-8")
+    of_metrics = {attribute for each in INSTRUMENTS for attribute in each.attributes}
+    for key in set(re.findall(r"\bswarm\.[a-z.]+[a-z]", text)) - {"swarm.claimed.name"}:
+        word = key.removeprefix("swarm.")
+        assert key in of_metrics or f'"{key}"' in source or re.search(rf'"{word}":|\b{word}=', source), key
+    kept = re.findall(r"keep_keys\(attributes, (\[.*?\])\)", text)
+    assert set(json.loads(kept[-1])) == of_metrics
+
+
+# --- commands, units, Ray -------------------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Command lines of ours; prose that says no more than a command's name is one too."""
+    for path in [*FILES, ROOT / "docs/ports.md", ROOT / "docs/metrics.md"]:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            for found in COMMAND.findall(line.replace("elastic:", " ")):
+                words = found.split()
+                if words[0] in KNOWN:
+                    yield f"{path.name}", found.strip().rstrip(".,:)")
+
+
+KNOWN = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = sorted(set(commands()))
+
+
+def test_what_is_started_is_a_command() -> None:
+    started = {
+        found
+        for path in FILES
+        for found in re.findall(
+            r"(?:bin/|exec |entrypoint: |&& )elastic (\w+)", path.read_text(encoding="utf-8")
+        )
+    }  # fmt: skip
+    assert started == {"bootstrap", "check", "join"}
+
+
+@pytest.mark.parametrize(("where", "line"), COMMANDS)
+def test_command_lines_are_ours(where: str, line: str) -> None:
+    name, *args = spelled_out(shlex.split(line))
+    command = KNOWN[name]
+    while hasattr(command, "commands"):
+        command, args = command.commands[args[0]], args[1:]
+    needed = sum(parameter.param_type_name == "argument" and parameter.required for parameter in command.params)
+    # In prose the file may be left out.
+    command.make_context(name, args or ["run.toml"] * needed, resilient_parsing=False)
+
+
+def unit(path: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(path.read_text(encoding="utf-8"))
+    return parser
+
+
+@pytest.mark.parametrize("path", UNITS, ids=name_of)
+def test_units_are_hardened_and_come_back(path: Path) -> None:
+    service = unit(path)["Service"]
+    assert {key: service.get(key) for key in HARDENED} == HARDENED
+    assert service.get("User", "root") != "root" or service["DynamicUser"] == "yes"
+    assert unit(path)["Install"]["WantedBy"] == "multi-user.target"
+
+
+def test_a_peer_has_time_to_say_goodbye() -> None:
+    source = (ROOT / "elastic/actors/handle.py").read_text(encoding="utf-8")
+    goodbye = float(re.search(r"^LEAVE_SECONDS = ([\d.]+)", source, re.MULTILINE)[1])  # type: ignore[index]
+    peer = unit(OPS / "systemd/elastic-peer.service")
+    assert float(peer["Service"]["TimeoutStopSec"]) > goodbye
+    assert peer["Unit"]["Requires"] in peer["Unit"]["After"]
+    image = (OPS / "Dockerfile").read_text(encoding="utf-8")
+    assert int(re.search(r"--stop-timeout (\d+)", image)[1]) > goodbye  # type: ignore[index]
+    job = list(yaml.safe_load_all((OPS / "ray/kuberay.yaml").read_text(encoding="utf-8")))[-1]
+    pod = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > goodbye
+
+
+def test_ray_is_on_loopback_or_wants_a_token() -> None:
+    for path in (OPS / "systemd/elastic-ray.service", OPS / "systemd/elastic-peer.service"):
+        text = path.read_text(encoding="utf-8")
+        assert "Environment=RAY_AUTH_MODE=token\n" in text
+        assert "Environment=RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0\n" in text
+        assert "LoadCredential=ray.token:" in text
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0" in (OPS / "Dockerfile").read_text(encoding="utf-8")
+    assert "RAY_AUTH_MODE=token" in " ".join(read("ray/cluster.yaml")["setup_commands"])
+    job = list(yaml.safe_load_all((OPS / "ray/kuberay.yaml").read_text(encoding="utf-8")))[-1]["spec"]
+    head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    for container in (head, job["submitterPodTemplate"]["spec"]["containers"][0]):
+        assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
+
+
+def test_the_cluster_launcher_takes_the_cluster_and_opens_no_port_of_rays() -> None:
+    ray, jsonschema = pytest.importorskip("ray"), pytest.importorskip("jsonschema")
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text(encoding="utf-8"))
+    tree = read("ray/cluster.yaml")
+    jsonschema.validate(tree, schema)
+    rules = tree["provider"]["security_group"]["IpPermissions"]
+    everyone = [rule for rule in rules if any(each["CidrIp"] == "0.0.0.0/0" for each in rule["IpRanges"])]
+    assert [(rule["FromPort"], rule["ToPort"]) for rule in everyone] == [(4001, 4001)]
+
+
+def test_kubernetes_shows_others_one_port() -> None:
+    kinds = {each["kind"]: each for each in yaml.safe_load_all((OPS / "ray/kuberay.yaml").read_text(encoding="utf-8"))}
+    assert kinds.keys() == {"PersistentVolumeClaim", "Service", "NetworkPolicy", "RayJob"}
+    assert [port["port"] for port in kinds["Service"]["spec"]["ports"]] == [4001]
+    for rule in kinds["NetworkPolicy"]["spec"]["ingress"]:
+        assert "from" in rule or [port["port"] for port in rule["ports"]] == [4001]

@@ -1,0 +1,202 @@
+"""Who made a round slow, told from spans alone: one thing is planted, everything else is as usual."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trace_cases import RUN, Case, Times, usual
+
+from elastic.tracing.culprit import NOBODY, Finding, find, findings, tally
+from elastic.tracing.links import Links, Phase
+from elastic.tracing.rounds import offsets, rounds_of
+
+NAMES = ("ann", "bob", "cyd", "dan", "eve")
+
+
+def slow(case: Case) -> Finding:
+    (round_,) = rounds_of(case.spans())
+    return find(round_)
+
+
+def blamed(case: Case) -> tuple[str, Phase | None]:
+    found = slow(case)
+    return found.name, found.phase
+
+
+def case(validators: int = 1, **changes: dict[str, float]) -> Case:
+    peers = usual(*NAMES, validators=validators)
+    return Case({name: replace(own, **changes.get(name, {})) for name, own in peers.items()})  # type: ignore[arg-type]
+
+
+def test_nothing_planted_is_nobody_in_particular() -> None:
+    found = slow(case())
+    assert (found.peer, found.name, found.phase, found.lost) == (None, NOBODY, None, 0.0)
+    assert "usually" in found.evidence
+
+
+@pytest.mark.parametrize("who", NAMES)
+@pytest.mark.parametrize(
+    ("what", "phase"),
+    [
+        ({"inner": 5.0}, Phase.COMPUTE),
+        ({"compress": 3.0}, Phase.COMPUTE),
+        ({"ray": 2.0}, Phase.RAY),
+        ({"disk": 2.0}, Phase.DISK),
+        ({"commit": 3.0}, Phase.DHT),
+    ],
+)
+def test_whoever_is_slow_before_its_commitment(who: str, what: dict[str, float], phase: Phase) -> None:
+    assert blamed(case(**{who: what})) == (who, phase)
+
+
+def test_what_it_cost_is_the_excess_and_the_evidence_says_of_what() -> None:
+    found = slow(case(cyd={"inner": 6.0}))
+    assert 3.8 < found.lost < 4.0
+    assert found.evidence == "inner steps: 6.00 s, usually 2.10 s, 166 tokens/s"
+
+
+def test_a_slow_outer_step_behind_the_manifest() -> None:
+    assert blamed(case(dan={"outer": 3.0})) == ("dan", Phase.COMPUTE)
+
+
+def test_a_validator_that_checks_slowly() -> None:
+    assert blamed(case(ann={"verify": 2.0})) == ("ann", Phase.VALIDATION)
+
+
+def test_a_validator_that_votes_slowly() -> None:
+    assert blamed(case(ann={"vote": 3.0})) == ("ann", Phase.VALIDATION)
+
+
+def test_another_validator_that_is_waited_for_by_a_quorum() -> None:
+    made = case(validators=4, bob={"vote": 4.0}, cyd={"vote": 4.1})  # three of four are needed
+    assert slow(made).name in ("bob", "cyd")
+    assert slow(made).phase is Phase.VALIDATION
+
+
+def test_another_validator_whose_downloads_are_slow() -> None:
+    made = case(validators=3)
+    for maker in NAMES:
+        for receiver in ("bob", "cyd"):
+            made.transfers[maker, receiver] = 3.0
+    assert slow(made).phase is Phase.DOWNLINK
+    assert slow(made).name in ("bob", "cyd")
+
+
+def test_a_slow_uplink_is_slow_to_everyone() -> None:
+    made = case()
+    made.transfers = {("cyd", other): 3.0 for other in NAMES}
+    assert blamed(made) == ("cyd", Phase.UPLINK)
+
+
+def test_a_slow_downlink_is_slow_from_everyone() -> None:
+    made = case()
+    made.transfers = {(other, "ann"): 3.0 for other in NAMES}
+    assert blamed(made) == ("ann", Phase.DOWNLINK)
+
+
+def test_a_line_that_is_slow_both_ways() -> None:
+    made = case()
+    made.transfers = {pair: 3.0 for other in NAMES for pair in ((other, "bob"), ("bob", other))}
+    assert blamed(made) == ("bob", Phase.LINK)
+
+
+def test_one_bad_pair() -> None:
+    made = case()
+    made.transfers = {("dan", "ann"): 3.0}
+    assert blamed(made) == ("dan", Phase.PAIR)
+    assert "on its way to ann" in slow(made).evidence
+
+
+def test_who_is_still_busy_at_the_deadline() -> None:
+    made = replace(case(eve={"inner": 9.0}), missing=("eve",))
+    assert blamed(made) == ("eve", Phase.COMPUTE)
+
+
+def test_who_is_gone() -> None:
+    made = replace(case(eve={"inner": 99.0}), missing=("eve",), silent=("eve",))
+    assert blamed(made) == ("eve", Phase.ABSENT)
+
+
+def test_whose_payload_never_came() -> None:
+    made = replace(case(), missing=("eve",), transfers={("eve", other): 9.0 for other in NAMES})
+    assert blamed(made) == ("eve", Phase.UPLINK)
+
+
+def test_who_leaves_no_spans_and_commits_late_is_named_by_what_others_saw() -> None:
+    made = replace(case(eve={"inner": 6.0}), silent=("eve",))
+    assert slow(made).peer == "eve"
+
+
+def test_who_began_late_is_blamed_for_what_it_did_in_the_round_before() -> None:
+    first = case(dan={"outer": 3.0})
+    second = replace(case(dan={"late": 2.8}), index=2)
+    found = findings(rounds_of([*first.spans(), *second.spans()]))
+    assert [(each.name, each.phase) for each in found] == [("dan", Phase.COMPUTE)] * 2
+    assert found[1].evidence.startswith("began late: the outer step")
+    assert tally(found) == [("dan", "compute", 2, pytest.approx(found[0].lost + found[1].lost))]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-20, 20), min_size=5, max_size=5))
+def test_clocks_that_are_seconds_apart_change_nothing(errors: list[float]) -> None:
+    for plant in ({"cyd": {"inner": 5.0}}, {"ann": {"verify": 2.0}}, {"dan": {"outer": 3.0}}, {}):
+        right, wrong = case(**plant), case(**plant)
+        for own, error in zip(wrong.peers.values(), errors, strict=True):
+            own.clock = error
+        assert blamed(wrong) == blamed(right)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-20, 20), min_size=5, max_size=5))
+def test_put_right_nobody_sees_a_commitment_before_it_was_made(errors: list[float]) -> None:
+    made = case()
+    for own, error in zip(made.peers.values(), errors, strict=True):
+        own.clock = error
+    (round_,) = rounds_of(made.spans())
+    shifts = offsets(round_)
+    base = round_.decider
+    assert base is not None and shifts[base.peer] == 0
+    for peer, other in round_.peers.items():
+        commit = other.phase("commit")
+        assert commit is not None
+        for span in base.all("round.fetch"):
+            if span.text("peer_from") == peer:
+                assert commit.end / 1e9 + shifts[peer] <= span.start / 1e9 + 1e-3
+
+
+def test_clocks_that_can_be_right_are_left_alone() -> None:
+    (round_,) = rounds_of(case(bob={"clock": 0.05}).spans())
+    assert set(offsets(round_).values()) == {0.0}
+
+
+def test_two_peers_alone_have_a_link_between_them() -> None:
+    made = Case({"ann": Times(decides=True), "bob": Times()}, transfers={("bob", "ann"): 3.0})
+    assert blamed(made)[1] is Phase.PAIR
+
+
+def test_without_any_other_transfer_nothing_is_usual() -> None:
+    assert Links({}).usual() == 0.0
+    assert Links({}).blame("a", "b", 1.0) == ("a", Phase.PAIR, 0.0)
+
+
+def test_spans_that_claim_to_be_of_a_round_in_another_trace_are_left_out() -> None:
+    spans = case().spans()
+    forged = [replace(span, trace="0" * 31 + "1") for span in spans]
+    assert len(rounds_of(spans + forged)) == 1
+    assert rounds_of(forged) == []
+    assert rounds_of(spans)[0].run == RUN
+
+
+def test_a_round_of_which_only_the_root_is_known_says_so() -> None:
+    made = case()
+    found = slow(replace(made, silent=NAMES))
+    assert (found.peer, found.evidence) == (None, "no spans to tell")
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 200), max_size=120))
+def test_spans_may_be_missing(lost: set[int]) -> None:
+    spans = [span for at, span in enumerate(case(cyd={"inner": 5.0}).spans()) if at not in lost]
+    for each in findings(rounds_of(spans)):
+        assert each.lost >= 0 and each.evidence
