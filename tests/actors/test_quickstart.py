@@ -61,6 +61,15 @@ def test_a_quickstart_ends_with_equal_anchors_and_leaves_nothing(tmp_path: Path,
     for root in roots:
         members = [s for s in spans if s["name"] == "round" and s["traceId"] == root["traceId"]]
         assert len(members) == peers and all(member["parentSpanId"] == root["spanId"] for member in members)
+    # in which nothing dangles, whichever process of a peer it is from
+    ids = {span["spanId"] for span in spans}
+    inside = [span for span in spans if span["traceId"] in {root["traceId"] for root in roots}]
+    assert all(span["parentSpanId"] in ids for span in inside if span not in roots)
+    assert {"worker.inner_steps", "worker.outer_step", "round.transfer", "round.serve"} <= {s["name"] for s in inside}
+    # and which says who was slow
+    slow = Program(["trace", "slow", *map(str, tmp_path.glob("runs/*"))], tmp_path)
+    assert slow.ends() == 0, slow.output()
+    assert f"of {rounds} rounds" in slow.output()
     # and nothing runs on
     until(lambda: not _left(tmp_path, before), f"an end of {_left(tmp_path, before)}")
 

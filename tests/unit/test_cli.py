@@ -23,7 +23,7 @@ COMMANDS = [
     "quickstart", "doctor", "init", "id", "check", "bootstrap", "join", "status",
     "trace", "amend", "score", "incentives", "replay", "bench",
 ]  # fmt: skip
-LEAVES = [each for each in COMMANDS if each not in ("incentives", "bench")]
+LEAVES = [each for each in COMMANDS if each not in ("trace", "incentives", "bench")]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
@@ -21,6 +21,7 @@ runs, rounds = st.text(min_size=1, max_size=20), st.integers(0, 2**40)
 traces, spans = st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1)
 
 
+@settings(deadline=None)
 @given(runs, rounds)
 def test_ids_follow_from_run_and_round_alone(run: str, round_: int) -> None:
     assert round_trace_id(run, round_) == round_trace_id(run, round_)
@@ -41,12 +42,14 @@ def test_ids_need_no_opentelemetry() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@settings(deadline=None)
 @given(traces, st.floats(0, 1))
 def test_what_is_kept_is_what_opentelemetry_keeps(trace: int, rate: float) -> None:
     theirs = TraceIdRatioBased(rate).should_sample(None, trace, "any").decision is Decision.RECORD_AND_SAMPLE
     assert sampled(trace, rate) == theirs
 
 
+@settings(deadline=None)
 @given(traces, st.floats(0, 1), st.floats(0, 1))
 def test_who_keeps_more_keeps_what_others_keep(trace: int, one: float, other: float) -> None:
     assert not sampled(trace, min(one, other)) or sampled(trace, max(one, other))
@@ -58,6 +61,7 @@ def test_all_or_nothing() -> None:
     assert sampled(2**128 - 1, 1.0) and not sampled(2**64, 0.0)
 
 
+@settings(deadline=None)
 @given(traces, spans, st.floats(0, 1))
 def test_a_peers_own_trace_is_kept_with_the_round(trace: int, span: int, rate: float) -> None:
     own = fine_trace_id(trace, span)
@@ -65,6 +69,7 @@ def test_a_peers_own_trace_is_kept_with_the_round(trace: int, span: int, rate: f
     assert sampled(own, rate) == sampled(trace, rate)
 
 
+@settings(deadline=None)
 @given(traces, spans)
 def test_a_context_comes_back(trace: int, span: int) -> None:
     packed = pack_context(trace, span)
@@ -72,6 +77,7 @@ def test_a_context_comes_back(trace: int, span: int) -> None:
     assert unpack_context(packed) == (trace, span)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_anything_else_is_none_or_one(data: bytes) -> None:
     found = unpack_context(data)

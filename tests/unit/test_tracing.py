@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_cases import RUN, Case, jaeger_v1, otlp, usual
 
@@ -126,6 +126,7 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_no_json_raises(tree: Any) -> None:
     for each in (tree, {"resourceSpans": tree}, {"resourceSpans": [tree]}, {"data": [tree]}):
