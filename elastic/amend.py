@@ -14,7 +14,7 @@ from elastic.agreement.simplex import quorum
 from elastic.errors import MalformedError
 from elastic.messages import GENESIS, Amendment, PeerCard, PeerId, RoundIndex, RoundPlan, Terms
 from elastic.peer import Peer
-from elastic.reports import ORDER_FILE, WISHES_FILE, Order, Wishes
+from elastic.reports import ORDER_FILE, WISHES_FILE, Order, Wishes, read_kept
 
 logger = logging.getLogger(__name__)
 
@@ -73,25 +73,12 @@ async def wishes_heard(peer: Peer, cards: Iterable[PeerCard]) -> Wishes | None:
 
 def read_wishes(folder: Path) -> Wishes | None:
     """What the peer with this state directory heard last."""
-    path = folder / WISHES_FILE
-    try:
-        return Wishes.from_bytes(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, MalformedError) as error:
-        logger.warning("%s: %s", path, error)
-        return None
+    return read_kept(folder / WISHES_FILE, Wishes)
 
 
 def read_order(folder: Path) -> Order | None:
-    """What the operator of the peer with this state directory ordered; it may appear, change and go at any time."""
-    try:
-        return Order.from_bytes((folder / ORDER_FILE).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, MalformedError) as error:
-        logger.warning("%s: %s", folder / ORDER_FILE, error)
-        return None
+    """What the operator of the peer with this state directory ordered."""
+    return read_kept(folder / ORDER_FILE, Order)
 
 
 def _ordered(peer: Peer, plan: RoundPlan, terms: Terms) -> Amendment | None:

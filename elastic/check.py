@@ -15,7 +15,7 @@ from elastic.config import RunConfig, Shared
 from elastic.errors import ConfigError, SignatureInvalidError
 from elastic.explain import NO_PEER_ID
 from elastic.messages import PeerId
-from elastic.registry import local_settings, resolve
+from elastic.registry import load, local_settings, resolve, target_of
 from elastic.wire.signing import public_key_of
 
 ENTRY_PROTOCOLS = ("ip4", "dns4", "dns")
@@ -75,6 +75,11 @@ def check_plugins(config: RunConfig) -> None:
     check_newcomers(incentive, shared)
     if config.local.incentive:
         local_settings(config, shared.incentive)
+    for name in config.local.incentives:
+        try:
+            load(target_of("incentive", name))
+        except ConfigError as error:
+            raise type(error)(f"local.incentives: {error}") from error
     resolve("reducer", shared.reducer)
     _, model = resolve("model", shared.model)
     _check_model(config, getattr(model, "shape", model))

@@ -87,9 +87,9 @@ class Hearsay:
         """All that prove a lie, two by two."""
         return [word for _, words in sorted(self._proofs.items()) for word in words]
 
-    def state(self) -> JSON:
-        """What must survive a restart: if all who know are restarted, nobody knows any more."""
-        return {"proofs": [word.model_dump(mode="json") for word in self.proofs()]}
+    def state(self) -> JSON | None:
+        """What must survive a restart: if all who know are restarted, nobody knows any more. None: nothing."""
+        return {"proofs": [word.model_dump(mode="json") for word in self.proofs()]} if self._proofs else None
 
     def restore(self, state: JSON) -> None:
         """Take back what `state` returned.

@@ -1,6 +1,5 @@
 """Invitations: made by one peer, carried by the one it answers for."""
 
-import logging
 from pathlib import Path
 
 from elastic.audit.evidence import account_of
@@ -9,11 +8,10 @@ from elastic.config import PluginChoice, RunConfig
 from elastic.errors import ConfigError, MalformedError
 from elastic.messages import GENESIS, Invitation, PeerId
 from elastic.registry import resolve
+from elastic.reports import read_kept
 from elastic.state.store import write_durably
 from elastic.terms import standing
 from elastic.wire.signing import Identity
-
-logger = logging.getLogger(__name__)
 
 INVITATION_FILE = "invitation.json"
 """A newcomer's, in its state directory."""
@@ -23,14 +21,7 @@ GIVEN_FILE = "invited.jsonl"
 
 def read_invitation(folder: Path) -> Invitation | None:
     """What lies in a state directory, if it is one."""
-    path = folder / INVITATION_FILE
-    try:
-        return Invitation.from_bytes(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, MalformedError) as error:
-        logger.warning("%s: %s", path, error)
-        return None
+    return read_kept(folder / INVITATION_FILE, Invitation)
 
 
 def invite(config: RunConfig, peer: PeerId) -> Invitation:

@@ -91,7 +91,7 @@ def _against_counted(peer: Peer, seen: Seen, manifest: Manifest) -> str | None:
         return "it counts one payload twice"
     ours = sum(share > 0 for share in peer.incentive.shares(seen.accepted()).values())
     if len(payloads) < LEAST_COUNTED * ours:
-        return f"it counts {len(payloads)}, we {ours}"
+        return f"it counts {len(payloads)}, we would {ours}"
     return None
 
 

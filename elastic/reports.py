@@ -1,10 +1,13 @@
 """Messages that never leave a peer: what it writes down for itself, and for the people who run it."""
 
+import logging
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
+from elastic.errors import MalformedError
 from elastic.messages import (
     MAX_VALIDATORS,
     Amendment,
@@ -22,6 +25,10 @@ from elastic.messages import (
     RunName,
 )
 
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+
 STATUS_FILE = "status.json"
 """A peer's `PeerStatus`, in its state directory;"""
 EVIDENCE_FILE = "evidence.jsonl"
@@ -34,6 +41,17 @@ WISHES_FILE = "wishes.json"
 """and, of a validator that is not alone, `Wishes`."""
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
+
+
+def read_kept(path: Path, kind: type[M]) -> M | None:
+    """What lies in a small file that may appear, change and go at any time; None: nothing, or it cannot be read."""
+    try:
+        return kind.from_bytes(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, MalformedError) as error:
+        logger.warning("%s: %s", path, error)
+        return None
 
 
 def file_name(kind: str, round_: RoundIndex, digest: Digest) -> str:

@@ -92,7 +92,5 @@ class Backend:
         except ConfigError as error:
             logger.warning("the incentive is not told what this peer saw before: %s", error)
             return
-        for seen in account.rounds if account is not None else ():
-            if seen.round > incentive.round:
-                incentive.hear(seen.invitations)
-                incentive.score(seen.round, seen.evidence)
+        if account is not None:
+            account.tell(incentive, after=incentive.round)

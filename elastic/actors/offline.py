@@ -72,6 +72,8 @@ sequences = 8                       # of tokens, for each; 0: nobody is assessed
 name = ""                           # a name for people
 state_dir = "{state_dir}"           # (yours) key, anchor, residual, manifests, log, traces
 
+# incentives = []                   # "their_package.module:Class": others' code that this peer may be asked to run
+
 [local.network]
 bootstrap = []                      # addresses that `elastic bootstrap` printed
 host = "0.0.0.0"                    # "127.0.0.1" keeps a trial on this machine

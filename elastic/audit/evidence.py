@@ -8,7 +8,7 @@ from pathlib import Path
 
 from elastic.contracts import Incentive
 from elastic.errors import ConfigError, MalformedError
-from elastic.messages import PeerId
+from elastic.messages import GENESIS, PeerId, RoundIndex
 from elastic.reports import EVIDENCE_FILE, OLD_EVIDENCE_FILE, STATUS_FILE, PeerStatus, RoundEvidence
 
 RUN_FILE = "run.toml"
@@ -29,12 +29,13 @@ class Witness:
         """The run's name, as of its last round."""
         return self.rounds[-1].run
 
-    def tell(self, incentive: Incentive) -> Mapping[PeerId, float]:
-        """All of it to an incentive that begins; peer → what that thinks in the end."""
+    def tell(self, incentive: Incentive, after: RoundIndex = GENESIS) -> Mapping[PeerId, float]:
+        """The rounds after that one to an incentive; peer → what that thinks in the end."""
         scores: Mapping[PeerId, float] = {}
         for seen in self.rounds:
-            incentive.hear(seen.invitations)
-            scores = incentive.score(seen.round, seen.evidence).scores
+            if seen.round > after:
+                incentive.hear(seen.invitations)
+                scores = incentive.score(seen.round, seen.evidence).scores
         return scores
 
     @property

@@ -216,8 +216,8 @@ def invented(draft: Manifest) -> dict[str, Any]:
 
 
 LIES: dict[str, tuple[Callable[[Manifest], dict[str, Any]], str]] = {
-    "counts only its own": (only_mine, "it counts 1, we accept 4"),
-    "counts nobody": (lambda draft: {"counted": ()}, "it counts 0, we accept 4"),
+    "counts only its own": (only_mine, "it counts 1, we would 4"),
+    "counts nobody": (lambda draft: {"counted": ()}, "it counts 0, we would 4"),
     "gives the others next to nothing": (
         all_but_nothing, "a share of",
     ),

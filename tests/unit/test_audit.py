@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from elastic.audit.compare import Books
+from elastic.audit.evidence import account_of
 from elastic.config import load_config
 from elastic.messages import (
     Assessment,
@@ -294,3 +295,12 @@ def test_dust_that_rounding_leaves_is_nobodys() -> None:
         books.pay(board, dict.fromkeys(PEERS[:3], 1 / 3))
     # then
     assert (books.unpaid().weight, books.unpaid().earned) == (0.0, 0.0)
+
+
+def test_a_round_that_was_begun_again_is_told_as_it_was_learned_first(elastic: Run, validator: Run) -> None:
+    # given a round that ended without a manifest, and again with one
+    folder = told(seen(1, ANN=RejectReason.MALFORMED), seen(1, ANN=None), seen(2, ANN=None))
+    # then the account has what the peer thought of it then
+    account = account_of(folder)
+    assert account is not None
+    assert [each.evidence[0].verdict.rejected for each in account.rounds] == [RejectReason.MALFORMED, None]

@@ -34,6 +34,21 @@ def refused(**changes: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("reputatoin", 'did you mean "reputation"?'),
+        ("nowhere_at_all:Mine", "(is it installed, or its folder on PYTHONPATH?)"),
+        ("incentives.uniform:Unifrom", "did you mean"),
+    ],
+)
+def test_an_incentive_that_is_accepted_and_not_there_is_a_mistake_now_and_not_in_the_middle_of_the_run(
+    name: str, says: str
+) -> None:
+    found = refused(**{"local.incentives": [name]})
+    assert found.startswith("local.incentives: ") and says in found
+
+
 def test_the_defaults_go_together() -> None:
     check_values(config(**{"local.network.bootstrap": [ENTRY]}))
     check_plugins(config())

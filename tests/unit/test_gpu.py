@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
+CONFIG = shared(rounds=5)
 CPU, GPU = sorted(Identity.generate().peer for _ in range(2))
 
 
@@ -31,13 +32,18 @@ def session(folder: Path, config: Shared, device: str) -> Session:
     return Session(config, parts, worker=Worker(device=device))
 
 
-def test_a_peer_with_a_gpu_and_one_without_hold_the_same_anchor_in_every_round(tmp_path: Path) -> None:
-    # given a run in which both train, on different hardware
-    config = shared(rounds=5)
-    peers = {CPU: session(tmp_path / "cpu", config, "cpu"), GPU: session(tmp_path / "gpu", config, "cuda")}
+def founded(folder: Path) -> tuple[dict[PeerId, Session], Manifest]:
+    """A peer on each kind of hardware, both at the beginning of round 1, and the genesis."""
+    peers = {CPU: session(folder / "cpu", CONFIG, "cpu"), GPU: session(folder / "gpu", CONFIG, "cuda")}
     head = genesis("demo", peers[CPU].state().anchor, [CPU, GPU], CPU)
     for each in peers.values():
         each.outer_step(head, {})
+    return peers, head
+
+
+def test_a_peer_with_a_gpu_and_one_without_hold_the_same_anchor_in_every_round(tmp_path: Path) -> None:
+    # given a run in which both train, on different hardware
+    peers, head = founded(tmp_path)
     for round_ in range(1, 5):
         payloads = {peer: contributed(each, head) for peer, each in peers.items()}
         # when the round counts both
@@ -47,16 +53,12 @@ def test_a_peer_with_a_gpu_and_one_without_hold_the_same_anchor_in_every_round(t
         # then their anchors are the same bits
         assert len(anchors) == 1, f"round {round_}"
     # and a restart finds it again, on the other kind of machine too
-    assert {session(tmp_path / "gpu", config, "cpu").state().anchor} == anchors
+    assert {session(tmp_path / "gpu", CONFIG, "cpu").state().anchor} == anchors
 
 
 def test_a_gpu_and_a_cpu_measure_nearly_the_same_help(tmp_path: Path) -> None:
     # given one contribution, and two validators
-    config = shared(rounds=5)
-    peers = {CPU: session(tmp_path / "cpu", config, "cpu"), GPU: session(tmp_path / "gpu", config, "cuda")}
-    head = genesis("demo", peers[CPU].state().anchor, [CPU, GPU], CPU)
-    for each in peers.values():
-        each.outer_step(head, {})
+    peers, head = founded(tmp_path)
     payload = contributed(peers[CPU], head)
     gains = {peer: gain(each, head, payload) for peer, each in peers.items()}
     # then

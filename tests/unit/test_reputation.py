@@ -178,3 +178,20 @@ def test_a_validator_with_two_words_for_one_round_is_heard_no_more_and_shut_out(
         assert each.trust(RoundIndex(22), [ANN])[ANN] == 0, "one of two shuts nobody out, two of three would"
         assert each.score(RoundIndex(22), []).scores[DAN] == SHUT_OUT
         assert each.state() == incentive.state()
+
+
+def test_a_restart_in_the_round_in_which_a_peer_comes_back_shuts_it_out_no_longer() -> None:
+    # given a peer that others shut out, heard of in every round until it may come back
+    incentive = live(Reputation(Reputation.Config(shut_rounds=5)), 20, ANN, DAN)
+    for round_ in range(21, 28):
+        for by in (BEN, CAT):
+            incentive.hear([said(by, round_ - 1, dan=-1.0, ann=0.7)])
+        live(incentive, 1, ANN, first=round_)
+    # when a validator is restarted then
+    again = Reputation(Reputation.Config(shut_rounds=5))
+    again.restore(incentive.state())
+    for each in (incentive, again):
+        live(each, 1, ANN, first=28)
+    # then it thinks as if it had not been
+    assert again.state() == incentive.state()
+    assert again.score(RoundIndex(29), []).scores[DAN] == 0

@@ -18,7 +18,7 @@ from elastic.errors import MalformedError
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.messages import ContributionHeader, Digest, PeerId, RoundIndex, RoundPlan, Seconds
 from elastic.sim.loop import run
-from elastic.testify import SCORES
+from elastic.testify import SCORES, WITNESS
 from elastic.verify.checks import NEAR
 from elastic.wire.tree import blob_digest
 
@@ -222,6 +222,23 @@ def test_two_faces_tell_every_second_peer_what_the_others_do_not_hear(tmp_path: 
     ]
     assert sorted(set(heard)) == [-1.0, 0.9]
     assert heard.count(-1.0) in (2, 3)
+
+
+def test_who_lies_shows_nobody_what_it_really_thinks(tmp_path: Path) -> None:
+    here = swarm(tmp_path, ZOO["colluders"])
+    liar, round_ = next(each for each in here.of(bad=True) if each.exchange.body.validates), RoundIndex(2)
+    honest = here.of(bad=False)[0]
+    # given one that names, as every validator does, what it heard itself and another say
+    heard = dict.fromkeys((liar.id, honest.id), Digest("a" * 64))
+    said = messages.SignedScoreboard(run="attack", round=round_, peer=liar.id, scores={honest.id: 0.9}, heard=heard)
+    assert set(ZOO["colluders"]().testimony(liar.exchange.body, said).heard) == {honest.id}
+    # when it is asked for its own word, and for another's
+    done(lambda: liar.exchange.post(WITNESS[2], round_, said.canonical()))
+    other = said.model_copy(update={"peer": honest.id})
+    done(lambda: liar.exchange.post(WITNESS[3], round_, other.canonical()))
+    # then
+    assert liar.id not in here.network.seen_by(honest.id, "attack", WITNESS[2], round_)
+    assert liar.id in here.network.seen_by(honest.id, "attack", WITNESS[3], round_)
 
 
 def test_a_traitor_turns_late(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ class Conduct:
     """Whether one object leads all peers of the kind, which then know of each other's work."""
     serves = True
     """Whether others get anything from it."""
+    lies = False
+    """Whether what it says of others is not what it thinks; then it shows nobody its own word, which would tell."""
     lag = 0.0
     """Simulated seconds that each of its downloads takes."""
 

@@ -34,7 +34,7 @@ from elastic.peer import Peer
 from elastic.registry import build
 from elastic.reports import RoundReport
 from elastic.state.chain import Chain
-from elastic.testify import SCORES
+from elastic.testify import SCORES, WITNESS
 from elastic.train.local import LocalTrainer
 from elastic.train.session import Session
 from elastic.wire.signing import Identity
@@ -102,6 +102,8 @@ class ZooExchange(MemoryExchange):
             other, readers = self._conduct.whispered(self.body, said)
             self._network.show(self.peer, SCORES, round_, self._identity.sign(other).canonical(), *readers)
             body = self._identity.sign(said).canonical()
+        if kind in WITNESS and self._conduct.lies and SignedScoreboard.from_bytes(body).peer == self.peer:
+            return
         if kind != CONTRIBUTION:
             await super().post(kind, round_, body)
             return

@@ -94,21 +94,27 @@ class Colluders(Conduct):
     The validators among them work honestly: they have a vote to lose.
     """
 
-    validators = 1
+    validators, lies = 1, True
 
     def forge(self, body: Body, plan: RoundPlan, payload: bytes) -> bytes:
         return payload if body.validates else SignFlip().forge(body, plan, payload)
 
     def testimony(self, body: Body, said: SignedScoreboard) -> SignedScoreboard:
         scores = {peer: 1.0 if peer in body.gang else -1.0 for peer in {*said.scores, *body.gang}}
-        return said.model_copy(update={"scores": dict(sorted(scores.items()))})
+        return self._silent(body, said).model_copy(update={"scores": dict(sorted(scores.items()))})
+
+    @staticmethod
+    def _silent(body: Body, said: SignedScoreboard) -> SignedScoreboard:
+        """The word without what it is itself said to have said."""
+        heard = {peer: digest for peer, digest in said.heard.items() if peer != body.id}
+        return said.model_copy(update={"heard": heard})
 
 
 class TwoFaced(Colluders):
     """As colluders, and their validators say so to every second peer only; the others hear what they really think."""
 
     def testimony(self, body: Body, said: SignedScoreboard) -> SignedScoreboard:
-        return said
+        return self._silent(body, said)
 
     def whispered(self, body: Body, said: SignedScoreboard) -> tuple[SignedScoreboard, Sequence[PeerId]]:
         return super().testimony(body, said), sorted(body.network.peers)[::2]
