@@ -52,6 +52,7 @@ EXTRAS = {
     "opentelemetry": "otel",
     "bittensor": "bittensor",
     "matplotlib": "plot",
+    "nicegui": "dashboard",
 }
 """Library → the extra of ours that installs it."""
 

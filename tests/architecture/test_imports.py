@@ -26,16 +26,19 @@ HEAVY = (
     "bittensor_core",
     "websockets",
     "obstore",
+    "nicegui",
+    "uvicorn",
     "opentelemetry.sdk",
     "incentives",
     "model_zoo",
 )
-OPTIONAL = ("bittensor", "bittensor_core", "websockets", "obstore")
+OPTIONAL = ("bittensor", "bittensor_core", "websockets", "obstore", "nicegui", "fastapi", "starlette", "uvicorn")
 """Extras that the test machine need not have."""
 WALLED_IN = {
     "bittensor": ("incentives/subnet/chain.py",),
     "bittensor_core": ("incentives/devnet/",),
     "websockets": ("incentives/devnet/",),
+    "nicegui": ("elastic/look/dashboard.py",),
 }
 """Library → the only sources that import it, by how their paths begin."""
 PUBLIC: set[str] = set()
@@ -60,6 +63,7 @@ def test_the_import_contracts_are_kept() -> None:
         "elastic",
         "elastic.contracts, elastic.config, elastic.messages, elastic.errors, elastic.registry, elastic.trace",
         "elastic.cli, elastic.check, elastic.view",
+        "elastic.look.commands, elastic.look.collect, elastic.look.html.page, elastic.look.top",
         "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox",
         "incentives.uniform, incentives.reputation, incentives.subnet.backend",
     ],
