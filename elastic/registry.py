@@ -53,6 +53,8 @@ EXTRAS = {
     "bittensor": "bittensor",
     "matplotlib": "plot",
     "nicegui": "dashboard",
+    "fastapi": "dashboard",
+    "uvicorn": "dashboard",
 }
 """Library → the extra of ours that installs it."""
 

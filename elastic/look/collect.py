@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -85,10 +86,12 @@ class Collector:
         """From whose evidence scores follow may change: then it is read from the beginning."""
         known = {peer.folder: peer.informed.look() for peer in self._peers}
         best = max(self._peers, key=lambda peer: known[peer.folder]).folder
-        if self._scores is None or known[best] > known[self._scores.folder]:
-            self._scores = Scores(best, self.found.run_file)
-        for seen, scores in self._scores.new(self._run):
-            self._gathering.scores(seen.round, scores)
+        canonical = self._terms()[-1].incentive
+        scores = self._scores
+        if scores is None or known[best] > known[scores.folder] or scores.canonical != canonical:
+            self._scores = scores = Scores(best, canonical, self._config)
+        for seen, board in scores.new(self._run):
+            self._gathering.scores(seen.round, board)
             if not any(peer.told for peer in self._peers):
                 self._gathering.evidence(seen)
 
@@ -97,7 +100,7 @@ class Collector:
         here = {status.peer: status for status in statuses.values()}
         peers = {*here, *(peer for each in rounds for peer in (*each.cells, *each.scores))}
         called = self._called(peers, here, wishes)
-        terms, changed = self._terms(called)
+        terms = self._terms()[-1]
         told = {peer for each in rounds for peer, cell in each.cells.items() if cell.own is not None}
         members = [
             Member(peer, called[peer], peer in here or peer in told, peer in terms.validators, here.get(peer))
@@ -109,7 +112,7 @@ class Collector:
             rounds=tuple(rounds),
             incentive=_name_of(terms.incentive),
             planned=self._config.shared.rounds if self._config is not None else None,
-            changes=tuple(changed),
+            changes=tuple(self._changed(called)),
             wishes=tuple(_wished(wishes, terms, called)),
             notes=tuple(self._notes()),
         )
@@ -122,16 +125,20 @@ class Collector:
         amended = (each.validators or () for each in self._gathering.amendments.values())
         return labels({*peers, *validators, *(peer for each in amended for peer in each)}, names)
 
-    def _terms(self, called: dict[PeerId, str]) -> tuple[Terms, list[str]]:
-        """The newest terms that are known, and every change in words."""
-        terms = self._config.shared.terms() if self._config is not None else Terms((), "")
-        lines = []
-        for index, amendment in sorted(self._gathering.amendments.items()):
-            before, terms = terms, amendment.applied(terms)
-            lines += [
-                f"{line}, from round {index + 1} on" for line in changes(before, terms, lambda peer: called[peer])
-            ]
-        return terms, lines
+    def _terms(self) -> list[Terms]:
+        """Those that the run began with, and those after each change."""
+        terms = [self._config.shared.terms() if self._config is not None else Terms((), "")]
+        for _, amendment in sorted(self._gathering.amendments.items()):
+            terms.append(amendment.applied(terms[-1]))
+        return terms
+
+    def _changed(self, called: dict[PeerId, str]) -> Iterator[str]:
+        for (index, _), (before, after) in zip(
+            sorted(self._gathering.amendments.items()), pairwise(self._terms()), strict=True
+        ):
+            yield from (
+                f"{each}, from round {index + 1} on" for each in changes(before, after, lambda peer: called[peer])
+            )
 
     def _wishes(self) -> Wishes | None:
         heard = [read_wishes(peer.folder) for peer in self._peers]

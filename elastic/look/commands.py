@@ -48,8 +48,8 @@ def report(
     """Write a run down as one HTML file: open it in a browser.
 
     Loss, who was late when (peers by rounds), phases, verdicts, scores, shares, bytes, changes of terms. The file needs
-    no network, and can be sent to others: it names peers, and nothing of this machine. Of one peer's folder it shows
-    what that peer knows of the others.
+    no network and no other file, so it can be sent to others. Of one peer's folder it shows what that peer knows of the
+    others.
     """
     from elastic.look.collect import Watch
     from elastic.look.html.page import report as page

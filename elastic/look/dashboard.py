@@ -1,4 +1,4 @@
-"""`elastic dashboard`: the pictures of a run on a local page, redrawn as it goes on. The only file that knows NiceGUI."""
+"""`elastic dashboard`: pictures of a run on a local page, redrawn as it goes on. The only file that knows NiceGUI."""
 
 from __future__ import annotations
 

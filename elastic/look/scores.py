@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from elastic.audit.evidence import Witness
-from elastic.audit.own import own_incentive
-from elastic.errors import ElasticError, MalformedError
+from elastic.config import PluginChoice, RunConfig
+from elastic.errors import ConfigError, ElasticError, MalformedError
 from elastic.guard import Guarded
 from elastic.look.files import Growing
 from elastic.messages import PeerId, RoundIndex
@@ -21,8 +20,15 @@ ASSESSED = b'"gain_heldout"'
 class Scores:
     """One peer's evidence as it grows, told to the incentive of its run."""
 
-    def __init__(self, folder: Path, run_file: Path | None) -> None:
-        self.folder, self._run_file = folder, run_file
+    def __init__(self, folder: Path, canonical: str, config: RunConfig | None) -> None:
+        """From the beginning on.
+
+        Args:
+            folder: whose evidence it is.
+            canonical: name and settings of the incentive.
+            config: the run file, if there is one.
+        """
+        self.folder, self.canonical, self._config = folder, canonical, config
         self._file = Growing(folder / EVIDENCE_FILE, folder / OLD_EVIDENCE_FILE)
         self._incentive: Guarded | None = None
         self._told = RoundIndex(0)
@@ -45,16 +51,21 @@ class Scores:
 
     def _score(self, seen: RoundEvidence) -> dict[PeerId, float]:
         if self._incentive is None and not self.problem:
-            self._incentive = self._own(seen)
+            self._incentive = self._build()
         if self._incentive is None:
             return {each.verdict.peer: each.score for each in seen.evidence if each.score is not None}
         self._incentive.hear(seen.invitations)
         return dict(self._incentive.score(seen.round, seen.evidence).scores)
 
-    def _own(self, seen: RoundEvidence) -> Guarded | None:
+    def _build(self) -> Guarded | None:
+        if self._config is None:
+            self.problem = "no run file is here"
+            return None
         try:
-            witness = Witness(seen.peer, [seen], self.folder)
-            choice = own_incentive(self.folder, witness, self._run_file)
+            choice = PluginChoice.from_canonical(self.canonical)
+            taken_up = (self._config.shared.incentive.name, *self._config.local.incentives)
+            if ":" in choice.name and choice.name not in taken_up:
+                raise ConfigError(f"{choice.name} is none that this machine takes up")
             incentive = build("incentive", choice)
         except (ElasticError, ModuleNotFoundError) as error:
             self.problem = str(error)
