@@ -100,6 +100,7 @@ def _listening(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen()  # who has been told the address may come at once, and waits until we are ready
     except OSError as error:
         listener.close()
         raise ConfigError(f"port {port} of {HOST} cannot be used: {error.strerror}; --port 0 takes any") from error

@@ -20,8 +20,8 @@ SEEN = """
 const colours = {}
 for (const row of document.querySelectorAll('#heat g[data-peer]')) {
   const widest = [...row.querySelectorAll('path')].sort((a, b) => b.getBBox().width - a.getBBox().width)[0]
-  const box = row.getBoundingClientRect()
-  colours[row.dataset.peer] = [getComputedStyle(widest).fill, Math.round(box.width), Math.round(box.height)]
+  const box = row.getBBox(), scale = row.getScreenCTM(), style = getComputedStyle(widest)
+  colours[row.dataset.peer] = [style.stroke, box.width * scale.a, parseFloat(style.strokeWidth) * scale.d]
 }
 return colours
 """

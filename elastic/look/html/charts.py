@@ -268,7 +268,7 @@ def _verdict_fill(cell: Cell) -> str | None:
 
 
 def _tips(scene: Scene, *, phases: bool = True) -> dict[str, Any]:
-    """Of each cell: tenths of a second, whether at most, outcome, thousandths of the share, tenths per phase."""
+    """Of each cell: tenths of a second (0: unknown), whether at most, outcome, thousandths of share, tenths per phase."""
     picture, outcomes = scene.picture, list(OUTCOMES)
     told = sum(cell.own is not None for each in picture.rounds for cell in each.cells.values())
     names = [*PHASES, "assess"]
@@ -279,10 +279,8 @@ def _tips(scene: Scene, *, phases: bool = True) -> dict[str, Any]:
         outcome = "accepted, not counted" if cell.outcome == ACCEPTED else cell.outcome or "unknown"
         if outcome not in outcomes:
             outcomes.append(outcome)
-        tip: list[Any] = [
-            None if cell.seconds is None else round(10 * cell.seconds), int(cell.at_most), outcomes.index(outcome),
-            round(1000 * (cell.share or 0.0)),
-        ]  # fmt: skip
+        seconds = round(10 * (cell.seconds or 0.0)) if phases else 0
+        tip: list[Any] = [seconds, int(cell.at_most), outcomes.index(outcome), round(1000 * (cell.share or 0.0))]
         if phases and cell.own is not None and told <= TOLD_CELLS:
             tip.append([round(10 * cell.own.phases.get(name, 0.0)) for name in names])
         return tip

@@ -73,7 +73,7 @@ class Grid:
     """What the script tells of a cell."""
 
     def draw(self) -> str:
-        """Rows of one colour each for as long as it lasts: few bytes also for many cells."""
+        """A thick stroke for as long as a row keeps its colour: few bytes also for many cells."""
         row = ROW_PIXELS if len(self.names) <= MANY_ROWS else NARROW_PIXELS
         names = "".join(f'<span title="{esc(name)}">{esc(name)}</span>' for name in self.names)
         rows = "".join(self._row(index) for index in range(len(self.names)))
@@ -81,7 +81,7 @@ class Grid:
         return (
             f'<div class="rows" style="--row:{row}px"><div class="names">{names}</div>'
             f'<div class="plot" style="height:{row * len(self.names)}px" data-tips=\'{json_attribute(self.tips)}\'>'
-            f'<svg viewBox="{size}" preserveAspectRatio="none" shape-rendering="crispEdges" role="img" '
+            f'<svg class="cells" viewBox="{size}" preserveAspectRatio="none" shape-rendering="crispEdges" role="img" '
             f'aria-label="peers by rounds">{rows}</svg></div>{round_ticks(self.rounds)}</div>'
         )
 
@@ -91,12 +91,12 @@ class Grid:
         for column, fill in enumerate(fills):
             if fill != fills[start]:
                 if isinstance(found := fills[start], str):
-                    width = column - start
-                    paths.setdefault(found, []).append(f"M{start} {index}h{width}v.88h-{width}z")
+                    paths.setdefault(found, []).append(f"M{start} 0h{column - start}")
                 start = column
         facts = "".join(f' data-{key}="{esc(value)}"' for key, value in self.facts[index].items())
         drawn = "".join(f'<path class="{fill}" d="{"".join(parts)}"/>' for fill, parts in sorted(paths.items()))
-        return f'<g data-peer="{esc(self.names[index])}"{facts}>{drawn}</g>'
+        middle = number(index + 0.5)
+        return f'<g data-peer="{esc(self.names[index])}"{facts} transform="translate(0 {middle})">{drawn}</g>'
 
 
 @dataclass(frozen=True, slots=True)

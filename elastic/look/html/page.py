@@ -79,13 +79,13 @@ def picture_rounds(picture: Picture, member: Member) -> int:
 
 
 def anchor_of(picture: Picture) -> str:
-    """The newest anchor, and whether all have the same."""
+    """The newest anchor, or that not all have the same."""
     last = next((each for each in reversed(picture.rounds) if each.decided and each.digests), None)
     if last is None:
         return "-"
     if len(last.digests) > 1:
         return f"DIFFERENT between peers after round {last.index}"
-    return f"{next(iter(last.digests))[:12]} after round {last.index}"
+    return next(iter(last.digests))[:12]
 
 
 def _facts(picture: Picture) -> list[tuple[str, str]]:
@@ -103,7 +103,7 @@ def _facts(picture: Picture) -> list[tuple[str, str]]:
         ("Anchor", anchor_of(picture)),
         ("Seconds per round", f"{median(seconds):.1f} (median)" if seconds else "-"),
         ("Loss in training", f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else "-"),
-        ("Loss on held-out text", f"{median(held):.3f}" if held else "-"),
+        ("Held-out loss", f"{median(held):.3f}" if held else "-"),
     ]
 
 

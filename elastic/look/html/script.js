@@ -18,7 +18,7 @@
     if (!cell) return `${head}\nnot in this round`;
     const [tenths, atMost, outcome, share, phases] = cell;
     const lines = [head];
-    if (tenths !== null) lines.push(`${atMost ? "there within" : "there after"} ${(tenths / 10).toFixed(1)} s`);
+    if (tenths) lines.push(`${atMost ? "there within" : "there after"} ${(tenths / 10).toFixed(1)} s`);
     lines.push(tips.outcomes[outcome] + (share ? `, share ${(share / 10).toFixed(1)} %` : ""));
     if (phases) phases.forEach((value, i) => value && lines.push(`${tips.phases[i]} ${(value / 10).toFixed(1)} s`));
     return lines.join("\n");
