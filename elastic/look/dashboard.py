@@ -49,7 +49,7 @@ class Board:
         ui.add_head_html(f"<style>{asset('style.css')}{FRAME}</style>")
         ui.add_body_html(f"<script>{asset('script.js')}</script>")
         ui.query("body").classes("look")
-        with ui.element("main"):
+        with ui.element("div").classes("pictures"):
             shown = [ui.html(piece, sanitize=False).style("min-width: 0") for piece in self.drawn]
 
         def refresh() -> None:

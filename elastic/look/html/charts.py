@@ -268,7 +268,7 @@ def _verdict_fill(cell: Cell) -> str | None:
 
 
 def _tips(scene: Scene, *, phases: bool = True) -> dict[str, Any]:
-    """Of each cell: tenths of a second (0: unknown), whether at most, outcome, thousandths of share, tenths per phase."""
+    """Of each cell: tenths of a second (0: unknown), if at most, outcome, thousandths of share, tenths per phase."""
     picture, outcomes = scene.picture, list(OUTCOMES)
     told = sum(cell.own is not None for each in picture.rounds for cell in each.cells.values())
     names = [*PHASES, "assess"]

@@ -36,7 +36,7 @@ def report(picture: Picture) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{esc(picture.run)}: report of a run</title>
 <style>{style}</style></head>
-<body class="look"><main>
+<body class="look"><main class="pictures">
 {"".join(pieces(picture))}
 </main><script>{script}</script></body></html>
 """
