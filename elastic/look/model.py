@@ -110,15 +110,17 @@ class Round:
         """Peer → seconds after the median of this round's contributions at which its own came; absent ones are left
         out, and so is everyone if nobody can be compared with anybody."""
         known = {peer: cell.seconds for peer, cell in self.cells.items() if cell.seconds is not None}
-        if len(known) < 2:
-            return {}
-        middle = median(known.values())
-        return {peer: seconds - middle for peer, seconds in known.items()}
+        middle = self.middle()
+        return {} if middle is None or len(known) < 2 else {peer: each - middle for peer, each in known.items()}
+
+    def middle(self) -> float | None:
+        """Median seconds until a contribution was there; None: nothing is known."""
+        known = [cell.seconds for cell in self.cells.values() if cell.seconds is not None]
+        return median(known) if known else self.half_seconds
 
     def late(self) -> list[PeerId]:
         """Whose contribution came clearly later than the others', or not at all; the latest first."""
-        behind = self.behind()
-        middle = median([c.seconds for c in self.cells.values() if c.seconds is not None]) if behind else 0.0
+        behind, middle = self.behind(), self.middle() or 0.0
         slow = [
             peer for peer, by in behind.items()
             if by > max(LATE_SECONDS, (LATE - 1) * middle) and not self.cells[peer].at_most

@@ -87,7 +87,7 @@ def test_the_report_has_every_picture_and_asks_for_nothing_from_elsewhere(tmp_pa
     page = Page(text)
     assert page.open == []
     assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == [
-        "loss", "heat", "phases", "verdicts", "scores", "shares", "bytes", "terms", "peers",
+        "loss", "heat", "phases", "seconds", "verdicts", "scores", "shares", "bytes", "terms", "peers",
     ]  # fmt: skip
     assert not re.search(r"https?:|src=|url\(|@import|href=", text)
     assert [tag for tag, _ in page.tags].count("script") == 1
@@ -106,6 +106,16 @@ def test_the_slow_peer_is_one_dark_band(tmp_path: Path) -> None:
     rows = Page(report(look(tmp_path, Story(peers=16, rounds=30, slow=5)))).rows("heat")
     assert len(rows) == 16
     assert set(rows.pop("peer-6")) <= {"fill-h7", "fill-h8"}
+    assert {fill for fills in rows.values() for fill in fills} <= {"fill-h0", "fill-h1"}
+
+
+def test_a_first_round_that_is_slow_for_all_hides_nobody(tmp_path: Path) -> None:
+    class Cold(Story):
+        def inner(self, round_: int, number: int) -> float:
+            return super().inner(round_, number) + (60.0 if round_ == 1 else 0.0)
+
+    rows = Page(report(look(tmp_path, Cold(peers=6, rounds=12)))).rows("heat")
+    assert set(rows.pop("peer-3")) <= {"fill-h7", "fill-h8", "fill-h1", "fill-h2"}
     assert {fill for fills in rows.values() for fill in fills} <= {"fill-h0", "fill-h1"}
 
 
@@ -213,7 +223,7 @@ def test_a_line_is_broken_where_nothing_is_known() -> None:
 def test_pieces_are_as_many_whatever_there_is(tmp_path: Path) -> None:
     """The dashboard replaces each by its successor."""
     nothing = Picture("demo", ())
-    assert len(pieces(nothing)) == len(pieces(look(tmp_path, Story()))) == 10
+    assert len(pieces(nothing)) == len(pieces(look(tmp_path, Story()))) == 11
 
 
 # --- in the terminal -------------------------------------------------------------------------------------------------

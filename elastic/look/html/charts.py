@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log2
-from statistics import median, quantiles
+from statistics import median, median_low, quantiles
 from typing import Any
 
 from elastic.look.html import draw
@@ -18,6 +18,8 @@ COLOURS = 8
 """Lines of a colour of their own; more cannot be told apart."""
 LEVELS = 8
 """Of the heat map, above the lightest."""
+DARKEST = 4.0
+"""Times the usual: later is not darker."""
 TOLD_CELLS = 8_000
 """So many cells tell their phases in a tooltip; more would make the page heavy."""
 OUTCOMES = ("unknown", COUNTED, "accepted, not counted")
@@ -53,26 +55,45 @@ class Scene:
 
 
 def heat(scene: Scene) -> str:
-    """Peers × rounds: seconds until a contribution was there. A slow peer is one dark band."""
+    """Peers × rounds: how much later than others' a contribution was there. A slow peer is one dark band."""
     picture = scene.picture
-    known = [cell.seconds for each in picture.rounds for cell in each.cells.values() if cell.seconds is not None]
-    low, high = _span(known)
+    usual = {each.index: _usual(each) for each in picture.rounds}
+    high = _most([
+        cell.seconds / usual[each.index]
+        for each in picture.rounds for cell in each.cells.values() if cell.seconds is not None
+    ])  # fmt: skip
     fills, facts = [], []
     for member in picture.members:
-        fills.append(_fills(picture, member, lambda cell: _heat_fill(cell, low, high)))
+        fills.append(_fills(picture, member, lambda each, cell: _heat_fill(cell, usual[each.index], high)))
         total = scene.totals[member.peer]
         facts.append({"late": str(total.late), "seconds": f"{total.seconds:.3f}" if total.seconds is not None else ""})
     names = [each.name for each in picture.members]
-    swatches = [(f"fill-h{level}", f"{_bound(level, low, high):.1f} s") for level in (0, 2, 4, 6, 8)]
+    swatches = [(f"fill-h{level}", f"{high ** (level / LEVELS):.1f} x") for level in (0, 2, 4, 6, 8)]
     key = legend([
         *swatches, ("fill-absent", "did not come"), ("fill-h5 at-most", "there when first looked at"),
         ("fill-out", "not asked to contribute any more"), ("fill-empty", "not there, or unknown"),
     ])  # fmt: skip
     note = (
-        "Seconds from the beginning of a round until a peer's contribution was there: stronger is later, and a slow "
-        "peer stands out as one band. Touch a cell for its phases."
+        "How long after the beginning of a round a peer's contribution was there, compared with the median of that "
+        "round: stronger is later, and a slow peer stands out as one band. Touch a cell for its seconds and phases."
     )
     return section("heat", "Who is late", note, Grid(names, scene.rounds, fills, facts, _tips(scene)).draw() + key)
+
+
+def seconds(scene: Scene) -> str:
+    """How long rounds took, and until half of the contributions were there."""
+    rounds = scene.picture.rounds
+    whole, half = [each.seconds for each in rounds], [each.middle() for each in rounds]
+    known = [value for value in (*whole, *half) if value is not None]
+    if not known:
+        return section("seconds", "Seconds", "No round is over yet.", "")
+    scale = Scale.over(known, from_zero=True)
+    drawn = line(whole, scale, "mean") + line(half, scale, "c0")
+    names = ["the whole round", "until half had contributed"]
+    values = [[None if value is None else round(value, 2) for value in each] for each in (whole, half)]
+    tips = {"rounds": scene.rounds, "names": names, "values": values, "unit": " s"}
+    key = legend([("fill-mean stroke", names[0]), ("f0 stroke", names[1])])
+    return section("seconds", "Seconds", "Of each round.", line_chart(scene.rounds, scale, drawn, tips, " s") + key)
 
 
 def verdicts(scene: Scene) -> str:
@@ -226,40 +247,38 @@ def _chips(members: Sequence[Member], kind: str, scene: Scene | None = None) -> 
     return [(f"f{place.index(each)} {kind}".strip(), each.name) for each in members]
 
 
-def _span(known: Sequence[float]) -> tuple[float, float]:
-    """Seconds of the lightest and of the darkest cell: what is usual, and twice that at least."""
-    if not known:
-        return 1.0, 2.0
-    usual = max(median(known), 1e-3)
-    rare = quantiles(known, n=50)[-1] if len(known) > 1 else known[0]
-    return usual, max(2 * usual, rare)
+def _usual(each: Round) -> float:
+    """Seconds after which contributions to a round are there; of two peers the faster one is usual."""
+    return max(median_low([cell.seconds for cell in each.cells.values() if cell.seconds is not None] or [1.0]), 1e-3)
 
 
-def _fills(picture: Picture, member: Member, fill: Callable[[Cell], str | None]) -> list[str]:
+def _most(ratios: Sequence[float]) -> float:
+    """Times the usual of the darkest cell. A single one that took for ever makes none of the others pale."""
+    rare = quantiles(ratios, n=50)[-1] if len(ratios) > 1 else 0.0
+    return min(max(2.0, rare), DARKEST)
+
+
+def _fills(picture: Picture, member: Member, fill: Callable[[Round, Cell], str | None]) -> list[str]:
     """A member's row. Who was asked once and is not any more sits out: it was away, or is shut out."""
     out, asked = [], False
     for each in picture.rounds:
         cell = each.cells.get(member.peer)
         asked = asked or (cell is not None and cell.outcome != "")
         unknown = "fill-out" if asked and each.decided else "fill-empty"
-        out.append((fill(cell) if cell is not None else None) or unknown)
+        out.append((fill(each, cell) if cell is not None else None) or unknown)
     return out
 
 
-def _heat_fill(cell: Cell, low: float, high: float) -> str | None:
+def _heat_fill(cell: Cell, usual: float, high: float) -> str | None:
     if cell.absent:
         return "fill-absent"
     if cell.seconds is None:
         return None
-    level = round(LEVELS * log2(max(cell.seconds, low) / low) / log2(high / low))
+    level = round(LEVELS * log2(max(1.0, cell.seconds / usual)) / log2(high))
     return f"fill-h{min(LEVELS, level)}" + (" at-most" if cell.at_most else "")
 
 
-def _bound(level: int, low: float, high: float) -> float:
-    return float(low * (high / low) ** (level / LEVELS))
-
-
-def _verdict_fill(cell: Cell) -> str | None:
+def _verdict_fill(_: Round, cell: Cell) -> str | None:
     if not cell.outcome:
         return None
     if cell.absent:

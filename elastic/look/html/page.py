@@ -46,9 +46,10 @@ def pieces(picture: Picture) -> list[str]:
     """Header and pictures, in the order in which they are read."""
     shown = thinned(picture, MOST_PEERS, MOST_ROUNDS)
     scene = Scene.of(shown)
-    drawn = [
-        charts.loss, charts.heat, charts.phases, charts.verdicts, charts.scores, charts.shares, charts.traffic,
-    ]  # fmt: skip
+    drawn = (
+        charts.loss, charts.heat, charts.phases, charts.seconds, charts.verdicts, charts.scores, charts.shares,
+        charts.traffic,
+    )  # fmt: skip
     return [header(shown, picture), *(chart(scene) for chart in drawn), terms(shown), table(scene)]
 
 
