@@ -15,6 +15,7 @@ from elastic.bench.commands import bench
 from elastic.check import check_plugins, check_values, notes
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError
+from elastic.look.commands import dashboard, report, top
 from elastic.order import amend
 from elastic.registry import EXTRAS, resolve, target_of
 from elastic.tracing.commands import trace
@@ -50,7 +51,7 @@ def main() -> None:
         library = (error.name or "").partition(".")[0]
         if library not in EXTRAS:
             raise
-        extra = EXTRAS[library] if EXTRAS[library] in ("bittensor", "plot", "bucket") else "peer"
+        extra = EXTRAS[library] if EXTRAS[library] in ("bittensor", "plot", "bucket", "dashboard") else "peer"
         _fail(f"{library} is not installed: pip install 'elastic[{extra}]' (in a clone: pip install -e '.[{extra}]')")
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None  # Ctrl-C before there is anything to leave
@@ -69,8 +70,8 @@ def _fail(message: str) -> NoReturn:
 app.add_typer(bench, name="bench")
 app.add_typer(incentives, name="incentives")
 app.add_typer(trace, name="trace")
-app.command()(score)
-app.command()(amend)
+for command in (score, amend, top, report, dashboard):
+    app.command()(command)
 
 
 def _version(value: bool) -> None:
@@ -89,7 +90,7 @@ def options(
     """Train one language model together with strangers: elastic, on Ray and Hivemind, no server to trust.
 
     See it work: quickstart. Make a run: init, bootstrap, check, doctor, join. Be part of one: check, doctor, join.
-    While it goes on: status, trace, amend, score. Afterwards: replay, incentives.
+    While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay, incentives.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

@@ -329,7 +329,7 @@ on; those that come with the project it always does."""
     metrics: MetricsConfig = MetricsConfig()
     """Where numbers go."""
     report: TomlPath | None = None
-    """Append one JSON object per round to this file."""
+    """Append one JSON object per round to this file, too; `rounds.jsonl` in the state directory has the newest."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """How much goes to `peer.log` in the state directory."""
 

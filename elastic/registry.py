@@ -52,6 +52,9 @@ EXTRAS = {
     "opentelemetry": "otel",
     "bittensor": "bittensor",
     "matplotlib": "plot",
+    "nicegui": "dashboard",
+    "fastapi": "dashboard",
+    "uvicorn": "dashboard",
 }
 """Library → the extra of ours that installs it."""
 

@@ -35,6 +35,10 @@ EVIDENCE_FILE = "evidence.jsonl"
 """there too: a `RoundEvidence` per line, the oldest first;"""
 OLD_EVIDENCE_FILE = "evidence.old.jsonl"
 """and what came before it, when that had grown too large;"""
+ROUNDS_FILE = "rounds.jsonl"
+"""a `RoundReport` per line,"""
+OLD_ROUNDS_FILE = "rounds.old.jsonl"
+"""and what came before it;"""
 ORDER_FILE = "amendment.json"
 """an `Order`, if there is one;"""
 WISHES_FILE = "wishes.json"
@@ -112,6 +116,10 @@ class RoundReport(Message):
     """Peer → "accepted" or the reason it was refused."""
     last: str | None = None
     """Whose contribution arrived last, if anyone was waited for."""
+    committed: dict[PeerIdField, float] = {}  # noqa: RUF012
+    """Peer → seconds from the beginning of our round until its commitment was first seen, and"""
+    arrived: dict[PeerIdField, float] = {}  # noqa: RUF012
+    """until its contribution was here and checked. We begin to gather when our own inner steps are done."""
     seconds: dict[str, float]
     """Seconds per phase of the round, and their `total`."""
 
@@ -145,6 +153,8 @@ class PeerStatus(Message):
     error: str | None = None
     metrics: str = ""
     """Address of its Prometheus endpoint, if it has one."""
+    held_out: float | None = None
+    """Loss on held-out text after the last round, in nats per token."""
     updated: float
     """Unix time at which it was written."""
     pid: NonNegative

@@ -193,6 +193,8 @@ async def report(
         digest=peer.state.anchor, manifest=manifest.digest() if manifest else None,
         verdicts={sender: verdict.rejected or "accepted" for sender, verdict in sorted(seen.verdicts.items())},
         last=max(seen.arrivals, key=lambda sender: seen.arrivals[sender].seconds, default=None),
+        committed={sender: round(arrival.committed, 3) for sender, arrival in seen.arrivals.items()},
+        arrived={sender: round(arrival.seconds, 3) for sender, arrival in seen.arrivals.items()},
         seconds=phases.totals(),
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 
 COMMANDS = (
     "quickstart", "doctor", "init", "id", "check", "bootstrap", "join", "status",
-    "trace", "amend", "score", "incentives", "replay", "bench",
+    "top", "dashboard", "trace", "amend", "score", "incentives", "report", "replay", "bench",
 )  # fmt: skip
 """As people meet them: a first try, a run of their own, what to do about one that goes on, looking back."""
 OPTIONAL = {"--chaos": "20"}

@@ -19,6 +19,8 @@ from elastic.metrics import Meters
 from elastic.reports import (
     EVIDENCE_FILE,
     OLD_EVIDENCE_FILE,
+    OLD_ROUNDS_FILE,
+    ROUNDS_FILE,
     STATUS_FILE,
     WISHES_FILE,
     PeerStatus,
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 EVIDENCE_BYTES = 64 * 2**20
 """A file of evidence that grew larger than this is put aside; one such is kept."""
+ROUNDS_BYTES = 32 * 2**20
+"""So is one of reports: with 16 peers it holds some 10,000 rounds."""
 WRITE_SECONDS = 0.5
 """The status file is rewritten at most this often."""
 REMEMBERED = 1024
@@ -81,11 +85,7 @@ class Journal:
 
     def learn(self, evidence: RoundEvidence) -> None:
         """What a round showed of each peer: everything that `elastic score` explains scores with."""
-        path = self._dir / EVIDENCE_FILE
-        with suppress(OSError):  # there is none yet
-            if path.stat().st_size > EVIDENCE_BYTES:
-                path.replace(path.with_name(OLD_EVIDENCE_FILE))
-        self._append(path, evidence.canonical())
+        self._append_bounded(EVIDENCE_FILE, OLD_EVIDENCE_FILE, EVIDENCE_BYTES, evidence.canonical())
 
     def wished(self, wishes: Wishes) -> None:
         """What the validators would change, for `elastic amend`."""
@@ -109,6 +109,7 @@ class Journal:
         self.note(**fields)
         for name, state in memories.items():
             self._remember(name, state)
+        self._append_bounded(ROUNDS_FILE, OLD_ROUNDS_FILE, ROUNDS_BYTES, report.canonical())
         if self._report is not None:
             self._append(self._report, report.canonical())
         logger.info("round %d: %s", report.round, describe(report))
@@ -155,6 +156,14 @@ class Journal:
             temporary.replace(self._dir / name)
         except OSError as error:
             logger.warning("%s: %s", self._dir / name, error)
+
+    def _append_bounded(self, name: str, old: str, most_bytes: int, line: bytes) -> None:
+        """Append to a file of the state directory, which is put aside when it has grown too large."""
+        path = self._dir / name
+        with suppress(OSError):  # there is none yet
+            if path.stat().st_size > most_bytes:
+                path.replace(path.with_name(old))
+        self._append(path, line)
 
     def _append(self, path: Path, line: bytes) -> None:
         try:

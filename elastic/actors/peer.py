@@ -220,7 +220,7 @@ class PeerActor(TrainerDesk):
     async def _finish(self, peer: Peer, because: str) -> str:
         """Measure what came out; stay, if told so, for questions about the model."""
         loss = await self._life.patiently(lambda: peer.trainer.evaluate(HELD_OUT_SEQUENCES))
-        self._journal.note(stage="finished", phase=f"held-out loss {loss:.3f}", digest=peer.state.anchor)
+        self._journal.note(stage="finished", phase=f"held-out loss {loss:.3f}", held_out=loss, digest=peer.state.anchor)
         if self._stay:
             await asyncio.Event().wait()  # until `leave` cancels
         return f"{because}; held-out loss {loss:.3f} nats per token, anchor {peer.state.anchor[:12]}"

@@ -26,13 +26,15 @@ HEAVY = (
     "bittensor_core",
     "websockets",
     "obstore",
+    "nicegui",
+    "uvicorn",
     "opentelemetry.sdk",
     "opentelemetry.exporter",
     "prometheus_client",
     "incentives",
     "model_zoo",
 )
-OPTIONAL = ("bittensor", "bittensor_core", "websockets", "obstore")
+OPTIONAL = ("bittensor", "bittensor_core", "websockets", "obstore", "nicegui", "fastapi", "starlette", "uvicorn")
 """Extras that the test machine need not have."""
 WALLED_IN = {
     "bittensor": ("incentives/subnet/chain.py",),
@@ -40,6 +42,7 @@ WALLED_IN = {
     "websockets": ("incentives/devnet/",),
     "opentelemetry.sdk.metrics": ("elastic/metrics_export.py",),
     "prometheus_client": ("elastic/metrics_export.py",),
+    "nicegui": ("elastic/look/dashboard.py",),
 }
 """Library → the only sources that import it, by how their paths begin."""
 PUBLIC: set[str] = set()
@@ -65,6 +68,7 @@ def test_the_import_contracts_are_kept() -> None:
         "elastic.contracts, elastic.config, elastic.messages, elastic.errors, elastic.registry, elastic.trace",
         "elastic.metrics",
         "elastic.cli, elastic.check, elastic.view",
+        "elastic.look.commands, elastic.look.collect, elastic.look.html.page, elastic.look.top",
         "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox, elastic.actors.measuring",
         "incentives.uniform, incentives.reputation, incentives.subnet.backend",
     ],

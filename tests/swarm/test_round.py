@@ -7,6 +7,7 @@ import pytest
 import torch
 from builder import Node, Swarm, make_session
 
+from elastic.look.gathering import Gathering
 from elastic.messages import ContributionHeader
 
 
@@ -51,6 +52,27 @@ async def test_the_payloads_and_the_chain_replay_the_run_bit_for_bit(tmp_path: P
             replay.outer_step(manifest, {entry.payload: held(entry.payload) for entry in manifest.counted})
         # then
         assert {replay.state().anchor} == swarm.anchors()
+
+
+@pytest.mark.parametrize("tellers", [("ann", "bob", "cyd"), ("ann",), ("bob",)], ids="+".join)
+async def test_whose_contribution_came_late_is_in_everyones_report(tmp_path: Path, tellers: tuple[str, ...]) -> None:
+    # given a node that is slower than the others, but not too slow
+    async with Swarm(tmp_path, "ann", "bob", "cyd", rounds=3) as swarm:
+        swarm["cyd"].pace = 3.0
+        # when
+        swarm.start()
+        await swarm.finish()
+        # then reports tell when it came
+        told = swarm["ann"].report(2)
+        assert told.arrived.keys() == {node.id for node in swarm.nodes.values()}
+        assert all(told.committed[peer] <= told.arrived[peer] for peer in told.arrived)
+        assert told.arrived[swarm["cyd"].id] > told.arrived[swarm["bob"].id] + 1
+        # and whoever puts them together finds it
+        known = Gathering()
+        for name in tellers:
+            for report in swarm[name].reports:
+                known.report(report)
+        assert [each.late() for each in known.rounds()] == [[swarm["cyd"].id]] * 3
 
 
 async def test_a_late_contribution_is_kept_and_counted_later(tmp_path: Path) -> None:

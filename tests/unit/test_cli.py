@@ -21,7 +21,7 @@ from tests.unit.conftest import Run
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     "quickstart", "doctor", "init", "id", "check", "bootstrap", "join", "status",
-    "trace", "amend", "score", "incentives", "replay", "bench",
+    "top", "dashboard", "trace", "amend", "score", "incentives", "report", "replay", "bench",
 ]  # fmt: skip
 LEAVES = [each for each in COMMANDS if each not in ("trace", "incentives", "bench")]
 

@@ -298,3 +298,25 @@ def test_a_round_is_over_when_everyone_or_who_lives_is_further() -> None:
     assert [entries[0].round for entries in over(ann[:4] + bob[:1], 2)] == [1, 2]
     # and all of them, in order, when both are
     assert [entries[0].round for entries in over(ann + bob, 2)] == [1, 2, 3, 4, 5, 6]
+
+
+def lines(path: Path) -> list[RoundReport]:
+    return [RoundReport.from_bytes(line) for line in path.read_bytes().splitlines()]
+
+
+def test_reports_are_kept_in_the_state_directory_whatever_the_run_file_says(tmp_path: Path) -> None:
+    journal = Journal(config(tmp_path, report=None), PEER)
+    for round_ in (1, 2):
+        journal.record(report(round_), {})
+    assert lines(tmp_path / "state" / "rounds.jsonl") == [report(1), report(2)]
+
+
+def test_a_file_of_reports_that_grew_too_large_is_put_aside_and_one_such_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROUNDS_BYTES", 2 * len(report(1).canonical() + b"\n"))
+    journal = Journal(config(tmp_path), PEER)
+    for round_ in range(1, 8):
+        journal.record(report(round_), {})
+    kept = [each.round for name in ("rounds.old.jsonl", "rounds.jsonl") for each in lines(tmp_path / "state" / name)]
+    assert kept == [4, 5, 6, 7]
