@@ -8,6 +8,7 @@ Skip, and neither is an exception: exceptions mean that our own side is broken.
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from math import isfinite
 from typing import cast
 
 from elastic import trace
@@ -193,8 +194,8 @@ async def report(
         digest=peer.state.anchor, manifest=manifest.digest() if manifest else None,
         verdicts={sender: verdict.rejected or "accepted" for sender, verdict in sorted(seen.verdicts.items())},
         last=max(seen.arrivals, key=lambda sender: seen.arrivals[sender].seconds, default=None),
-        committed={sender: round(arrival.committed, 3) for sender, arrival in seen.arrivals.items()},
-        arrived={sender: round(arrival.seconds, 3) for sender, arrival in seen.arrivals.items()},
+        committed=_moments({sender: arrival.committed for sender, arrival in seen.arrivals.items()}),
+        arrived=_moments({sender: arrival.seconds for sender, arrival in seen.arrivals.items()}),
         seconds=phases.totals(),
     )  # fmt: skip
 
@@ -263,6 +264,11 @@ async def _await_manifest(peer: Peer, plan: RoundPlan, phases: Phases) -> Manife
         if manifest is not None or phases.elapsed() >= _longest(plan):
             return manifest
         await peer.clock.sleep(MANIFEST_POLL)
+
+
+def _moments(seconds: Mapping[PeerId, float]) -> dict[PeerId, float]:
+    """To the millisecond; what another validator had to show us came at no moment of this round."""
+    return {sender: round(value, 3) for sender, value in seconds.items() if isfinite(value)}
 
 
 def _why_skipped(peer: Peer, offer: Offer, seen: Seen, decision: Commit | Skip) -> str | None:

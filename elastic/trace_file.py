@@ -18,6 +18,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -271,8 +272,13 @@ def provide(
 
 
 def otlp_json(spans: Sequence[ReadableSpan]) -> bytes:
+    """Spans as one line of OTLP-JSON."""
+    return as_json(encode_spans(spans))
+
+
+def as_json(request: ExportTraceServiceRequest) -> bytes:
     """One line of OTLP-JSON: protobuf's JSON, but ids in hex and enums as numbers, as OTLP demands."""
-    tree = MessageToDict(encode_spans(spans), use_integers_for_enums=True)
+    tree = MessageToDict(request, use_integers_for_enums=True)
     for resource in tree.get("resourceSpans", ()):
         for scope in resource["scopeSpans"]:
             for span in scope["spans"]:

@@ -237,6 +237,48 @@ def churn(
     raise SystemExit(1 if any(row["minority_rounds"] for row in tables.get(Part.SPLITS, ())) else 0)
 
 
+@bench.command("trace")
+def trace(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="14 stragglers, and 10 pairs of rounds: some five minutes")
+    ] = False,
+    stragglers: Annotated[int, typer.Option(min=0, help="how many are planted; 0: 200, or 14 with --quick")] = 0,
+    pairs: Annotated[
+        int | None,
+        typer.Option(min=0, help="of rounds, for what traces cost; 0: not measured; else 30, or 10 with --quick"),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="keep the peers' logs and all spans here; else they are removed")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the stragglers, and of losses")] = 0,
+    json: Json = None,
+) -> None:
+    """Plant stragglers in a real swarm: do its traces name them?
+
+    Five peers in network namespaces of this machine, with home lines between them (110/500 Mb/s, 40 ms, 0.1 % loss) and
+    a collector that 5 % of all packets do not reach. One after the other, a slow CPU, a slow uplink, a slow downlink, a
+    lossy link, a slow validator, a stuck disk, a bad pair of peers, whose and how slow by chance. `elastic trace slow`
+    should name each, peer and phase; what nobody waited for is left out, and counted. Then how many spans the collector
+    has of all that were made, and what they cost, from rounds with and without them in turn. Needs Linux and root, for
+    the namespaces; skips itself where it may not make them. Exit code 1 if fewer than 95 % of them were named.
+    """
+    from elastic.bench.churn.wan import LinkSpeed, obstacle
+
+    _can_be_written(json)
+    problem = obstacle()
+    if problem is not None:
+        say(f"skipped: {problem}")
+        return
+    from elastic.bench.trace.suite import ENOUGH, measure
+
+    number = stragglers or (14 if quick else 200)
+    compared = pairs if pairs is not None else (10 if quick else 30)
+    with _folder(folder) as place:
+        result = measure(place, number, compared, LinkSpeed(), seed, say)
+    _write(json, result)
+    raise SystemExit(0 if result["accuracy"] >= ENOUGH else 1)
+
+
 @bench.command("attack")
 def attack(  # noqa: PLR0913 - options of a command
     quick: Annotated[

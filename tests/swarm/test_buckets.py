@@ -144,7 +144,7 @@ async def test_the_network_actor_gives_the_exchange_its_settings(
         addresses = announced(await actor.start())
         assert addresses[-1] == "https://bucket.example.org/run"
         assert addresses[0].startswith("/ip4/127.0.0.1/")
-        digest = await actor.call("provide", b"payload")
+        digest = await actor.call({}, "provide", b"payload")
     finally:
         await actor.close()
     assert (tmp_path / "bucket" / digest).read_bytes() == b"payload"

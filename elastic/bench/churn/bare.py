@@ -82,10 +82,14 @@ class Narrator:
         self._round = plan.round
 
     def record(self, report: RoundReport, memories: Mapping[str, JSON]) -> None:
-        self.say("report", report=report.model_dump(mode="json"))
+        self.say("report", report=report.model_dump(mode="json"), cpu=time.process_time())
 
 
-async def live(config: RunConfig, pace: float, narrator: Narrator) -> None:
+Make = Callable[[Session, float], LocalTrainer]
+"""A trainer of that session, at that pace."""
+
+
+async def live(config: RunConfig, make: Make, pace: float, narrator: Narrator) -> None:
     """One life, to the end of the run or of standard input."""
     identity, local, shared = Identity.load(config.key_path), config.local, config.shared
     trace.setup(local.trace, run=shared.run, peer=identity.peer, name=local.name, state_dir=local.state_dir)
@@ -99,7 +103,7 @@ async def live(config: RunConfig, pace: float, narrator: Narrator) -> None:
 
     async def assembled() -> Peer:
         session = await asyncio.to_thread(lambda: Session(shared, session_parts(config), worker=Worker()))
-        trainer = PacedTrainer(session, pace)
+        trainer = make(session, pace)
         return assemble(config, exchange, trainer, await trainer.state(), narrator.phase)
 
     try:
@@ -114,9 +118,9 @@ async def live(config: RunConfig, pace: float, narrator: Narrator) -> None:
         await exchange.close()
 
 
-async def until_told(config: RunConfig, pace: float) -> None:
+async def until_told(config: RunConfig, make: Make, pace: float) -> None:
     """Live until standard input closes: whoever started us wants us to leave, or is gone."""
-    living = asyncio.create_task(live(config, pace, Narrator()))
+    living = asyncio.create_task(live(config, make, pace, Narrator()))
     ending = asyncio.create_task(asyncio.to_thread(sys.stdin.buffer.read))
     await asyncio.wait([living, ending], return_when=asyncio.FIRST_COMPLETED)
     if not living.done():
@@ -125,7 +129,7 @@ async def until_told(config: RunConfig, pace: float) -> None:
         await living
 
 
-def main() -> None:
+def main(make: Make = PacedTrainer) -> None:
     """`python -m elastic.bench.churn.bare FILE`, a run file as JSON."""
     path = Path(sys.argv[1])
     tree = orjson.loads(path.read_bytes())
@@ -134,7 +138,7 @@ def main() -> None:
     log_to_file(config)
     torch.set_num_threads(1)
     try:
-        asyncio.run(until_told(config, pace))
+        asyncio.run(until_told(config, make, pace))
     except Exception:
         logging.getLogger(__name__).exception("this life ended")
         raise

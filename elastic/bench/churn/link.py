@@ -2,7 +2,7 @@
 
 A kernel's own emulator (netem) is often not there, and needs no replacement for what we ask of it: every host has an
 uplink and a downlink of some rate with a short queue that drops what does not fit (tail drop), a delay to the others,
-random loss, and a side: packets between different sides are dropped, which is a partition.
+random loss, a bad way to one of them, and a side: packets between different sides are dropped, which is a partition.
 
 Run as a process of its own by `wan.Wan`, which also tells it changes. It is the janitor too: when its standard input
 closes, whoever started it is gone or done, and it ends everything in the namespaces and removes them.
@@ -22,7 +22,7 @@ import struct
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SETIFF, TUN, NO_PI = 0x400454CA, 0x0001, 0x1000
 BURST = 32
@@ -44,25 +44,42 @@ class Port:
     """Seconds from it to anyone."""
     loss: float
     """Probability that a packet it sends is lost."""
+    down_loss: float = 0.0
+    """Probability that a packet to it is lost."""
     side: int = 0
     up_free: float = 0.0
     down_free: float = 0.0
 
 
+@dataclass(slots=True)
+class Narrow:
+    """A bad way between two hosts, in both directions, whatever their own lines are like."""
+
+    hosts: frozenset[int]
+    rate: float
+    """Bytes per second."""
+    free: dict[int, float] = field(default_factory=dict)
+    """Sender → when its last packet is through."""
+
+
 class Link:
     """Packets in, packets out at their time."""
 
-    def __init__(self, tuns: list[int], ports: list[Port], queue_seconds: float, seed: int) -> None:
+    def __init__(
+        self, tuns: list[int], ports: list[Port], queue_seconds: float, seed: int, queue_bytes: int = 0
+    ) -> None:
         """Nothing moves before `run`.
 
         Args:
             tuns: one non-blocking TUN file descriptor per host.
             ports: what each host's connection is like.
-            queue_seconds: a packet that would wait longer in a queue is dropped.
+            queue_seconds: a packet that would wait longer in a queue is dropped,
             seed: of the losses.
+            queue_bytes: unless there are not so many before it: slow lines have room for a few packets too.
         """
-        self._tuns, self.ports, self._queue = tuns, ports, queue_seconds
+        self._tuns, self.ports, self._queue, self._room = tuns, ports, queue_seconds, queue_bytes
         self._random = random.Random(seed)
+        self._narrow: Narrow | None = None
         self._due: list[tuple[float, int, int, bytes]] = []
         self._count = 0
 
@@ -87,10 +104,15 @@ class Link:
                     self._take(index[ready])
 
     def change(self, change: dict[str, list[float]]) -> None:
-        """{"side": [0, 1, …]} or any other field of a port, a value for each host."""
-        for field, values in change.items():
+        """{"side": [0, 1, …]} or any other field of a port, a value for each host; or {"narrow": [2, 3, 1e4]}, the way
+        between two hosts in bytes per second, and {"narrow": []} for none.
+        """
+        for name, values in change.items():
+            if name == "narrow":
+                self._narrow = Narrow(frozenset(map(int, values[:2])), values[2]) if values else None
+                continue
             for port, value in zip(self.ports, values, strict=True):
-                setattr(port, field, value)
+                setattr(port, name, value)
 
     def route(self, sender: int, packet: bytes, now: float) -> float | None:
         """When a packet arrives, and None if it never does."""
@@ -98,16 +120,34 @@ class Link:
         if receiver is None or receiver >= len(self.ports):
             return None
         source, sink, size = self.ports[sender], self.ports[receiver], len(packet)
-        if source.side != sink.side or source.up_free - now > self._queue:
+        if source.side != sink.side or source.up_free - now > self._most(source.up):
             return None
         source.up_free = max(now, source.up_free) + size / source.up
-        if self._random.random() < source.loss:
+        if self._random.random() < 1 - (1 - source.loss) * (1 - sink.down_loss):
             return None
-        arrival = source.up_free + source.delay
-        if sink.down_free - arrival > self._queue:
+        through = self._squeezed(sender, receiver, size, source.up_free)
+        if through is None:
+            return None
+        arrival = through + source.delay
+        if sink.down_free - arrival > self._most(sink.down):
             return None
         sink.down_free = max(arrival, sink.down_free) + size / sink.down
         return sink.down_free
+
+    def _squeezed(self, sender: int, receiver: int, size: int, at: float) -> float | None:
+        """When a packet is through the bad way between two hosts, if there is one; None: it never is."""
+        narrow = self._narrow
+        if narrow is None or narrow.hosts != {sender, receiver}:
+            return at
+        begins = max(at, narrow.free.get(sender, 0.0))
+        if begins - at > self._most(narrow.rate):
+            return None
+        narrow.free[sender] = begins + size / narrow.rate
+        return narrow.free[sender]
+
+    def _most(self, rate: float) -> float:
+        """Seconds that a packet may wait for a line of that rate."""
+        return max(self._queue, self._room / rate)
 
     def _take(self, sender: int) -> None:
         for _ in range(BURST):
@@ -177,7 +217,7 @@ def main() -> None:
         ports = [Port(**setup["port"]) for _ in namespaces]
         sys.stdout.write("ready\n")
         sys.stdout.flush()
-        Link(tuns, ports, setup["queue_seconds"], setup["seed"]).run(sys.stdin.fileno())
+        Link(tuns, ports, setup["queue_seconds"], setup["seed"], setup["queue_bytes"]).run(sys.stdin.fileno())
     except subprocess.CalledProcessError as error:
         sys.stdout.write(f"{' '.join(error.cmd)}: {error.stderr.decode().strip()}\n")
     finally:

@@ -48,6 +48,12 @@ class Settings:
     train_seconds: float = 20.0
     gather_seconds: float = 20.0
     deadline_factor: float = 2.0
+    reducer: Mapping[str, Any] | None = None
+    """As in a run file; None: its default."""
+    trace: Mapping[str, Any] | None = None
+    """The same; None: to our own collector, which has the entry point's host."""
+    program: str = "elastic.bench.churn.bare"
+    """The module that a peer runs."""
 
 
 class Child:
@@ -98,7 +104,7 @@ class Child:
 class Host:
     """One peer over all its lives."""
 
-    def __init__(self, wan: Wan, host: int, folder: Path, tree: Mapping[str, Any]) -> None:
+    def __init__(self, wan: Wan, host: int, folder: Path, tree: Mapping[str, Any], program: str) -> None:
         """Not started.
 
         Args:
@@ -106,16 +112,21 @@ class Host:
             host: its number there.
             folder: its state directory, with its key in it.
             tree: its run file, and the pace of its trainer.
+            program: the module that it runs.
         """
         self.host, self.folder, self.name = host, folder, folder.name
         self.id: PeerId = Identity.load_or_create(folder / "peer.key").peer
         config = folder / "run.json"
         config.write_bytes(orjson.dumps(tree))
-        self.child = Child(wan, host, folder / "stderr.log", "elastic.bench.churn.bare", str(config))
+        self.child = Child(wan, host, folder / "stderr.log", program, str(config))
         self.reports: list[tuple[float, RoundReport]] = []
         """With the time at which each came."""
         self.started, self.began, self.killed = 0.0, 0.0, 0.0
         """Times of the last start, of when trainer and network were there after it, and of the last kill."""
+        self.cpu: dict[int, float] = {}
+        """Round → seconds of CPU up to its end, in the life that finished it."""
+        self.spans = 0
+        """Made in lives that are over, where the program counts them."""
         self.trigger: Trigger | None = None
         """Kills it; used up by that."""
         self._reading: asyncio.Task[None] | None = None
@@ -167,8 +178,11 @@ class Host:
                 self.kill()
             elif said["what"] == "begins":
                 self.began = said["at"]
+            elif said["what"] == "spans":
+                self.spans += said["ended"]
             elif said["what"] == "report":
                 self.reports.append((said["at"], RoundReport.model_validate(said["report"], strict=False)))
+                self.cpu[int(self.round)] = said["cpu"]
 
 
 class Swarm:
@@ -196,7 +210,9 @@ class Swarm:
             "--key", str(folder / "bootstrap.key"), "--until-stdin-closes",
         )  # fmt: skip
         self.collector = Child(wan, peers, folder / "collector.log", "elastic.bench.churn.collector", str(TRACE_PORT))
-        self.hosts = [Host(wan, number, folder / name, self._tree(name)) for number, name in enumerate(names)]
+        self.hosts = [
+            Host(wan, number, folder / name, self._tree(name), settings.program) for number, name in enumerate(names)
+        ]
 
     def proposer(self, round_: RoundIndex) -> Host:
         """Who proposes first in that round."""
@@ -273,10 +289,11 @@ class Swarm:
 
     def _tree(self, name: str) -> dict[str, Any]:
         settings = self._settings
+        reducer = {"reducer": settings.reducer} if settings.reducer else {}
         return {
             PACE: settings.pace,
             "shared": {
-                "run": RUN, "rounds": 10**6,
+                "run": RUN, "rounds": 10**6, **reducer,
                 "inner": {"steps": 4, "batch_size": 4, "sequence_length": 64},
                 "round": {
                     "train_seconds": settings.train_seconds, "gather_seconds": settings.gather_seconds,
@@ -285,7 +302,8 @@ class Swarm:
                 "agreement": {"validators": self.deciding},
             },
             "local": {
-                "name": name, "state_dir": ".", "trace": {"exporter": "otlp", "endpoint": self._traces},
+                "name": name, "state_dir": ".",
+                "trace": settings.trace or {"exporter": "otlp", "endpoint": self._traces},
                 "network": {"bootstrap": [self._entry], "map_port": False},
             },
         }  # fmt: skip

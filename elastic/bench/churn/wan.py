@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -33,6 +33,13 @@ class LinkSpeed:
     loss: float = 0.001
     mtu: int = 1500
     queue_ms: float = 100.0
+    queue_packets: int = 16
+    """A queue has room for so many, also where they take longer than that."""
+
+    def port(self) -> dict[str, float]:
+        """The same as `link.Port` has it."""
+        up, down = self.up_mbps * 1e6 / 8, self.down_mbps * 1e6 / 8
+        return {"up": up, "down": down, "delay": self.rtt_ms / 2000, "loss": self.loss}
 
     def __str__(self) -> str:
         return f"{self.up_mbps:g}/{self.down_mbps:g} Mb/s, {self.rtt_ms:g} ms, {self.loss:.1%} loss"
@@ -66,14 +73,9 @@ class Wan:
 
     def __enter__(self) -> Self:
         _sweep()
-        speed = self.speed
-        port = {
-            "up": speed.up_mbps * 1e6 / 8, "down": speed.down_mbps * 1e6 / 8, "delay": speed.rtt_ms / 2000,
-            "loss": speed.loss,
-        }  # fmt: skip
         setup = {
-            "namespaces": self._namespaces, "mtu": speed.mtu, "port": port,
-            "queue_seconds": speed.queue_ms / 1000, "seed": self._seed,
+            "namespaces": self._namespaces, "mtu": self.speed.mtu, "port": self.speed.port(),
+            "queue_seconds": self.speed.queue_ms / 1000, "queue_bytes": self.speed.queue_packets * self.speed.mtu, "seed": self._seed,
         }  # fmt: skip
         self._mover = subprocess.Popen(
             [sys.executable, "-m", "elastic.bench.churn.link", json.dumps(setup)],
@@ -103,13 +105,14 @@ class Wan:
 
     def split(self, sides: Sequence[int]) -> None:
         """From now on only hosts with equal numbers hear each other."""
-        self._change({"side": list(sides)})
+        self.change({"side": list(sides)})
 
     def heal(self) -> None:
         """From now on everyone hears everyone."""
         self.split([0] * self.hosts)
 
-    def _change(self, change: dict[str, list[int]]) -> None:
+    def change(self, change: Mapping[str, Sequence[float]]) -> None:
+        """Let connections be different from now on; see `link.Link.change`."""
         assert self._mover is not None and self._mover.stdin is not None
         self._mover.stdin.write(json.dumps(change) + "\n")
         self._mover.stdin.flush()
