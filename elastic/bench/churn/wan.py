@@ -75,7 +75,8 @@ class Wan:
         _sweep()
         setup = {
             "namespaces": self._namespaces, "mtu": self.speed.mtu, "port": self.speed.port(),
-            "queue_seconds": self.speed.queue_ms / 1000, "queue_bytes": self.speed.queue_packets * self.speed.mtu, "seed": self._seed,
+            "queue_seconds": self.speed.queue_ms / 1000, "seed": self._seed,
+            "queue_bytes": self.speed.queue_packets * self.speed.mtu,
         }  # fmt: skip
         self._mover = subprocess.Popen(
             [sys.executable, "-m", "elastic.bench.churn.link", json.dumps(setup)],
