@@ -36,47 +36,99 @@ def test_addresses_name_hosts_and_nothing_else_does() -> None:
     assert destination(packet(1)[:16] + struct.pack("!I", 0x08080808)) is None
 
 
+def arrivals(wan: Link) -> list[float]:
+    return [at for at, _, _ in wan.arrivals(now=1e9)]
+
+
 def test_a_packet_takes_its_time_on_both_lines_and_in_between() -> None:
+    wan = link()
+    wan.send(0, packet(1), now=10.0)
     # 100 bytes at 1000 B/s are 0.1 s up and 0.1 s down
-    assert link().route(0, packet(1), now=10.0) == pytest.approx(10.0 + 0.1 + DELAY + 0.1)
+    assert arrivals(wan) == pytest.approx([10.0 + 0.1 + DELAY + 0.1])
+
+
+def test_nothing_arrives_before_its_time() -> None:
+    wan = link()
+    wan.send(0, packet(1), now=10.0)
+    assert list(wan.arrivals(now=10.6)) == []
+    assert [(receiver, data) for _, receiver, data in wan.arrivals(now=10.8)] == [(1, packet(1))]
 
 
 def test_packets_queue_and_what_would_wait_too_long_is_dropped() -> None:
     # given a line of ten packets a second, and a second of queue
     wan = link(queue_seconds=1.0, down=1e9)
     # when thirty come at once
-    arrivals = [wan.route(0, packet(1), now=0.0) for _ in range(30)]
+    for _ in range(30):
+        wan.send(0, packet(1), now=0.0)
     # then eleven go out, one after the other
-    through = [arrival for arrival in arrivals if arrival is not None]
-    assert through == pytest.approx([0.1 * n + DELAY for n in range(1, 12)], abs=1e-6)
+    assert arrivals(wan) == pytest.approx([0.1 * n + DELAY for n in range(1, 12)], abs=1e-6)
+
+
+def test_a_slow_line_has_room_for_a_few_packets_however_long_they_wait() -> None:
+    wan = Link([], [Port(RATE, 1e9, DELAY, 0.0) for _ in range(2)], queue_seconds=0.1, seed=1, queue_bytes=500)
+    for _ in range(30):
+        wan.send(0, packet(1), now=0.0)
+    assert arrivals(wan) == pytest.approx([0.1 * n + DELAY for n in range(1, 7)], abs=1e-6)
 
 
 def test_senders_share_the_downlink_of_who_receives() -> None:
     wan = link(hosts=3, up=1e9)
-    arrivals = [wan.route(sender, packet(2), now=0.0) for sender in (0, 1)]
-    assert arrivals == pytest.approx([DELAY + 0.1, DELAY + 0.2], abs=1e-6)
+    for sender in (0, 1):
+        wan.send(sender, packet(2), now=0.0)
+    assert arrivals(wan) == pytest.approx([DELAY + 0.1, DELAY + 0.2], abs=1e-6)
 
 
-def test_losses_are_as_many_as_told_and_the_same_for_a_seed() -> None:
-    def lost() -> list[bool]:
-        wan = link(loss=0.1, up=1e9, down=1e9)
-        return [wan.route(0, packet(1), now=float(n)) is None for n in range(2000)]
+def test_a_slow_sender_holds_up_nobody_elses_packets() -> None:
+    # given a host whose line takes a second for a packet
+    wan = link(hosts=3, up=1e9)
+    wan.change({"up": [100.0, 1e9, 1e9]})
+    # when it sends to where a fast one sends too, a little later
+    wan.send(0, packet(2), now=0.0)
+    wan.send(1, packet(2), now=0.2)
+    # then the fast one's packet is there first
+    assert arrivals(wan) == pytest.approx([0.2 + DELAY + 0.1, 1.0 + DELAY + 0.1], abs=1e-6)
 
-    assert lost() == lost()
-    assert 140 < sum(lost()) < 260
+
+def test_a_bad_way_is_bad_between_two_hosts_only_and_in_both_directions() -> None:
+    wan = link(hosts=3, up=1e9, down=1e9)
+    wan.change({"narrow": [0, 1, 50.0]})
+    for sender, receiver in ((0, 1), (1, 0), (0, 2), (2, 1)):
+        wan.send(sender, packet(receiver), now=0.0)
+    assert arrivals(wan) == pytest.approx([DELAY, DELAY, DELAY + 2.0, DELAY + 2.0], abs=1e-6)
+    wan.change({"narrow": []})
+    wan.send(0, packet(1), now=10.0)
+    assert arrivals(wan) == pytest.approx([10.0 + DELAY], abs=1e-6)
+
+
+@pytest.mark.parametrize("changed", [{"loss": [0.1, 0.0]}, {"down_loss": [0.0, 0.1]}], ids=str)
+def test_losses_are_as_many_as_told_and_the_same_for_a_seed(changed: dict[str, list[float]]) -> None:
+    def came() -> list[float]:
+        wan = link(up=1e9, down=1e9)
+        wan.change(changed)
+        for n in range(2000):
+            wan.send(0, packet(1), now=float(n))
+        return arrivals(wan)
+
+    assert came() == came()
+    assert 140 < 2000 - len(came()) < 260
 
 
 def test_a_split_network_carries_nothing_between_its_sides_until_it_heals() -> None:
     wan = link(hosts=3)
     wan.change({"side": [0, 1, 0]})
-    assert wan.route(0, packet(1), now=0.0) is None
-    assert wan.route(0, packet(2), now=0.0) is not None
+    wan.send(0, packet(1), now=0.0)
+    assert arrivals(wan) == []
+    wan.send(0, packet(2), now=0.0)
+    assert len(arrivals(wan)) == 1
     wan.change({"side": [0, 0, 0]})
-    assert wan.route(0, packet(1), now=9.0) is not None
+    wan.send(0, packet(1), now=9.0)
+    assert len(arrivals(wan)) == 1
 
 
 def test_nothing_is_routed_to_who_is_not_there() -> None:
-    assert link().route(0, packet(7), now=0.0) is None
+    wan = link()
+    wan.send(0, packet(7), now=0.0)
+    assert arrivals(wan) == []
 
 
 def test_rows_fit_under_their_headers() -> None:

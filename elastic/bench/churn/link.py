@@ -22,6 +22,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 SETIFF, TUN, NO_PI = 0x400454CA, 0x0001, 0x1000
@@ -80,7 +81,8 @@ class Link:
         self._tuns, self.ports, self._queue, self._room = tuns, ports, queue_seconds, queue_bytes
         self._random = random.Random(seed)
         self._narrow: Narrow | None = None
-        self._due: list[tuple[float, int, int, bytes]] = []
+        self._due: list[tuple[float, int, int, bytes, bool]] = []
+        """(when, count, receiver, packet, whether it is through the receiver's own line)"""
         self._count = 0
 
     def run(self, control: int) -> None:
@@ -114,25 +116,37 @@ class Link:
             for port, value in zip(self.ports, values, strict=True):
                 setattr(port, name, value)
 
-    def route(self, sender: int, packet: bytes, now: float) -> float | None:
-        """When a packet arrives, and None if it never does."""
+    def send(self, sender: int, packet: bytes, now: float) -> None:
+        """A host sends something; it may get lost."""
         receiver = destination(packet)
         if receiver is None or receiver >= len(self.ports):
-            return None
+            return
         source, sink, size = self.ports[sender], self.ports[receiver], len(packet)
         if source.side != sink.side or source.up_free - now > self._most(source.up):
-            return None
+            return
         source.up_free = max(now, source.up_free) + size / source.up
         if self._random.random() < 1 - (1 - source.loss) * (1 - sink.down_loss):
-            return None
+            return
         through = self._squeezed(sender, receiver, size, source.up_free)
-        if through is None:
-            return None
-        arrival = through + source.delay
-        if sink.down_free - arrival > self._most(sink.down):
-            return None
-        sink.down_free = max(arrival, sink.down_free) + size / sink.down
-        return sink.down_free
+        if through is not None:
+            self._push(through + source.delay, receiver, packet, there=False)
+
+    def arrivals(self, now: float) -> Iterator[tuple[float, int, bytes]]:
+        """(when, receiver, packet) of all that has arrived by now, in order."""
+        while self._due and self._due[0][0] <= now:
+            at, _, receiver, packet, there = heapq.heappop(self._due)
+            if there:
+                yield at, receiver, packet
+                continue
+            # Only now that its turn has come: what took the slow way of another must hold up nobody.
+            sink = self.ports[receiver]
+            if sink.down_free - at <= self._most(sink.down):
+                sink.down_free = max(at, sink.down_free) + len(packet) / sink.down
+                self._push(sink.down_free, receiver, packet, there=True)
+
+    def _push(self, at: float, receiver: int, packet: bytes, *, there: bool) -> None:
+        self._count += 1
+        heapq.heappush(self._due, (at, self._count, receiver, packet, there))
 
     def _squeezed(self, sender: int, receiver: int, size: int, at: float) -> float | None:
         """When a packet is through the bad way between two hosts, if there is one; None: it never is."""
@@ -155,15 +169,10 @@ class Link:
                 packet = os.read(self._tuns[sender], 65535)
             except BlockingIOError:
                 return
-            at = self.route(sender, packet, time.monotonic())
-            if at is not None:
-                self._count += 1
-                heapq.heappush(self._due, (at, self._count, destination(packet) or 0, packet))
+            self.send(sender, packet, time.monotonic())
 
     def _deliver(self) -> None:
-        now = time.monotonic()
-        while self._due and self._due[0][0] <= now:
-            _, _, receiver, packet = heapq.heappop(self._due)
+        for _, receiver, packet in self.arrivals(time.monotonic()):
             with contextlib.suppress(OSError):  # the receiver's own queue is full: lost, as anywhere
                 os.write(self._tuns[receiver], packet)
 
