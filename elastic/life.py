@@ -136,6 +136,8 @@ class Life:
         """Whether the trainer may hold something else than we think."""
         self._unsure = True
         """Whether the swarm may be ahead of what we know."""
+        self._in_vain = (RoundIndex(0), 0)
+        """How often we have been through the round behind this one without a manifest."""
         self.leaving = False
         """Whether we were told to: what is done of the round under way is handed in, and no other begins."""
         self._contributing = False
@@ -209,7 +211,8 @@ class Life:
     async def _round(self, peer: Peer, head: Manifest) -> None:
         await self._become(peer, PeerStage.READY)
         await peer.follow_terms(RoundIndex(head.round + 1))
-        plan = peer.plan(head)
+        tries = self._in_vain[1] if self._in_vain[0] == head.round else 0
+        plan = peer.plan(head, tries)
         self._watch.begin(plan)
         self._contributing = plan.slot is not None
         try:
@@ -218,6 +221,7 @@ class Life:
             self._contributing = False
         self._watch.record(report, peer.memories())
         self._unsure = report.manifest is None
+        self._in_vain = (head.round, tries + 1) if report.manifest is None else (head.round, 0)
 
     async def _catch_up(self, peer: Peer, head: Manifest) -> None:
         self._watch.note(phase=f"catching up to round {head.round}")

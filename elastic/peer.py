@@ -98,10 +98,10 @@ class Peer:
         inner = self.shared.inner
         return inner.steps * inner.batch_size * inner.sequence_length
 
-    def plan(self, head: Manifest) -> RoundPlan:
-        """The round after `head`, for us."""
+    def plan(self, head: Manifest, tries: int = 0) -> RoundPlan:
+        """The round after `head`, for us, who have been through it in vain so often."""
         validators = self.agreement.terms(RoundIndex(head.round + 1)).validators
-        return plan_round(self.shared, head, self.state.anchor, self.id, validators)
+        return plan_round(self.shared, head, self.state.anchor, self.id, validators, tries)
 
     def decides(self, round_: RoundIndex) -> bool:
         """Whether we are a validator of that round."""

@@ -11,12 +11,14 @@ SHORTEST = 0.001
 """Seconds; a round takes time, whatever the clock says."""
 SLACK_SECONDS = 2.0
 """Added to every adaptive deadline: a round of 100 ms must not be lost to one slow packet."""
+MOST_DOUBLINGS = 10
+"""Of a deadline; the run file's bounds come first."""
 TRAIN_PART = 0.8
 """Part of the deadline that a slow peer may spend on inner steps; the rest is for getting its payload out."""
 
 
 def plan_round(
-    shared: Shared, head: Manifest, anchor: Digest, peer: PeerId, validators: Sequence[PeerId] = ()
+    shared: Shared, head: Manifest, anchor: Digest, peer: PeerId, validators: Sequence[PeerId] = (), tries: int = 0
 ) -> RoundPlan:
     """The plan of the round after `head`.
 
@@ -26,6 +28,8 @@ def plan_round(
         anchor: digest of the anchor we hold, after applying it.
         peer: us.
         validators: who decides it.
+        tries: how often we have been through this round in vain. Who is needed and always too late, a validator that
+            takes long to check a payload, would else be waited for in vain for ever.
     """
     deadline = round_deadline(shared.round, head.pace)
     return RoundPlan(
@@ -42,7 +46,7 @@ def plan_round(
         validators=tuple(validators),
         amended=head.amends,
         train_seconds=min(shared.round.train_seconds, deadline * TRAIN_PART if head.pace else deadline),
-        gather_seconds=deadline,
+        gather_seconds=min(deadline * 2 ** min(tries, MOST_DOUBLINGS), _bound(shared.round)),
     )
 
 
@@ -52,10 +56,14 @@ def round_deadline(config: RoundConfig, pace: Sequence[float]) -> float:
     Nothing is known of the first round, so it gets the bound. From then on it is `deadline_factor` times what the
     faster half of the swarm usually needs. The slower half contributes what it has by then, and moves nothing.
     """
-    bound = config.train_seconds + config.gather_seconds
+    bound = _bound(config)
     if not pace:
         return bound
     return min(bound, config.deadline_factor * median_low(pace) + SLACK_SECONDS)
+
+
+def _bound(config: RoundConfig) -> float:
+    return config.train_seconds + config.gather_seconds
 
 
 def next_pace(plan: RoundPlan, arrivals: Mapping[PeerId, float]) -> tuple[float, ...]:

@@ -99,7 +99,7 @@ def _more(round_: Round, worst: Step) -> list[str]:
     inner = peer.phase("inner")
     if worst.phase is Phase.COMPUTE and inner is not None and inner.number("tokens"):
         return [f"{inner.number('tokens') / max(inner.seconds, 1e-3):,.0f} tokens/s"]
-    if worst.phase in (Phase.UPLINK, Phase.LINK):
+    if worst.phase is Phase.UPLINK:
         return _rate("served", [event for span in peer.all("round.serve") for event in span.events], "to")
     if worst.phase is Phase.DOWNLINK:
         return _rate("received", [event for span in peer.all("round.transfer") for event in span.events], "from")

@@ -13,6 +13,9 @@ from elastic.tracing.rounds import Round
 MUCH = 0.35
 """Part of what a transfer took too long that others must share before one end is to blame."""
 
+FULL = 0.5
+"""Whose payloads go out at least so many times as slowly as others' come in has an uplink to blame for both."""
+
 
 class Phase(StrEnum):
     """What a peer was slow with."""
@@ -20,8 +23,8 @@ class Phase(StrEnum):
     COMPUTE = "compute"
     UPLINK = "upload link"
     DOWNLINK = "download link"
-    LINK = "link, both ways"
     PAIR = "link to one peer"
+    AVERAGING = "averaging"
     VALIDATION = "validation"
     RAY = "Ray scheduling"
     DISK = "disk"
@@ -69,14 +72,14 @@ class Links:
             return maker, Phase.PAIR, usual
         slow_up, slow_down = (maker_up or 0.0) > limit, (receiver_down or 0.0) > limit
         if slow_up and (not slow_down or (maker_up or 0.0) >= (receiver_down or 0.0)):
-            return maker, self._ways(maker, Phase.UPLINK, limit), usual
+            return maker, self._way(maker), usual
         if slow_down:
-            return receiver, self._ways(receiver, Phase.DOWNLINK, limit), usual
+            return receiver, self._way(receiver), usual
         return maker, Phase.PAIR, usual
 
-    def _ways(self, peer: str, found: Phase, limit: float) -> Phase:
-        other = self.down(peer) if found is Phase.UPLINK else self.up(peer)
-        return Phase.LINK if other is not None and other > limit else found
+    def _way(self, peer: str) -> Phase:
+        """Which way of a line is the narrow one: what comes in over a full uplink is slow too, for want of answers."""
+        return Phase.UPLINK if (self.up(peer) or 0.0) >= FULL * (self.down(peer) or 0.0) else Phase.DOWNLINK
 
 
 def _median(values: list[float]) -> float | None:

@@ -140,7 +140,7 @@ class _Walk:
             if phase is not None:
                 yield from self._work(of, phase, name, what)
         for name, kind, what in (
-            ("average", Phase.LINK, "averaging"),
+            ("average", Phase.AVERAGING, "averaging"),
             ("commit", Phase.DHT, "posting its commitment"),
             ("publish", Phase.DISK, "offering its payload"),
         ):

@@ -75,6 +75,22 @@ async def test_whose_contribution_came_late_is_in_everyones_report(tmp_path: Pat
         assert [each.late() for each in known.rounds()] == [[swarm["cyd"].id]] * 3
 
 
+async def test_a_validator_that_all_need_and_that_is_much_too_slow_gets_more_time_until_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    # given two validators, who both must sign, and rounds that have become short
+    bounds = {"gather_seconds": 60.0}
+    async with Swarm(tmp_path, "ann", "bob", "cyd", validators=("ann", "bob"), rounds=6, round=bounds) as swarm:
+        swarm.start()
+        await swarm.until(lambda: len(swarm["cyd"].reports) >= 3)
+        # when one of them needs longer for a payload than anybody is waited for
+        deadline = swarm["bob"].peer.plan(swarm.check_chain("bob")[3]).gather_seconds
+        swarm["bob"].lag = 2 * deadline
+        await swarm.finish()
+        # then the run went on to its end
+        assert swarm.check_chain("cyd")[6].counts(swarm["cyd"].id)
+
+
 async def test_a_late_contribution_is_kept_and_counted_later(tmp_path: Path) -> None:
     # given a node that needs longer than anyone waits
     async with Swarm(tmp_path, "ann", "bob", "slow", rounds=9) as swarm:

@@ -112,6 +112,18 @@ def test_a_pace_is_that_of_half_the_roster_or_as_before(came: list[float], befor
         assert after[:-1] == (*plan.pace, 0.0)[-PACE_ROUNDS:-1]
 
 
+def test_a_round_that_came_to_nothing_is_given_more_time_the_next_time_within_bounds() -> None:
+    # given a round for which a validator that all others need is always too late
+    head = genesis("demo", ANCHOR, PEERS, ME.peer).model_copy(update={"pace": (FAST,), "round": RoundIndex(4)})
+    plans = [plan_round(SHARED, head, ANCHOR, PEERS[0], tries=tries) for tries in range(99)]
+    # then everyone waits twice as long each time, up to what the run file allows
+    bound = SHARED.round.train_seconds + SHARED.round.gather_seconds
+    assert plans[2].gather_seconds == 2 * plans[1].gather_seconds == 4 * plans[0].gather_seconds
+    assert plans[-1].gather_seconds == bound
+    # and nobody trains for longer
+    assert {plan.train_seconds for plan in plans} == {plans[0].train_seconds}
+
+
 def test_strangers_and_who_came_too_late_have_no_pace() -> None:
     plan = planned((5.0,), PEERS[:3])
     assert next_pace(plan, {PEERS[0]: 1.0, PEERS[5]: 1.0, PEERS[4]: 1.0}) == (5.0,)

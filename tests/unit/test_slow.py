@@ -95,10 +95,14 @@ def test_a_slow_downlink_is_slow_from_everyone() -> None:
     assert blamed(made) == ("ann", Phase.DOWNLINK)
 
 
-def test_a_line_that_is_slow_both_ways() -> None:
+def test_a_full_uplink_slows_what_comes_in_too_and_a_full_downlink_hardly_what_goes_out() -> None:
     made = case()
     made.transfers = {pair: 3.0 for other in NAMES for pair in ((other, "bob"), ("bob", other))}
-    assert blamed(made) == ("bob", Phase.LINK)
+    assert blamed(made) == ("bob", Phase.UPLINK)
+    made.transfers = {
+        pair: seconds for other in NAMES for pair, seconds in (((other, "bob"), 3.0), (("bob", other), 0.6))
+    }
+    assert blamed(made) == ("bob", Phase.DOWNLINK)
 
 
 def test_one_bad_pair() -> None:

@@ -6,7 +6,7 @@ The file tells only what a machine would do by itself: no code of a peer, and no
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -42,7 +42,7 @@ ANSWERS: Mapping[Kind, frozenset[Phase]] = {
     Kind.CPU: frozenset({Phase.COMPUTE}),
     Kind.UPLINK: frozenset({Phase.UPLINK}),
     Kind.DOWNLINK: frozenset({Phase.DOWNLINK}),
-    Kind.LOSS: frozenset({Phase.LINK, Phase.UPLINK, Phase.DOWNLINK}),  # a loss may hit either way
+    Kind.LOSS: frozenset({Phase.UPLINK, Phase.DOWNLINK}),  # a loss may hit either way
     Kind.VALIDATOR: frozenset({Phase.VALIDATION}),
     Kind.DISK: frozenset({Phase.DISK}),
     Kind.PAIR: frozenset({Phase.PAIR}),
@@ -91,7 +91,7 @@ def draw(number: int, seed: int, swarm: Swarm, least: float, most: float) -> lis
         kind = kinds[index % len(kinds)]
         hosts = deciding if kind is Kind.VALIDATOR else range(len(swarm.hosts))
         chosen = tuple(sorted(rng.sample(list(hosts), 2 if kind is Kind.PAIR else 1)))
-        loss = rng.uniform(0.15, 0.3) if kind is Kind.LOSS else 0.0
+        loss = rng.uniform(0.06, 0.15) if kind is Kind.LOSS else 0.0
         found.append(Fault(kind, chosen, rng.uniform(least, most), loss, sign=rng.random() < 0.5))
     return found
 
@@ -99,16 +99,16 @@ def draw(number: int, seed: int, swarm: Swarm, least: float, most: float) -> lis
 def plant(swarm: Swarm, fault: Fault, payload: int) -> None:
     """Let it be so from now on; `payload` is the size of a contribution in bytes."""
     host, others = fault.hosts[0], len(swarm.hosts) - 1
-    rate = payload / fault.seconds
+    rate = payload * others / fault.seconds  # to everyone, and from everyone
     match fault.kind:
         case Kind.UPLINK:
             _lines(swarm, up={host: rate})
         case Kind.DOWNLINK:
-            _lines(swarm, down={host: rate * others})
+            _lines(swarm, down={host: rate})
         case Kind.LOSS:
             _lines(swarm, loss={host: fault.loss}, down_loss={host: fault.loss})
         case Kind.PAIR:
-            swarm.wan.change({"narrow": [*fault.hosts, rate]})
+            swarm.wan.change({"narrow": [*fault.hosts, payload / fault.seconds]})
         case Kind.CPU:
             _tell(swarm.hosts[host], Ails(inner=fault.seconds))
         case Kind.DISK:
@@ -126,11 +126,15 @@ def heal(swarm: Swarm) -> None:
         _tell(host, Ails())
 
 
-async def rounds(swarm: Swarm, number: int) -> None:
-    """Until everyone has finished so many more."""
-    last = swarm.round + number
+async def rounds(swarm: Swarm, number: int, but: Collection[int] = ()) -> None:
+    """Until everyone `but` some has finished so many more.
+
+    Raises:
+        ElasticError: that took much too long.
+    """
+    last, hosts = swarm.round + number, [host for host in swarm.hosts if host.host not in but]
     await swarm.until(
-        lambda: min(host.round for host in swarm.hosts) >= last, number * ROUND_SECONDS, f"round {last} is over"
+        lambda: min(host.round for host in hosts) >= last, number * ROUND_SECONDS, f"round {last} is over"
     )
 
 

@@ -22,13 +22,13 @@ from elastic.tracing.rounds import rounds_of
 
 PEERS, VALIDATORS = 5, 2
 """A quorum of two validators is both, so that each can keep everyone waiting."""
-PACE = 0.8
+PACE = 1.5
 REDUCER = {"name": "sparseloco", "k": 512}
 """Eight times as dense as usual: payloads of 0.1 MB, whose ways take long beside the DHT's small talk."""
-LEAST, MOST = 2.0, 5.0
-"""Seconds by which a straggler is slow; rounds take about four."""
-HELD, CALM = 2, 1
-"""Rounds for which a straggler stays: which of the two it hits depends on the moment; rounds in between."""
+LEAST, MOST = 1.2, 3.0
+"""Seconds by which a straggler is slow; rounds take about five."""
+HELD, CALM = 1, 1
+"""Rounds for which a straggler stays, and rounds behind it: what came late in one makes the next begin late."""
 ENOUGH = 0.95
 """Part of the stragglers that should be named."""
 SLOWED = 1.2
@@ -41,7 +41,7 @@ class Trial:
 
     fault: Fault
     first: RoundIndex
-    """The first round of which it was one."""
+    """The round of which it was one."""
     round: RoundIndex
     seconds: float
     """That round's."""
@@ -127,19 +127,19 @@ async def _plant(
         for each in draw(number, seed, swarm, LEAST, MOST):
             first = RoundIndex(swarm.round + 1)
             plant(swarm, each, payload)
-            await rounds(swarm, HELD)
+            await rounds(swarm, HELD, but=each.hosts)  # who is too slow is left out
             heal(swarm)
             await rounds(swarm, CALM)
             planted.append((each, first))
-            say(f"{len(planted):4d} of {number}  rounds {first} and {first + 1}: {each}")
+            say(f"{len(planted):4d} of {number}  round {first}: {each}")
     return planted, usual, sum(host.spans for host in swarm.hosts)
 
 
 def judged(planted: Sequence[tuple[Fault, RoundIndex]], found: Sequence[Finding], usual: float) -> Iterator[Trial]:
-    """Each straggler beside what the traces say of the longest of its rounds."""
+    """Each straggler beside what the traces say of the longest round that it had to do with."""
     known = {each.round: each for each in found}
     for fault, first in planted:
-        hit = [known[number] for number in range(first, first + HELD) if number in known]
+        hit = [known[number] for number in range(first, first + HELD + CALM) if number in known]
         if not hit:
             yield Trial(fault, first, first, 0.0, False, "", "", False, False, "no spans")
             continue
