@@ -75,10 +75,12 @@ class Deliberation:
         """What we propose. When an earlier proposal came to nothing, the others' notes may say why."""
         if view > 0:
             await self._compare_notes()
-        trace.event("proposes", view=int(view))
         shared = self._wish is not None and await is_shared(self._peer, self._plan, self._wish)
-        amendment = self._wish if shared else None
-        return own_manifest(self._peer, self._plan, self.seen, await self._peer.exchange.cards(), amendment)
+        amendment, cards = self._wish if shared else None, await self._peer.exchange.cards()
+        trace.event("drafts", view=int(view))
+        manifest = own_manifest(self._peer, self._plan, self.seen, cards, amendment)
+        trace.event("proposes", view=int(view))
+        return manifest
 
     async def accepts(self, manifest: Manifest) -> bool:
         """Whether we sign another's; what it counts and we lack is fetched first."""
@@ -88,6 +90,7 @@ class Deliberation:
             await self._compare_notes()
             await self._fetch(disputed)
         cards = await self._peer.exchange.cards()
+        trace.event("looks at", proposer=manifest.proposer)
         against = objection(self._peer, self._plan, self.seen, cards, manifest, self._wish, self._patience())
         trace.event("looked at", proposer=manifest.proposer, counted=len(manifest.counted), against=against)
         if against is not None:

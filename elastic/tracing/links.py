@@ -16,6 +16,9 @@ MUCH = 0.35
 FULL = 0.5
 """Whose payloads go out at least so many times as slowly as others' come in has an uplink to blame for both."""
 
+BAD, BAD_PAIR = 2.0, 4.0
+"""A line, or the way between two, that is so many times as slow as others carries commitments and votes slowly too."""
+
 
 class Phase(StrEnum):
     """What a peer was slow with."""
@@ -75,7 +78,29 @@ class Links:
             return maker, self._way(maker), usual
         if slow_down:
             return receiver, self._way(receiver), usual
+        # Neither way of either line is slow with others, but a full one has no room for the answers of the other way.
+        if (self.down(maker, receiver) or 0.0) > limit:
+            return maker, Phase.DOWNLINK, usual
+        if (self.up(receiver, maker) or 0.0) > limit:
+            return receiver, Phase.UPLINK, usual
         return maker, Phase.PAIR, usual
+
+    def worst(self) -> tuple[str, Phase] | None:
+        """The one line, or way between two peers, that is much slower than all others; None: there is none."""
+        peers = sorted({peer for pair in self.seconds for peer in pair})
+        lines = {peer: self._slowness((self.up(peer) or 0.0) + (self.down(peer) or 0.0), peer) for peer in peers}
+        peer = max(lines, key=lambda each: lines[each], default="")
+        maker, receiver = max(self.seconds, key=lambda pair: self.seconds[pair], default=("", ""))
+        if peer and lines[peer] > BAD:
+            return peer, self._way(peer)
+        if maker and self.seconds[maker, receiver] > BAD_PAIR * self.usual((maker, receiver)):
+            return self.blame(maker, receiver, self.seconds[maker, receiver])[:2]
+        return None
+
+    def _slowness(self, seconds: float, peer: str) -> float:
+        """Both ways of a peer's line, as a multiple of what the others' take."""
+        usual = self.usual((peer,))
+        return seconds / (2 * usual) if usual > 0 else 0.0
 
     def _way(self, peer: str) -> Phase:
         """Which way of a line is the narrow one: what comes in over a full uplink is slow too, for want of answers."""

@@ -16,7 +16,7 @@ from statistics import median
 from elastic.agreement.simplex import proposer_of, quorum
 from elastic.messages import PeerId, RoundIndex, View
 from elastic.tracing.links import Links, Phase
-from elastic.tracing.model import Span
+from elastic.tracing.model import Event, Span
 from elastic.tracing.rounds import PeerRound, Round
 
 THERE_ALREADY = 0.25
@@ -25,6 +25,8 @@ USUAL_SIGHT = 0.4
 """From a commitment to its being seen, where nothing better is known."""
 ALONE_SECONDS, TALK_SECONDS = 0.3, 1.5
 """What agreeing takes one validator, and several: a few looks at the DHT."""
+SPREAD = 0.5
+"""Peers begin a round within so many seconds: the manifest of the one before is looked for now and then."""
 WORTH = 0.7
 """Who was waited for longer than this is asked why."""
 
@@ -105,10 +107,24 @@ class _Walk:
             usual = median([each.since(_made(each)) for each in self._round.peers.values()])
             yield Step(maker, Phase.COMPUTE, "committed, as far as others saw", seen, usual)
             return
-        own = other.since(_made(other))
-        late = seen - own - self._sight(at, maker)
-        yield from self._late(other, late)
+        late = self._lateness(at, last)
+        elsewhere = [
+            self._lateness(each, span)
+            for peer, each in self._round.peers.items()
+            if peer not in (at.peer, maker)
+            for span in each.all("round.fetch")
+            if span.text("peer_from") == maker
+        ]
+        if late > WORTH and elsewhere and median(elsewhere) < 0.5 * late:  # others saw it in time
+            yield self._talk(at.peer, Phase.DHT, f"saw the commitment of {other.name} late", late, 0.0)
+        else:
+            yield from self._late(other, late)
         yield from self._making(other)
+
+    def _lateness(self, at: PeerRound, fetch: Span) -> float:
+        """Seconds by which a commitment was seen later than if its maker had begun the round with the reader."""
+        maker = self._round.peers[fetch.text("peer_from")]
+        return fetch.number("committed_s") - maker.since(_made(maker)) - self._sight(at, maker.peer)
 
     def _arrival(self, at: PeerRound, last: Span, maker: str) -> Iterator[Step]:
         """The last payload's way, and its checks."""
@@ -163,7 +179,7 @@ class _Walk:
         steps = list(_Walk(self._before, None).after(earlier)) if self._before is not None and earlier else []
         worst = max(steps, key=lambda step: step.excess, default=None)
         if worst is None or worst.excess < 0.2 * seconds:
-            yield Step(of.peer, Phase.COMPUTE, "began late", seconds, 0.0)
+            yield self._talk(of.peer, Phase.COMPUTE, "began late", seconds, SPREAD)
         else:
             yield Step(worst.peer, worst.phase, f"began late: {worst.what}, of the round before", seconds, 0.0)
 
@@ -186,29 +202,47 @@ class _Walk:
             return
         validators = sorted(each.peer for each in self._round.peers.values() if each.decides) or [at.peer]
         usual = ALONE_SECONDS if len(validators) == 1 else TALK_SECONDS
-        waited, whom = _waited_for(agree, at.peer, validators)
-        view = max((int(_whole(event.text("view"))) for event in agree.events if event.name == "proposes"), default=0)
-        if view > 0:  # an earlier one had its turn and did not propose
-            first = proposer_of(self._round.run, RoundIndex(self._round.index), View(0), list(map(PeerId, validators)))
-            whom, waited = (first, agree.seconds) if first != at.peer else (whom, waited)
-        if not whom or waited < WORTH or waited < 0.5 * agree.seconds:
+        whom = self._awaited(at, agree, validators)
+        too_long = agree.seconds - usual
+        if _thinking(agree, "drafts", "proposes") > 0.5 * too_long:
             yield Step(at.peer, Phase.VALIDATION, "agreeing", agree.seconds, usual)
-            return
-        yield from self._slow_vote(at, agree, whom, waited, usual)
+        elif whom == at.peer or too_long < WORTH:
+            yield self._talk(at.peer, Phase.VALIDATION, "agreeing", agree.seconds, usual)
+        else:
+            yield from self._slow_vote(at, agree, whom, usual)
 
-    def _slow_vote(self, at: PeerRound, agree: Span, whom: str, waited: float, usual: float) -> Iterator[Step]:
-        """Another validator was waited for: why was it late?"""
-        other = self._round.peers.get(whom)
+    def _awaited(self, at: PeerRound, agree: Span, validators: list[str]) -> str:
+        """Whose vote was waited for, or turn to propose, if it was another's and came to nothing."""
+        view = max((int(_whole(event.text("view"))) for event in agree.events if event.name == "proposes"), default=0)
+        if view > 0:
+            first = proposer_of(self._round.run, RoundIndex(self._round.index), View(0), list(map(PeerId, validators)))
+            if first != at.peer:
+                return first
+        return _last_of_quorum(agree, at.peer, validators)
+
+    def _slow_vote(self, at: PeerRound, agree: Span, whom: str, usual: float) -> Iterator[Step]:
+        """Another validator was waited for: it was late, or thought for long, or one of them has a bad line."""
+        other, seconds = self._round.peers.get(whom), agree.seconds
         own = other.phase("agree") if other is not None else None
         if other is None or own is None:
-            yield Step(whom, Phase.ABSENT, f"{at.name} waited for its vote", waited, usual)
+            yield Step(whom, Phase.ABSENT, f"{at.name} waited for its vote", seconds, usual)
             return
+        too_long = seconds - usual
         late = other.since(own.start) - at.since(agree.start)
-        steps = [step for step in self._gathering(other) if step.peer == whom] if late > 0.5 * waited else []
-        if sum(step.excess for step in steps) > 0.3 * waited:
+        steps = list(self._gathering(other)) if late > 0.5 * too_long else []
+        what = f"{at.name} waited for its vote"
+        if sum(step.excess for step in steps) > 0.3 * too_long:
             yield from steps
+        elif _thinking(own, "looks at", "looked at") > 0.5 * too_long:
+            yield Step(whom, Phase.VALIDATION, what, seconds, usual)
         else:
-            yield Step(whom, Phase.VALIDATION, f"{at.name} waited for its vote", waited, usual)
+            yield self._talk(whom, Phase.VALIDATION, what, seconds, usual)
+
+    def _talk(self, peer: str, phase: Phase, what: str, seconds: float, usual: float) -> Step:
+        """Small talk of the DHT took long, or seems to have: over the one bad line, if there is one, whoever's it is, as
+        records are kept by some peers and read by all. Else the fault of `peer`, with `phase`.
+        """
+        return Step(*(self._links.worst() or (peer, phase)), what, seconds, usual)
 
     # --- behind the manifest -----------------------------------------------------------------------------------------
 
@@ -302,12 +336,29 @@ def _behind(each: PeerRound) -> float:
     return (each.round.end - agree.end) / 1e9 if agree is not None else 0.0
 
 
-def _waited_for(agree: Span, own: str, validators: list[str]) -> tuple[float, str]:
-    """Until a quorum had spoken: seconds, and who was the last of it; who never spoke counts to the end."""
-    heard = {event.text("peer"): max(0.0, (event.at - agree.start) / 1e9) for event in agree.events
-             if event.name == "heard"}  # fmt: skip
+def _within(span: Span, event: Event) -> float:
+    """Seconds into a span."""
+    return max(0.0, (event.at - span.start) / 1e9)
+
+
+def _last_of_quorum(agree: Span, own: str, validators: list[str]) -> str:
+    """Of those first heard, as many as decide: the last one; who never spoke counts to the end."""
+    heard: dict[str, float] = {}
+    for event in agree.events:
+        if event.name == "heard":
+            heard.setdefault(event.text("peer"), _within(agree, event))
     times = sorted((0.0 if peer == own else heard.get(peer, agree.seconds), peer) for peer in validators)
-    return times[quorum(len(times)) - 1]
+    return times[quorum(len(times)) - 1][1]
+
+
+def _thinking(own: Span, begins: str, ends: str) -> float:
+    """Seconds between events: what a validator took to make up its mind, without what it waited for."""
+    begun = [event.at for event in own.events if event.name == begins]
+    return sum(
+        (event.at - max(before)) / 1e9
+        for event in own.events
+        if event.name == ends and (before := [at for at in begun if at <= event.at])
+    )
 
 
 def _whole(text: str) -> int:

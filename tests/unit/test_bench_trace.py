@@ -1,6 +1,5 @@
 """The benchmark of the traces: it plants what it says, and judges what it found, not what it hoped for."""
 
-import asyncio
 import threading
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from elastic.bench.churn.swarm import RUN
 from elastic.bench.churn.wan import LinkSpeed
 from elastic.bench.trace import cost, faulty
 from elastic.bench.trace.collector import Keeper
-from elastic.bench.trace.faults import ANSWERS, COLLECTOR_LOSS, Ails, Fault, Kind, ails, draw, heal, plant
+from elastic.bench.trace.faults import ANSWERS, COLLECTOR_LOSS, WRITES, Ails, Fault, Kind, ails, draw, heal, plant
 from elastic.bench.trace.suite import Completeness, accuracy, completeness, judged, table
 from elastic.messages import RoundIndex
 from elastic.trace_ids import round_trace_id, sampled
@@ -85,10 +84,10 @@ def test_the_way_to_the_collector_is_always_lossy(swarm: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "more", "does", "seconds"),
     [
-        (Kind.DISK, {}, lambda: faulty.os.fsync(0), 1.0),
+        (Kind.DISK, {}, lambda: faulty.os.fsync(0), 2.0 / WRITES),
         (Kind.VALIDATOR, {}, lambda: faulty.seen.check_payload(), 2.0),
-        (Kind.VALIDATOR, {"sign": True}, lambda: asyncio.run(faulty.Deliberation.draft()), 2.0),
-        (Kind.VALIDATOR, {"sign": True}, lambda: asyncio.run(faulty.Deliberation.accepts()), 2.0),
+        (Kind.VALIDATOR, {"sign": True}, lambda: faulty.deliberate.own_manifest(), 2.0),
+        (Kind.VALIDATOR, {"sign": True}, lambda: faulty.deliberate.objection(), 2.0),
     ],
 )
 def test_a_machine_is_slow_as_long_as_the_file_says_so(
@@ -96,20 +95,14 @@ def test_a_machine_is_slow_as_long_as_the_file_says_so(
 ) -> None:
     # given a process on a machine that nothing ails
     did: list[Any] = []
-
-    async def sleep(seconds: float) -> None:
-        did.append(seconds)
-
-    async def decide() -> None:
-        did.append("done")
-
     monkeypatch.setattr(faulty, "time", SimpleNamespace(sleep=did.append))
-    monkeypatch.setattr(faulty, "asyncio", SimpleNamespace(sleep=sleep))
     monkeypatch.setattr(faulty.os, "fsync", lambda _: did.append("done"))
-    monkeypatch.setattr(faulty.checks, "check_payload", lambda: did.append("done"))
-    monkeypatch.setattr(faulty.seen, "check_payload", None)
-    for name in ("draft", "accepts"):
-        monkeypatch.setattr(faulty.Deliberation, name, decide)
+    for where, name, used in (
+        (faulty.checks, "check_payload", faulty.seen), (faulty.propose, "own_manifest", faulty.deliberate),
+        (faulty.propose, "objection", faulty.deliberate),
+    ):  # fmt: skip
+        monkeypatch.setattr(where, name, lambda: did.append("done"))
+        monkeypatch.setattr(used, name, None)
     faulty.slow_machine(swarm.hosts[2].folder)
     # when something ails it for a while
     does()

@@ -22,6 +22,8 @@ FAULTS_FILE = "faults.json"
 COLLECTOR_LOSS = 0.05
 """Part of the packets to the collector, and of those from it, that are lost all the time."""
 
+WRITES = 5
+"""Files that a peer must have on disk in a round, one after the other, some."""
 ROUND_SECONDS = 120.0
 """No round takes longer."""
 
@@ -112,7 +114,7 @@ def plant(swarm: Swarm, fault: Fault, payload: int) -> None:
         case Kind.CPU:
             _tell(swarm.hosts[host], Ails(inner=fault.seconds))
         case Kind.DISK:
-            _tell(swarm.hosts[host], Ails(fsync=fault.seconds / 2))
+            _tell(swarm.hosts[host], Ails(fsync=fault.seconds / WRITES))
         case Kind.VALIDATOR:
             slow = Ails(sign=fault.seconds) if fault.sign else Ails(check=fault.seconds)
             _tell(swarm.hosts[host], slow)

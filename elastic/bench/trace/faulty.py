@@ -13,17 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from elastic import seen, trace_file
+from elastic import deliberate, propose, seen, trace_file
 from elastic.bench.churn import bare
 from elastic.bench.trace.faults import ails
-from elastic.deliberate import Deliberation
 from elastic.messages import InnerReport, RoundPlan
 from elastic.verify import checks
 
 
 def slow_machine(folder: Path) -> None:
     """From now on this process is as slow as the file in `folder` says."""
-    fsync, check, accepts, draft = os.fsync, checks.check_payload, Deliberation.accepts, Deliberation.draft
+    fsync, check, drafts, objects = os.fsync, checks.check_payload, propose.own_manifest, propose.objection
 
     def slow_fsync(descriptor: Any) -> None:
         time.sleep(ails(folder).fsync)
@@ -33,16 +32,16 @@ def slow_machine(folder: Path) -> None:
         time.sleep(ails(folder).check)
         return check(*args)
 
-    def slowly(decide: Callable[..., Any]) -> Callable[..., Any]:
-        async def slow(*args: Any) -> Any:
-            await asyncio.sleep(ails(folder).sign)
-            return await decide(*args)
+    def slowly(think: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any) -> Any:
+            time.sleep(ails(folder).sign)
+            return think(*args)
 
         return slow
 
     for where, name, slower in (
-        (os, "fsync", slow_fsync), (seen, "check_payload", slow_check), (Deliberation, "accepts", slowly(accepts)),
-        (Deliberation, "draft", slowly(draft)),
+        (os, "fsync", slow_fsync), (seen, "check_payload", slow_check),
+        (deliberate, "own_manifest", slowly(drafts)), (deliberate, "objection", slowly(objects)),
     ):  # fmt: skip
         setattr(where, name, slower)
 

@@ -132,6 +132,7 @@ async def _plant(
             await rounds(swarm, CALM)
             planted.append((each, first))
             say(f"{len(planted):4d} of {number}  round {first}: {each}")
+        await rounds(swarm, CALM)  # their spans are with the collector
     return planted, usual, sum(host.spans for host in swarm.hosts)
 
 
