@@ -239,7 +239,7 @@ class _Walk:
             yield self._talk(whom, Phase.VALIDATION, what, seconds, usual)
 
     def _talk(self, peer: str, phase: Phase, what: str, seconds: float, usual: float) -> Step:
-        """Small talk of the DHT took long, or seems to have: over the one bad line, if there is one, whoever's it is, as
+        """Small talk of the DHT took long, or seems to have: over the one bad line, if there is one. Whoever's it is,
         records are kept by some peers and read by all. Else the fault of `peer`, with `phase`.
         """
         return Step(*(self._links.worst() or (peer, phase)), what, seconds, usual)
