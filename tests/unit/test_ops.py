@@ -2,10 +2,12 @@
 
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ import pytest
 import typer
 import yaml
 
-from elastic import trace
 from elastic.cli import app
 from elastic.metrics import INSTRUMENTS, LEVELS, STAGES
 from elastic.usage import spelled_out
@@ -178,8 +179,50 @@ def test_compose_mounts_what_is_there_and_keeps_secrets_in_files() -> None:
         assert set(each.get("secrets", ())) <= tree["secrets"].keys(), service
         for key in each.get("environment", {}):
             assert not re.search("PASSWORD|TOKEN|SECRET", key) or key.endswith("__FILE"), key
-    assert all(each["file"].startswith("./secrets/") for each in tree["secrets"].values())
     assert "ops/secrets/" in (ROOT / ".gitignore").read_text(encoding="utf-8")
+
+
+HTPASSWD = """#!/bin/sh
+while [ $# -gt 2 ]; do case $1 in -*c*) : > "$2";; esac; shift; done
+echo "$2:hash" >> "$1"
+"""
+"""As Apache's: with -c it begins anew."""
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
+def test_the_recipe_makes_secrets_that_containers_can_read_and_other_users_cannot(tmp_path: Path) -> None:
+    section = (OPS / "README.md").read_text(encoding="utf-8").split("## To look at a swarm")[1]
+    block = re.search(r"(?:^    .*\n)+", section, re.MULTILINE)[0]  # type: ignore[index]
+    lines = [line for line in textwrap.dedent(block).splitlines() if not line.startswith("docker ")]
+    (each,) = (number for number, line in enumerate(lines) if line.startswith("htpasswd "))
+    lines[each : each + 1] = [lines[each].replace("12D3KooW…", peer) for peer in ("12D3KooWann", "12D3KooWbob")]
+    (tmp_path / "htpasswd").write_text(HTPASSWD, encoding="utf-8")
+    (tmp_path / "htpasswd").chmod(0o755)
+    (tmp_path / "ops").mkdir()
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    # Whoever follows the recipe may have a strict mask.
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(["umask 077", *lines])],
+        cwd=tmp_path,
+        env={"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    secrets = tmp_path / "ops/secrets"
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    assert {file.name: file.stat().st_mode & 0o777 for file in secrets.iterdir()} == dict.fromkeys(mounted(), 0o644)
+    assert (secrets / "htpasswd").read_text() == "12D3KooWann:hash\n12D3KooWbob:hash\n"
+    assert (secrets / "swarm.env").read_text() == "RUNS=demo\nPEERS=12D3KooWann|12D3KooWbob\n"
+
+
+def mounted() -> set[str]:
+    """Files of ops/secrets that compose.yaml wants."""
+    tree = read("compose.yaml")
+    files = [each["file"] for each in tree["secrets"].values()]
+    files += [file for each in tree["services"].values() for file in each.get("env_file", ())]
+    assert all(file.startswith("./secrets/") for file in files)
+    return {Path(file).name for file in files}
 
 
 def test_prometheus_and_grafana_ask_services_that_there_are() -> None:
@@ -199,72 +242,6 @@ def test_the_image_is_built_from_what_is_there_and_runs_as_nobody_special() -> N
     users = re.findall(r"^USER (\S+)", text, re.MULTILINE)
     assert users and users[-1] not in ("0", "root")
     assert text.index("USER ") < text.index("CMD ")
-
-
-# --- the collector --------------------------------------------------------------------------------------------------
-
-COLLECTOR = read("otel-collector.yaml")
-
-
-def test_every_part_of_the_collector_is_used_and_there() -> None:
-    for kind in ("receivers", "processors", "exporters"):
-        used = {each for pipeline in COLLECTOR["service"]["pipelines"].values() for each in pipeline[kind]}
-        assert used == COLLECTOR[kind].keys(), kind
-    assert set(COLLECTOR["service"]["extensions"]) == COLLECTOR["extensions"].keys()
-
-
-def test_everyone_proves_who_it_is_and_is_stamped_before_anything_mixes_them() -> None:
-    for receiver in COLLECTOR["receivers"].values():
-        for protocol in receiver["protocols"].values():
-            assert protocol["auth"]["authenticator"] in COLLECTOR["extensions"]
-            assert protocol["max_request_body_size"] <= 4 * 2**20
-    for pipeline in COLLECTOR["service"]["pipelines"].values():
-        order = pipeline["processors"]
-        assert order[0] == "memory_limiter"
-        assert order.index("batch") == len(order) - 1
-        assert order.index("resource/who") < order.index("transform/who") < order.index("transform/bounds")
-    for name, key in (("resource/who", "attributes"), ("attributes/who", "actions")):
-        actions = COLLECTOR["processors"][name][key]
-        stamped = [each for each in actions if each["key"] == "swarm.peer.id"]
-        assert [each["action"] for each in stamped] == ["delete", "upsert"]  # what was claimed is gone in any case
-        assert stamped[-1]["from_context"] == "auth.username"
-    for each in COLLECTOR["processors"].values():
-        assert each.get("error_mode", "propagate") == "propagate"  # what a rule fails on is not let through
-
-
-def test_a_peer_is_called_as_its_own_tracer_would_call_it() -> None:
-    statement = COLLECTOR["processors"]["transform/who"]["trace_statements"][0]["statements"][0]
-    start, length = map(int, re.search(r"Substring\([^,]+, (\d+), (\d+)\)", statement).groups())  # type: ignore[union-attr]
-    peer = "12D3KooW" + "".join(chr(ord("a") + n % 10) for n in range(44))
-    assert f"peer-{peer[start : start + length]}" == trace.service_name(peer)  # type: ignore[arg-type]
-
-
-def test_the_collector_lets_through_our_spans_and_metrics_and_no_others() -> None:
-    rules = COLLECTOR["processors"]["filter/ours"]
-    (spans,) = rules["traces"]["span"]
-    (metrics,) = rules["metrics"]["metric"]
-    is_span, is_metric = (re.compile(re.search(r'"(.*)"', rule)[1]) for rule in (spans, metrics))  # type: ignore[index]
-    ours = [
-        value for name, value in vars(trace).items()
-        if name.isupper() and isinstance(value, str) and re.fullmatch(r"[a-z_.]+", value)
-    ]  # fmt: skip
-    assert trace.ROUND in ours
-    assert all(is_span.match(name.rstrip(".")) for name in ours)
-    assert all(is_metric.match(each.name) for each in INSTRUMENTS)
-    for other in ("", "GET /", "round.inner evil", "ROUND", "swarm"):
-        assert not is_metric.match(other)
-        assert other == "swarm" or not is_span.match(other)
-
-
-def test_attributes_that_the_collector_names_exist() -> None:
-    text = (OPS / "otel-collector.yaml").read_text(encoding="utf-8")
-    source = (ROOT / "elastic/trace.py").read_text(encoding="utf-8")
-    of_metrics = {attribute for each in INSTRUMENTS for attribute in each.attributes}
-    for key in set(re.findall(r"\bswarm\.[a-z.]+[a-z]", text)) - {"swarm.claimed.name"}:
-        word = key.removeprefix("swarm.")
-        assert key in of_metrics or f'"{key}"' in source or re.search(rf'"{word}":|\b{word}=', source), key
-    kept = re.findall(r"keep_keys\(attributes, (\[.*?\])\)", text)
-    assert set(json.loads(kept[-1])) == of_metrics
 
 
 # --- commands, units, Ray -------------------------------------------------------------------------------------------

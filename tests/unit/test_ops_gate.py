@@ -1,4 +1,4 @@
-"""The gate in front of the collector: honest peers get through, wherever they come from, and nobody gets two accounts."""
+"""The gate in front of the collector: honest peers get through, wherever they are, and nobody gets two accounts."""
 
 import http.client
 import os
