@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from elastic.cli import app
 from elastic.metrics import INSTRUMENTS, LEVELS, STAGES
@@ -75,7 +77,7 @@ def test_alarms_and_panels_ask_for_what_peers_export(where: str, expression: str
     labels = set.union(*(series[name] for name in asked)) if asked else set()
     for name, matchers in re.findall(r"\b(swarm_[a-z_]+)\{([^}]*)\}", expression):
         used = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
-        assert used <= series[name], (name, used - series[name])
+        assert used <= series[name] | {"job"}, (name, used - series[name])
     for grouping in re.findall(r"(?:by|on) \(([^)]*)\)", expression):
         assert {each.strip() for each in grouping.split(",")} <= labels
 
@@ -320,9 +322,50 @@ def test_ray_is_on_loopback_or_wants_a_token() -> None:
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0" in (OPS / "Dockerfile").read_text(encoding="utf-8")
     assert "RAY_AUTH_MODE=token" in " ".join(read("ray/cluster.yaml")["setup_commands"])
     job = list(yaml.safe_load_all((OPS / "ray/kuberay.yaml").read_text(encoding="utf-8")))[-1]["spec"]
-    head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    for container in (head, job["submitterPodTemplate"]["spec"]["containers"][0]):
-        assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
+    assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+def test_no_ray_of_ours_tells_anyone_how_it_is_used() -> None:
+    for name in ("systemd/elastic-ray.service", "Dockerfile"):
+        assert "RAY_USAGE_STATS_ENABLED=0" in (OPS / name).read_text(encoding="utf-8")
+    cluster = read("ray/cluster.yaml")
+    assert "RAY_USAGE_STATS_ENABLED=0" in " ".join(cluster["setup_commands"])
+    # The launcher exports another value in front of the command.
+    starts = [line for line in cluster["head_start_ray_commands"] if "ray start" in line]
+    assert starts and all(line.startswith("RAY_USAGE_STATS_ENABLED=0 ray start ") for line in starts)
+
+
+def test_ray_takes_the_flags_that_it_is_started_with() -> None:
+    pytest.importorskip("ray")
+    from ray.scripts.scripts import start
+
+    known = {name for parameter in start.params for name in parameter.opts}
+    asked = {
+        flag
+        for path in FILES
+        for line in re.findall(r"\bray start (--head [^\n>'\"&`]*)", path.read_text(encoding="utf-8"))
+        for flag in re.findall(r"--[a-z-]+", line)
+    }
+    assert "--metrics-export-port" in asked
+    assert asked <= known, asked - known
+
+
+def test_no_secret_is_written_on_a_command_line_or_into_a_file_that_others_may_read() -> None:
+    for path in FILES:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert "--from-literal" not in line and not re.search("RAY_AUTH_TOKEN\\b", line), path
+            if re.search(r"openssl rand|Basic %s", line) and "ops/secrets/" not in line:
+                assert "umask 077" in line, line  # ops/secrets is a folder that nobody else enters
+
+
+def test_a_rented_machine_has_a_python_that_we_run_on() -> None:
+    nodes = read("ray/cluster.yaml")["available_node_types"].values()
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    pythons = {"ubuntu-24.04": "3.12", "ubuntu-22.04": "3.10"}
+    for node in nodes:
+        image = node["node_config"]["ImageId"]  # without one, Ray takes an image with Python 3.6
+        (python,) = (python for system, python in pythons.items() if system in image)
+        assert python in SpecifierSet(wanted)
 
 
 def test_the_cluster_launcher_takes_the_cluster_and_opens_no_port_of_rays() -> None:
