@@ -350,6 +350,28 @@ def test_ray_takes_the_flags_that_it_is_started_with() -> None:
     assert asked <= known, asked - known
 
 
+def test_every_port_that_anything_here_listens_on_has_its_row() -> None:
+    text = (ROOT / "docs/ports.md").read_text(encoding="utf-8")
+    rows = {
+        int(port)
+        for cell in re.findall(r"^\| ([^|]*\d[^|]*) \|", text, re.MULTILINE)
+        for port in re.findall(r"\d{4,5}", cell)
+    }
+    ports = {
+        int(port.split(":")[1]) for each in read("compose.yaml")["services"].values() for port in each.get("ports", ())
+    }
+    ports |= {
+        parameter.default
+        for command in KNOWN.values()
+        for parameter in command.params
+        if parameter.name == "port" and parameter.default
+    }
+    for path in FILES:
+        ports |= {int(port) for port in re.findall(r"port[= ](\d{4,5})\b", path.read_text(encoding="utf-8"))}
+    assert 8090 in ports and 9465 in ports
+    assert ports <= rows, ports - rows
+
+
 def test_no_secret_is_written_on_a_command_line_or_into_a_file_that_others_may_read() -> None:
     for path in FILES:
         for line in path.read_text(encoding="utf-8").splitlines():
