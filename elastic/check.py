@@ -6,9 +6,11 @@ that says what to write instead.
 
 import difflib
 import ipaddress
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from elastic.config import RunConfig, Shared
@@ -238,15 +240,25 @@ def _check_paths(config: RunConfig) -> None:
             f"local.corpus: there is no file {local.corpus}; write the path of the text, from the run file's folder"
         )
     for table, secret in (("trace", local.trace.authorization), ("metrics", local.metrics.authorization)):
-        if secret is not None and not secret.is_file():
-            raise ConfigError(
-                f"local.{table}.authorization: there is no file {secret}; write into it what the collector's operator "
-                'gave you, "Basic …" or "Bearer …", and chmod 600'
-            )
+        if secret is not None:
+            _check_secret(secret, f"local.{table}.authorization")
     for field, path in (("state_dir", local.state_dir), ("key", config.key_path.parent)):
         blocking = next((each for each in (path, *path.parents) if each.exists()), path)
         if not blocking.is_dir():
             raise ConfigError(f"local.{field}: {blocking} is a file and cannot be a folder; choose another place")
+
+
+def _check_secret(secret: Path, where: str) -> None:
+    if not secret.is_file():
+        raise ConfigError(
+            f"{where}: there is no file {secret}; write into it what the collector's operator "
+            'gave you, "Basic …" or "Bearer …", and chmod 600'
+        )
+    if not os.access(secret, os.R_OK):
+        raise ConfigError(
+            f"{where}: who runs this cannot read {secret}, and nothing would be exported; make it the peer's own: "
+            f"install -o USER -m 600 {secret.name} …"
+        )
 
 
 def _check_model(config: RunConfig, sizes: Any) -> None:

@@ -1,6 +1,7 @@
 """How the parts of a run file go together: every mistake is one line that says what to write instead."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,19 @@ def test_notes_on_what_is_allowed_and_unusual() -> None:
 
 def test_a_new_identity_is_a_peer_id() -> None:
     check_values(config(**{"shared.agreement.validators": [Identity.generate().peer]}))
+
+
+@pytest.mark.parametrize("table", ["trace", "metrics"])
+def test_a_secret_that_this_user_may_not_read_is_told_before_nothing_is_exported(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "collector.auth"
+    secret.write_text("Basic abc")
+    mine = config(tmp_path, **{f"local.{table}.authorization": "collector.auth"})
+    check_values(mine)
+    # Root may read everything, and tests may be root's.
+    monkeypatch.setattr(os, "access", lambda path, mode: (Path(path), mode) != (secret, os.R_OK))
+    with pytest.raises(
+        ConfigError, match=rf"^local\.{table}\.authorization: who runs this cannot read {secret}, .*-m 600"
+    ):
+        check_values(mine)

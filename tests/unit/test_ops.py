@@ -2,10 +2,13 @@
 
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,8 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from packaging.specifiers import SpecifierSet
 
-from elastic import trace
 from elastic.cli import app
 from elastic.metrics import INSTRUMENTS, LEVELS, STAGES
 from elastic.usage import spelled_out
@@ -74,7 +77,7 @@ def test_alarms_and_panels_ask_for_what_peers_export(where: str, expression: str
     labels = set.union(*(series[name] for name in asked)) if asked else set()
     for name, matchers in re.findall(r"\b(swarm_[a-z_]+)\{([^}]*)\}", expression):
         used = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
-        assert used <= series[name], (name, used - series[name])
+        assert used <= series[name] | {"job"}, (name, used - series[name])
     for grouping in re.findall(r"(?:by|on) \(([^)]*)\)", expression):
         assert {each.strip() for each in grouping.split(",")} <= labels
 
@@ -178,8 +181,50 @@ def test_compose_mounts_what_is_there_and_keeps_secrets_in_files() -> None:
         assert set(each.get("secrets", ())) <= tree["secrets"].keys(), service
         for key in each.get("environment", {}):
             assert not re.search("PASSWORD|TOKEN|SECRET", key) or key.endswith("__FILE"), key
-    assert all(each["file"].startswith("./secrets/") for each in tree["secrets"].values())
     assert "ops/secrets/" in (ROOT / ".gitignore").read_text(encoding="utf-8")
+
+
+HTPASSWD = """#!/bin/sh
+while [ $# -gt 2 ]; do case $1 in -*c*) : > "$2";; esac; shift; done
+echo "$2:hash" >> "$1"
+"""
+"""As Apache's: with -c it begins anew."""
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
+def test_the_recipe_makes_secrets_that_containers_can_read_and_other_users_cannot(tmp_path: Path) -> None:
+    section = (OPS / "README.md").read_text(encoding="utf-8").split("## To look at a swarm")[1]
+    block = re.search(r"(?:^    .*\n)+", section, re.MULTILINE)[0]  # type: ignore[index]
+    lines = [line for line in textwrap.dedent(block).splitlines() if not line.startswith("docker ")]
+    (each,) = (number for number, line in enumerate(lines) if line.startswith("htpasswd "))
+    lines[each : each + 1] = [lines[each].replace("12D3KooW…", peer) for peer in ("12D3KooWann", "12D3KooWbob")]
+    (tmp_path / "htpasswd").write_text(HTPASSWD, encoding="utf-8")
+    (tmp_path / "htpasswd").chmod(0o755)
+    (tmp_path / "ops").mkdir()
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    # Whoever follows the recipe may have a strict mask.
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(["umask 077", *lines])],
+        cwd=tmp_path,
+        env={"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    secrets = tmp_path / "ops/secrets"
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    assert {file.name: file.stat().st_mode & 0o777 for file in secrets.iterdir()} == dict.fromkeys(mounted(), 0o644)
+    assert (secrets / "htpasswd").read_text() == "12D3KooWann:hash\n12D3KooWbob:hash\n"
+    assert (secrets / "swarm.env").read_text() == "RUNS=demo\nPEERS=12D3KooWann|12D3KooWbob\n"
+
+
+def mounted() -> set[str]:
+    """Files of ops/secrets that compose.yaml wants."""
+    tree = read("compose.yaml")
+    files = [each["file"] for each in tree["secrets"].values()]
+    files += [file for each in tree["services"].values() for file in each.get("env_file", ())]
+    assert all(file.startswith("./secrets/") for file in files)
+    return {Path(file).name for file in files}
 
 
 def test_prometheus_and_grafana_ask_services_that_there_are() -> None:
@@ -199,72 +244,6 @@ def test_the_image_is_built_from_what_is_there_and_runs_as_nobody_special() -> N
     users = re.findall(r"^USER (\S+)", text, re.MULTILINE)
     assert users and users[-1] not in ("0", "root")
     assert text.index("USER ") < text.index("CMD ")
-
-
-# --- the collector --------------------------------------------------------------------------------------------------
-
-COLLECTOR = read("otel-collector.yaml")
-
-
-def test_every_part_of_the_collector_is_used_and_there() -> None:
-    for kind in ("receivers", "processors", "exporters"):
-        used = {each for pipeline in COLLECTOR["service"]["pipelines"].values() for each in pipeline[kind]}
-        assert used == COLLECTOR[kind].keys(), kind
-    assert set(COLLECTOR["service"]["extensions"]) == COLLECTOR["extensions"].keys()
-
-
-def test_everyone_proves_who_it_is_and_is_stamped_before_anything_mixes_them() -> None:
-    for receiver in COLLECTOR["receivers"].values():
-        for protocol in receiver["protocols"].values():
-            assert protocol["auth"]["authenticator"] in COLLECTOR["extensions"]
-            assert protocol["max_request_body_size"] <= 4 * 2**20
-    for pipeline in COLLECTOR["service"]["pipelines"].values():
-        order = pipeline["processors"]
-        assert order[0] == "memory_limiter"
-        assert order.index("batch") == len(order) - 1
-        assert order.index("resource/who") < order.index("transform/who") < order.index("transform/bounds")
-    for name, key in (("resource/who", "attributes"), ("attributes/who", "actions")):
-        actions = COLLECTOR["processors"][name][key]
-        stamped = [each for each in actions if each["key"] == "swarm.peer.id"]
-        assert [each["action"] for each in stamped] == ["delete", "upsert"]  # what was claimed is gone in any case
-        assert stamped[-1]["from_context"] == "auth.username"
-    for each in COLLECTOR["processors"].values():
-        assert each.get("error_mode", "propagate") == "propagate"  # what a rule fails on is not let through
-
-
-def test_a_peer_is_called_as_its_own_tracer_would_call_it() -> None:
-    statement = COLLECTOR["processors"]["transform/who"]["trace_statements"][0]["statements"][0]
-    start, length = map(int, re.search(r"Substring\([^,]+, (\d+), (\d+)\)", statement).groups())  # type: ignore[union-attr]
-    peer = "12D3KooW" + "".join(chr(ord("a") + n % 10) for n in range(44))
-    assert f"peer-{peer[start : start + length]}" == trace.service_name(peer)  # type: ignore[arg-type]
-
-
-def test_the_collector_lets_through_our_spans_and_metrics_and_no_others() -> None:
-    rules = COLLECTOR["processors"]["filter/ours"]
-    (spans,) = rules["traces"]["span"]
-    (metrics,) = rules["metrics"]["metric"]
-    is_span, is_metric = (re.compile(re.search(r'"(.*)"', rule)[1]) for rule in (spans, metrics))  # type: ignore[index]
-    ours = [
-        value for name, value in vars(trace).items()
-        if name.isupper() and isinstance(value, str) and re.fullmatch(r"[a-z_.]+", value)
-    ]  # fmt: skip
-    assert trace.ROUND in ours
-    assert all(is_span.match(name.rstrip(".")) for name in ours)
-    assert all(is_metric.match(each.name) for each in INSTRUMENTS)
-    for other in ("", "GET /", "round.inner evil", "ROUND", "swarm"):
-        assert not is_metric.match(other)
-        assert other == "swarm" or not is_span.match(other)
-
-
-def test_attributes_that_the_collector_names_exist() -> None:
-    text = (OPS / "otel-collector.yaml").read_text(encoding="utf-8")
-    source = (ROOT / "elastic/trace.py").read_text(encoding="utf-8")
-    of_metrics = {attribute for each in INSTRUMENTS for attribute in each.attributes}
-    for key in set(re.findall(r"\bswarm\.[a-z.]+[a-z]", text)) - {"swarm.claimed.name"}:
-        word = key.removeprefix("swarm.")
-        assert key in of_metrics or f'"{key}"' in source or re.search(rf'"{word}":|\b{word}=', source), key
-    kept = re.findall(r"keep_keys\(attributes, (\[.*?\])\)", text)
-    assert set(json.loads(kept[-1])) == of_metrics
 
 
 # --- commands, units, Ray -------------------------------------------------------------------------------------------
@@ -343,9 +322,72 @@ def test_ray_is_on_loopback_or_wants_a_token() -> None:
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0" in (OPS / "Dockerfile").read_text(encoding="utf-8")
     assert "RAY_AUTH_MODE=token" in " ".join(read("ray/cluster.yaml")["setup_commands"])
     job = list(yaml.safe_load_all((OPS / "ray/kuberay.yaml").read_text(encoding="utf-8")))[-1]["spec"]
-    head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    for container in (head, job["submitterPodTemplate"]["spec"]["containers"][0]):
-        assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
+    assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+def test_no_ray_of_ours_tells_anyone_how_it_is_used() -> None:
+    for name in ("systemd/elastic-ray.service", "Dockerfile"):
+        assert "RAY_USAGE_STATS_ENABLED=0" in (OPS / name).read_text(encoding="utf-8")
+    cluster = read("ray/cluster.yaml")
+    assert "RAY_USAGE_STATS_ENABLED=0" in " ".join(cluster["setup_commands"])
+    # The launcher exports another value in front of the command.
+    starts = [line for line in cluster["head_start_ray_commands"] if "ray start" in line]
+    assert starts and all(line.startswith("RAY_USAGE_STATS_ENABLED=0 ray start ") for line in starts)
+
+
+def test_ray_takes_the_flags_that_it_is_started_with() -> None:
+    pytest.importorskip("ray")
+    from ray.scripts.scripts import start
+
+    known = {name for parameter in start.params for name in parameter.opts}
+    asked = {
+        flag
+        for path in FILES
+        for line in re.findall(r"\bray start (--head [^\n>'\"&`]*)", path.read_text(encoding="utf-8"))
+        for flag in re.findall(r"--[a-z-]+", line)
+    }
+    assert "--metrics-export-port" in asked
+    assert asked <= known, asked - known
+
+
+def test_every_port_that_anything_here_listens_on_has_its_row() -> None:
+    text = (ROOT / "docs/ports.md").read_text(encoding="utf-8")
+    rows = {
+        int(port)
+        for cell in re.findall(r"^\| ([^|]*\d[^|]*) \|", text, re.MULTILINE)
+        for port in re.findall(r"\d{4,5}", cell)
+    }
+    ports = {
+        int(port.split(":")[1]) for each in read("compose.yaml")["services"].values() for port in each.get("ports", ())
+    }
+    ports |= {
+        parameter.default
+        for command in KNOWN.values()
+        for parameter in command.params
+        if parameter.name == "port" and parameter.default
+    }
+    for path in FILES:
+        ports |= {int(port) for port in re.findall(r"port[= ](\d{4,5})\b", path.read_text(encoding="utf-8"))}
+    assert 8090 in ports and 9465 in ports
+    assert ports <= rows, ports - rows
+
+
+def test_no_secret_is_written_on_a_command_line_or_into_a_file_that_others_may_read() -> None:
+    for path in FILES:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert "--from-literal" not in line and not re.search("RAY_AUTH_TOKEN\\b", line), path
+            if re.search(r"openssl rand|Basic %s", line) and "ops/secrets/" not in line:
+                assert "umask 077" in line, line  # ops/secrets is a folder that nobody else enters
+
+
+def test_a_rented_machine_has_a_python_that_we_run_on() -> None:
+    nodes = read("ray/cluster.yaml")["available_node_types"].values()
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    pythons = {"ubuntu-24.04": "3.12", "ubuntu-22.04": "3.10"}
+    for node in nodes:
+        image = node["node_config"]["ImageId"]  # without one, Ray takes an image with Python 3.6
+        (python,) = (python for system, python in pythons.items() if system in image)
+        assert python in SpecifierSet(wanted)
 
 
 def test_the_cluster_launcher_takes_the_cluster_and_opens_no_port_of_rays() -> None:
