@@ -112,6 +112,54 @@ def test_one_bad_pair() -> None:
     assert "on its way to ann" in slow(made).evidence
 
 
+def test_who_sends_slowly_to_one_only_because_its_downlink_is_full() -> None:
+    made = case()
+    made.transfers = {(other, "bob"): 3.0 for other in NAMES} | {("bob", "ann"): 2.5}
+    assert blamed(made) == ("bob", Phase.DOWNLINK)
+
+
+def test_who_receives_slowly_from_one_only_because_its_uplink_is_full() -> None:
+    made = case()
+    made.transfers = {("ann", other): 3.0 for other in NAMES} | {("bob", "ann"): 2.5}
+    assert blamed(made) == ("ann", Phase.UPLINK)
+
+
+@pytest.mark.parametrize("whose", NAMES)
+def test_votes_that_take_long_over_one_bad_line_are_its_fault(whose: str) -> None:
+    # given validators that think fast and hear of each other late, and a line on which payloads take a little longer
+    made = case(validators=2, bob={"vote": 4.0})
+    made.transfers = {pair: 0.2 for other in NAMES for pair in ((other, whose), (whose, other))}
+    assert blamed(made) == (whose, Phase.UPLINK)
+
+
+@pytest.mark.parametrize("who", ["ann", "bob"])
+def test_who_thinks_for_long_has_no_line_to_blame(who: str) -> None:
+    made = case(validators=2, **{who: {"vote": 4.0, "think": 3.9}})
+    made.transfers = {pair: 0.2 for other in NAMES for pair in ((other, "dan"), ("dan", other))}
+    assert blamed(made) == (who, Phase.VALIDATION)
+
+
+def test_votes_between_two_with_a_bad_way_between_them() -> None:
+    made = case(validators=2, bob={"vote": 4.0})
+    made.transfers = {("ann", "bob"): 0.6, ("bob", "ann"): 0.6}
+    assert slow(made).phase is Phase.PAIR
+    assert slow(made).name in ("ann", "bob")
+
+
+def test_a_commitment_that_one_reader_saw_late_is_not_its_makers_fault() -> None:
+    made = case()
+    made.unseen = {("cyd", "ann"): 3.0}
+    assert blamed(made) == ("ann", Phase.DHT)
+
+
+def test_a_commitment_that_everyone_saw_late_is_that_of_a_late_maker_or_of_a_bad_line() -> None:
+    made = case()
+    made.unseen = {("cyd", reader): 3.0 for reader in NAMES}
+    assert blamed(made) == ("cyd", Phase.COMPUTE)
+    made.transfers = {pair: 0.2 for other in NAMES for pair in ((other, "dan"), ("dan", other))}
+    assert blamed(made) == ("dan", Phase.UPLINK)
+
+
 def test_who_is_still_busy_at_the_deadline() -> None:
     made = replace(case(eve={"inner": 9.0}), missing=("eve",))
     assert blamed(made) == ("eve", Phase.COMPUTE)

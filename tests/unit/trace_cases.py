@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from elastic.agreement.simplex import quorum
 from elastic.trace_ids import hex_id, hex_trace, round_trace_id, span_id
 from elastic.tracing.model import Event, Span
 
@@ -26,6 +27,8 @@ class Times:
     publish: float = 0.01
     verify: float = 0.02
     vote: float = 0.1
+    think: float = 0.0
+    """Of that, making up its mind."""
     outer: float = 0.1
     clock: float = 0.0
     """Its clock's error."""
@@ -42,6 +45,8 @@ class Case:
     index: int = 1
     transfers: dict[tuple[str, str], float] = field(default_factory=dict)
     """(maker, receiver) → seconds, if not 0.05."""
+    unseen: dict[tuple[str, str], float] = field(default_factory=dict)
+    """(maker, reader) → seconds for which a commitment is not seen, if not 0.1."""
     missing: tuple[str, ...] = ()
     """Who did not come before the deadline."""
     silent: tuple[str, ...] = ()
@@ -74,7 +79,7 @@ class Case:
         return self.committed(peer) + self.peers[peer].publish
 
     def sight(self, maker: str, receiver: str) -> float:
-        return max(self.committed(maker) + 0.1, self.ready(receiver) + 0.03)
+        return max(self.committed(maker) + self.unseen.get((maker, receiver), 0.1), self.ready(receiver) + 0.03)
 
     def arrived(self, maker: str, receiver: str) -> float:
         return self.sight(maker, receiver) + self.transfer(maker, receiver) + self.peers[receiver].verify
@@ -89,8 +94,7 @@ class Case:
 
     def decided(self) -> float:
         votes = sorted(self.voted(peer) for peer, own in self.peers.items() if own.decides)
-        needed = (len(votes) + 1) // 2 + (len(votes) > 3)  # quorums of 1, 2 of 3, 3 of 4
-        return max([self.voted(next(iter(self.peers))), *votes[:needed]])
+        return max([self.voted(next(iter(self.peers))), *votes[: quorum(len(votes))]])
 
 
 class _Writer:
@@ -151,6 +155,10 @@ class _Writer:
         case, own = self.case, self.own
         heard = [peer for peer, each in case.peers.items() if each.decides and peer not in case.missing]
         events = tuple(self.event("heard", case.voted(peer), peer=peer) for peer in heard) if own.decides else ()
+        if own.think:
+            proposes, voted = self.peer == next(iter(case.peers)), case.voted(self.peer)
+            names = ("drafts", "proposes") if proposes else ("looks at", "looked at")
+            events += (self.event(names[0], voted - own.think), self.event(names[1], voted))
         outer = end - own.outer - own.ray - own.disk
         self.put("round.agree", case.gathered(self.peer), outer - 0.01, top, events, decides=own.decides)
         phase = self.put("round.outer", outer, end, top)
