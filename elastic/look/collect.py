@@ -14,7 +14,7 @@ from elastic.audit.evidence import names_in, run_file_beside
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError, MalformedError
 from elastic.look.files import Found, Growing, find, read_status
-from elastic.look.gathering import Gathering
+from elastic.look.gathering import Gathering, bounded
 from elastic.look.model import Member, Picture
 from elastic.look.scores import Informed, Scores
 from elastic.messages import Manifest, PeerId, Terms
@@ -78,7 +78,7 @@ class Collector:
 
     def _statuses(self) -> dict[Path, PeerStatus]:
         found = {peer.folder: read_status(peer.folder) for peer in self._peers}
-        return {folder: status for folder, status in found.items() if status is not None and status.run == self._run}
+        return {folder: _drawable(each) for folder, each in found.items() if each is not None and each.run == self._run}
 
     def _look_at_scores(self) -> None:
         """From whose evidence scores follow may change: then it is read from the beginning."""
@@ -159,6 +159,11 @@ def _peer(folder: Path) -> _Peer:
     return _Peer(
         folder, Growing(folder / ROUNDS_FILE, folder / OLD_ROUNDS_FILE), Growing(folder / CHAIN_FILE), Informed(folder)
     )
+
+
+def _drawable(status: PeerStatus) -> PeerStatus:
+    numbers = {"loss": status.loss, "tokens_per_second": status.tokens_per_second, "held_out": status.held_out}
+    return status.model_copy(update={name: bounded(value) for name, value in numbers.items()})
 
 
 def _run_file(where: Path, found: Found) -> RunConfig | None:

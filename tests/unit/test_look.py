@@ -1,6 +1,8 @@
 """What is to be seen of a run: put together from what its peers wrote, however much of that is there."""
 
+import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -324,3 +326,32 @@ def test_names_are_short_printable_and_nobody_elses() -> None:
     assert called == {
         a: f"ann …{a[-6:]}", b: f"ann …{b[-6:]}", c: "x" * 23 + "…", d: "[31m red you",
     }  # fmt: skip
+
+
+async def test_whatever_goes_wrong_the_page_is_drawn_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("nicegui")
+    from elastic.look import dashboard
+
+    class Odd:
+        """Fails at the second look."""
+
+        looks, later = 0, threading.Event()
+
+        def look(self) -> Picture:
+            self.looks += 1
+            if self.looks == 2:
+                raise OverflowError("nobody thought of that")
+            if self.looks == 4:  # what the third saw is drawn
+                self.later.set()
+            return Picture(f"run {self.looks}", ())
+
+    watch = Odd()
+    monkeypatch.setattr(dashboard, "SECONDS", 0.0)
+    board = dashboard.Board(watch)  # type: ignore[arg-type]
+    drawing = asyncio.create_task(board.draw())
+    assert await asyncio.to_thread(watch.later.wait, 30)
+    assert "Run run 1" not in board.drawn[0]
+    assert "nobody thought of that" in caplog.text
+    drawing.cancel()
