@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from elastic.config import MetricsConfig
 from elastic.metrics import BOUNDS, INSTRUMENTS, Instrument, Labels, Meters
-from elastic.trace_file import read_secret
+from elastic.trace_file import read_secret, run_file_alone
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ class Exports:
         self._server: WSGIServer | None = None
         self.address = ""
         """Of the Prometheus endpoint, if there is one: "http://127.0.0.1:9464/metrics"."""
+        with run_file_alone():
+            self._start(config, meters, resource)
+
+    def _start(self, config: MetricsConfig, meters: Meters, resource: dict[str, str]) -> None:
         readers: list[MetricReader] = []
         if config.prometheus:
             readers += self._endpoint(config.prometheus)
@@ -107,7 +111,6 @@ def _asking(instrument: Instrument, meters: Meters) -> Callable[[CallbackOptions
 
 
 def _periodic(config: MetricsConfig) -> MetricReader:
-    """Everything is passed explicitly: what is left out the SDK would read from environment variables."""
     from opentelemetry.exporter.otlp.proto.http import Compression
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 

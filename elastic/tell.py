@@ -10,7 +10,11 @@ MOST_RECEIVERS = 8
 
 
 async def tell_round(peer: Peer, manifest: Manifest | None, skipped: str | None) -> None:
-    """Called in a round's span; does nothing if nobody will see it."""
+    """Called at the end of every round, in its span; says nothing if nobody will see it."""
+    try:
+        served = await peer.exchange.served()  # of this round: also if nobody wants to know, or the next would tell it
+    except NetworkError:
+        served = None
     if not trace.active():
         return
     if manifest is not None:
@@ -18,9 +22,7 @@ async def tell_round(peer: Peer, manifest: Manifest | None, skipped: str | None)
     if skipped is not None:
         trace.event("skipped", because=skipped)
         trace.failed(skipped)
-    try:
-        served = await peer.exchange.served()
-    except NetworkError:  # the next round tells
+    if served is None:  # the next round tells
         return
     links = tuple(each.span for each in served[:MOST_RECEIVERS] if each.span)
     total = sum(each.num_bytes for each in served)

@@ -12,6 +12,7 @@ from elastic.audit.evidence import RUN_FILE, names_in
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError
 from elastic.messages import GENESIS, Amendment, Manifest, PeerId, RoundIndex, Terms
+from elastic.names import labels, printable
 from elastic.reports import Wishes
 from elastic.state.chain import CHAIN_FILE, amendments_in
 from elastic.wire.signing import Identity
@@ -146,9 +147,8 @@ class House:
 
     def called(self, peer: PeerId) -> str:
         """A peer in few words: its name, or how its id ends; both, if somebody else has that name."""
-        name, end = printable(self._names.get(peer, "")), f"…{peer[-6:]}"
-        alone = sum(printable(each) == name for each in self._names.values()) == 1
-        return " ".join(part for part in (name, "" if name and alone else end, self._mark(peer)) if part)
+        name = labels({*self._names, peer}, self._names)[peer]
+        return " ".join(part for part in (name, self._mark(peer)) if part)
 
     def full(self, peer: PeerId) -> str:
         """A peer id, and whose it is."""
@@ -185,8 +185,3 @@ def incentive_text(canonical: str) -> str:
         return printable(canonical)  # a stranger wishes for nonsense
     settings = f" {orjson.dumps(choice.settings).decode()}" if choice.settings else ""
     return printable(choice.name + settings)
-
-
-def printable(text: str) -> str:
-    """What a stranger wrote, without what moves the cursor."""
-    return "".join(each for each in text if each.isprintable())

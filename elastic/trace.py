@@ -126,11 +126,12 @@ def setup(
         return
     identity = {"service.name": service_name(peer, name), "service.namespace": run, "service.instance.id": peer}
     try:
-        from elastic.trace_file import Bounds, provide
+        from elastic.trace_file import Bounds, provide, run_file_alone
 
         bounds = Bounds(MAX_QUEUED_SPANS, EXPORT_DELAY_MS, EXPORT_SECONDS, MAX_EVENTS, MAX_TEXT)
-        provider, exporter = provide(config, identity | {"swarm.peer.id": peer}, state_dir, _forced, bounds)
-        _tracing = _Tracing(provider, exporter, provider.get_tracer("elastic"), time.time_ns(), config, now)
+        with run_file_alone():
+            provider, exporter = provide(config, identity | {"swarm.peer.id": peer}, state_dir, _forced, bounds)
+            _tracing = _Tracing(provider, exporter, provider.get_tracer("elastic"), time.time_ns(), config, now)
     except ImportError as error:
         raise MissingExtraError(
             f'local.trace.exporter = "{config.exporter}" needs the OpenTelemetry SDK: '

@@ -10,7 +10,8 @@ import secrets
 import threading
 import time
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
@@ -132,31 +133,25 @@ class SwarmIds(IdGenerator):
 class GuardedExporter(SpanExporter):
     """Any exporter, made harmless: it never raises, says once that it fails, counts what is lost, stops when told."""
 
-    def __init__(self, inner: SpanExporter, max_queued: int) -> None:
-        self._inner, self._max_queued = inner, max_queued
+    def __init__(self, inner: SpanExporter) -> None:
+        self._inner = inner
         self._failing = self._crowded = False
-        self.waiting: Callable[[], int] = lambda: 0
-        """How many stand in the queue before it."""
-        self.dropped = 0
         self._deadline = float("inf")
         self._lock = threading.Lock()
+        self.waiting: Callable[[], int] = lambda: 0
+        """How many stand in the queue before it."""
         self.ended = 0
         """Spans that ended;"""
         self.exported = 0
         """that were exported;"""
-        self._refused = 0
-        """and that the exporter did not take."""
+        self.dropped = 0
+        """and that never will be, as of the last export: pushed out of the queue by newer ones, or refused."""
         # The SDK logs every failed request, and what it drops; one line at the first and one at the end is enough.
         for name in ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
-    @property
-    def lost(self) -> int:
-        """Spans that were not exported, and will not be if nothing is under way."""
-        return self.ended - self.exported
-
     def note_end(self) -> None:
-        """One more span ended, and waits in the queue."""
+        """One more span ended, and was put into the queue."""
         with self._lock:
             self.ended += 1
 
@@ -165,21 +160,21 @@ class GuardedExporter(SpanExporter):
         self._deadline = deadline
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        if time.monotonic() > self._deadline:
-            self.dropped += len(spans)
-            return SpanExportResult.FAILURE
-        if not self._crowded and self.ended - self.exported - self._refused > self._max_queued + len(spans):
+        if self._reckon(under_way=len(spans)) and not self._crowded:
             self._crowded = True
             logger.warning("spans are lost, training goes on: they end faster than they are exported")
+        if time.monotonic() > self._deadline:
+            return SpanExportResult.FAILURE
         reason = "the endpoint did not take them"
         try:
             result = self._inner.export(spans)
         except Exception as error:  # noqa: BLE001  telemetry never takes down training
             reason, result = str(error), SpanExportResult.FAILURE
         taken = result is SpanExportResult.SUCCESS
-        self.exported += len(spans) * taken
-        self._refused += len(spans) * (not taken)
-        self.dropped += len(spans) * (not taken)
+        if taken:
+            self.exported += len(spans)
+        else:
+            self.dropped += len(spans)
         self._tell(not taken, reason)
         return result
 
@@ -188,39 +183,47 @@ class GuardedExporter(SpanExporter):
             self._inner.shutdown()
         except Exception as error:  # noqa: BLE001  telemetry never takes down training
             logger.debug("closing the span exporter: %s", error)
-        if self.lost:
-            logger.warning("%d of %d spans of this process were lost", self.lost, self.ended)
+        self.waiting = lambda: 0  # nobody asks for them any more
+        self._reckon(under_way=0)
+        if self.dropped:
+            logger.warning("%d of %d spans of this process were lost", self.dropped, self.ended)
+
+    def _reckon(self, under_way: int) -> bool:
+        """Count anew what was dropped; whether it has become more: then some were pushed out."""
+        before, ended = self.dropped, self.ended  # these first: what ends meanwhile waits
+        self.dropped = max(before, ended - self.exported - self.waiting() - under_way)
+        return self.dropped > before
 
     def _tell(self, failing: bool, reason: str) -> None:
         if failing and not self._failing:
             logger.warning("spans are lost, training goes on: %s", reason)
         if self._failing and not failing:
-            logger.info("spans are exported again; %d were lost so far", self._refused)
+            logger.info("spans are exported again; %d were lost so far", self.dropped)
         self._failing = failing
 
 
-class Counting(SpanProcessor):
-    """Tells the exporter of each span that ends, before the queue may drop it."""
-
-    def __init__(self, exporter: GuardedExporter) -> None:
-        self._exporter = exporter
-
-    def on_end(self, span: ReadableSpan) -> None:
-        if span.context is not None and span.context.trace_flags.sampled:
-            self._exporter.note_end()
-
-
 class CountedBatches(BatchSpanProcessor):
-    """Spans that wait for a guarded exporter, which is told how many they are and how many are pushed out."""
+    """Spans that wait for a guarded exporter, which is told how many ended and how many wait."""
 
-    def __init__(self, exporter: GuardedExporter, max_queue_size: int, **settings: Any) -> None:
-        super().__init__(exporter, max_queue_size=max_queue_size, **settings)
-        self._guarded, self._most = exporter, max_queue_size
+    def __init__(self, exporter: GuardedExporter, **settings: Any) -> None:
+        super().__init__(exporter, **settings)
+        self._guarded = exporter
         exporter.waiting = lambda: len(self._batch_processor._queue)
 
     def on_end(self, span: ReadableSpan) -> None:
-        self._guarded.dropped += self._guarded.waiting() >= self._most
         super().on_end(span)
+        if span.context is not None and span.context.trace_flags.sampled:
+            self._guarded.note_end()
+
+
+@contextmanager
+def run_file_alone() -> Iterator[None]:
+    """What OpenTelemetry makes inside is as the run file says; OTEL_… variables, meant for others, change nothing."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("OTEL_")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +249,8 @@ def provide(
     forced: ContextVar[tuple[int, int] | None],
     bounds: Bounds,
 ) -> tuple[TracerProvider, GuardedExporter]:
-    """The SDK, set up. Everything is passed explicitly: what is left out it would read from environment variables."""
-    exporter = GuardedExporter(make_exporter(config, state_dir, bounds.export_seconds), bounds.queued)
+    """The SDK, set up; within `run_file_alone`, as it reads variables in many places."""
+    exporter = GuardedExporter(make_exporter(config, state_dir, bounds.export_seconds))
     limits = SpanLimits(
         max_span_attributes=64, max_events=bounds.events, max_links=16, max_event_attributes=16,
         max_link_attributes=4, max_attribute_length=bounds.letters, max_span_attribute_length=bounds.letters,
@@ -266,7 +269,6 @@ def provide(
         max_export_batch_size=512,
         export_timeout_millis=1000 * bounds.export_seconds,
     )
-    provider.add_span_processor(Counting(exporter))
     provider.add_span_processor(batches)
     return provider, exporter
 

@@ -224,9 +224,9 @@ class MemoryExchange:
             self._moved(holder, received=len(data))
             self._network.peers[holder]._moved(self.peer, out=len(data))
             for ledger, other in ((self._network.peers[holder].ledger, self.peer), (came, holder)):
-                ledger.begin(other)
-                ledger.add(other, len(data))
-                ledger.end(other)
+                entry = ledger.begin(other)
+                ledger.add(entry, len(data))
+                ledger.end(entry)
             if partial.add(chunk, data):
                 return
             story[holder] = "gave wrong bytes"

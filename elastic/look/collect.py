@@ -14,15 +14,14 @@ from elastic.audit.evidence import names_in, run_file_beside
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError, MalformedError
 from elastic.look.files import Found, Growing, find, read_status
-from elastic.look.gathering import Gathering
+from elastic.look.gathering import Gathering, bounded
 from elastic.look.model import Member, Picture
-from elastic.look.names import labels, short_name
 from elastic.look.scores import Informed, Scores
 from elastic.messages import Manifest, PeerId, Terms
+from elastic.names import ending, labels, printable, short_name
 from elastic.reports import OLD_ROUNDS_FILE, ROUNDS_FILE, PeerStatus, RoundReport, Wishes
 from elastic.state.chain import CHAIN_FILE
-from elastic.terms import changes, printable
-from elastic.view import alive
+from elastic.terms import changes
 
 R = TypeVar("R", RoundReport, Manifest)
 
@@ -42,14 +41,13 @@ class _Peer:
 class Collector:
     """Looks at the peers of one run as often as it is asked; a damaged line is left out, and counted."""
 
-    def __init__(self, where: Path) -> None:
-        """Find them.
+    def __init__(self, where: Path, found: Found | None = None) -> None:
+        """Find them, unless they were found already.
 
         Raises:
             ConfigError: nobody has run there.
         """
-        self.where = where
-        self.found = find(where)
+        self.found = found or find(where)
         self._peers = [_peer(folder) for folder in self.found.folders]
         self._config = _run_file(where, self.found)
         self._gathering = Gathering()
@@ -80,7 +78,7 @@ class Collector:
 
     def _statuses(self) -> dict[Path, PeerStatus]:
         found = {peer.folder: read_status(peer.folder) for peer in self._peers}
-        return {folder: status for folder, status in found.items() if status is not None and status.run == self._run}
+        return {folder: _drawable(each) for folder, each in found.items() if each is not None and each.run == self._run}
 
     def _look_at_scores(self) -> None:
         """From whose evidence scores follow may change: then it is read from the beginning."""
@@ -154,13 +152,18 @@ class Collector:
         if skipped := sum(each.reports.skipped + each.chain.skipped for each in self._peers):
             yield f"{skipped:,} bytes of older records left out"
         if self._scores is not None and self._scores.problem:
-            yield f"scores are what assessments amount to, not the incentive's: {printable(self._scores.problem)[:300]}"
+            yield f"scores are what assessments amount to, not the incentive's: {printable(self._scores.problem, 300)}"
 
 
 def _peer(folder: Path) -> _Peer:
     return _Peer(
         folder, Growing(folder / ROUNDS_FILE, folder / OLD_ROUNDS_FILE), Growing(folder / CHAIN_FILE), Informed(folder)
     )
+
+
+def _drawable(status: PeerStatus) -> PeerStatus:
+    numbers = {"loss": status.loss, "tokens_per_second": status.tokens_per_second, "held_out": status.held_out}
+    return status.model_copy(update={name: bounded(value) for name, value in numbers.items()})
 
 
 def _run_file(where: Path, found: Found) -> RunConfig | None:
@@ -180,8 +183,8 @@ def _wished(wishes: Wishes | None, terms: Terms, called: dict[PeerId, str]) -> I
         return
     for peer, amendment in sorted(wishes.wishes.items()):
         after = amendment.applied(terms)
-        for line in changes(terms, after, lambda each: called.get(each, f"…{each[-6:]}")):
-            yield f"{called.get(peer, short_name(peer[-6:]))} wishes: {line}"
+        for line in changes(terms, after, lambda each: called.get(each, ending(each))):
+            yield f"{called.get(peer, ending(peer))} wishes: {line}"
 
 
 def _name_of(canonical: str) -> str:
@@ -212,12 +215,10 @@ class Watch:
 
     def look(self) -> Picture:
         """As it is now."""
-        picture = self._collector.look()
-        if any(each.status is not None and alive(each.status) for each in picture.members):
-            return picture
+        picture, known = self._collector.look(), self._collector.found
         with suppress(ElasticError):  # what was there goes on being shown
-            newest = find(self._where)
-            if newest != self._collector.found:
-                self._collector = Collector(self._where)
+            found = find(self._where, known if picture.running else None)
+            if found != known:  # also if a peer of the same run has come
+                self._collector = Collector(self._where, found)
                 return self._collector.look()
         return picture

@@ -36,13 +36,15 @@ class Board:
         self.drawn = pieces(watch.look())
 
     async def draw(self) -> None:
-        """Look again and again; what goes wrong is tried again."""
+        """Look again and again; whatever goes wrong is said, and tried again: nobody else would draw."""
         while True:
             await asyncio.sleep(SECONDS)
             try:
                 self.drawn = await asyncio.to_thread(lambda: pieces(self._watch.look()))
             except (ElasticError, OSError) as error:
                 logger.warning("the page shows what was seen before: %s", error)
+            except Exception:
+                logger.exception("the page shows what was seen before")
 
     def page(self) -> None:
         """Build the page for one browser; what changes is sent to it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from elastic.config import load_config
 from elastic.errors import ConfigError, MalformedError
+from elastic.folders import by_run, last_active, peers_in, stat
 from elastic.messages import Manifest
 from elastic.reports import EVIDENCE_FILE, ROUNDS_FILE, STATUS_FILE, PeerStatus, RoundEvidence, RoundReport
 from elastic.state.chain import CHAIN_FILE
@@ -40,7 +40,7 @@ class Growing:
 
     def lines(self) -> Iterator[bytes]:
         """Whole lines that were not given before; none if there is no such file. A torn end is left for later."""
-        now = _stat(self._path)
+        now = stat(self._path)
         if now is None:
             return
         if now.st_ino != self._file or now.st_size < self._read:
@@ -50,7 +50,7 @@ class Growing:
 
     def _rest_of_old(self) -> Iterator[bytes]:
         """The end of the file that was put aside meanwhile; all of it, if this is the first look."""
-        old = _stat(self._old) if self._old is not None else None
+        old = stat(self._old) if self._old is not None else None
         if self._old is None or old is None:
             return
         if self._file in (0, old.st_ino):
@@ -84,27 +84,27 @@ class Found:
     """The run file, if that was given."""
 
 
-def find(where: Path) -> Found:
+def find(where: Path, same: Found | None = None) -> Found:
     """Folders of the peers whose run was last active: a run file's, a peer's own, or those in one folder or two.
+
+    Args:
+        where: to look.
+        same: rather this run, also if another one was active since; None: any.
 
     Raises:
         ConfigError: there are none, or nothing in them can be read.
     """
     run_file = where if where.is_file() or where.suffix == ".toml" else None
     folder = load_config(where).local.state_dir if run_file is not None else where
-    own = any((folder / sign).is_file() for sign in SIGNS)
-    files = [file for sign in SIGNS for depth in ("*", "*/*") for file in folder.glob(f"{depth}/{sign}")]
-    folders = [folder] if own else sorted({file.parent for file in files})
+    folders = peers_in(folder, SIGNS)
     if not folders:
         raise ConfigError(f"{folder}: no peer has run here; `elastic quickstart` or `elastic join` starts one")
-    runs: dict[tuple[Path, str], list[Path]] = {}
-    for each in folders:
-        if run := _run_of(each):
-            runs.setdefault((each.parent, run), []).append(each)
+    runs = {run: those for run, those in by_run(folders, _run_of).items() if run[1]}
     if not runs:
         raise ConfigError(f"{folder}: nothing there can be read; it is damaged, or written by another version")
-    (_, run), newest = max(runs.items(), key=lambda each: max(map(_touched, each[1])))
-    return Found(run, tuple(newest), run_file)
+    before = (same.folders[0].parent, same.run) if same is not None else None
+    chosen = before if before in runs else last_active(runs, SIGNS)
+    return Found(chosen[1], tuple(runs[chosen]), run_file)
 
 
 def read_status(folder: Path) -> PeerStatus | None:
@@ -125,16 +125,3 @@ def _run_of(folder: Path) -> str:
             with suppress(MalformedError):
                 return kind.from_bytes(line).run
     return ""
-
-
-def _touched(folder: Path) -> float:
-    """When something was last written there, in Unix time."""
-    found = [state.st_mtime for sign in SIGNS if (state := _stat(folder / sign)) is not None]
-    return max(found, default=0.0)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None

@@ -1,4 +1,4 @@
-"""A run's rounds, put together bit by bit from what its peers wrote down."""
+"""A run's rounds, put together bit by bit from what its peers wrote down; numbers in it may be any, and are bounded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from statistics import median
 from sys import intern
+from typing import overload
 
 from elastic.look.model import Cell, Own, Round
 from elastic.messages import Amendment, Manifest, PeerId, RoundIndex
@@ -13,6 +14,8 @@ from elastic.reports import RoundEvidence, RoundReport
 
 KEPT = 5_000
 """Rounds that are remembered, the newest."""
+MOST = 1e9
+"""Seconds, nats, tokens per second: who tells more is drawn with so much."""
 FIRST_LOOK = 0.5
 """Seconds after a peer began to look at what others did: what it saw so soon may have been there for long."""
 
@@ -50,9 +53,9 @@ class Gathering:
         """A peer's own account of a round, with what it saw of others."""
         known, peer = self._at(report.round), _same(report.peer)
         own = Own(
-            phases={intern(name): seconds for name, seconds in report.seconds.items() if name != "total"},
-            total=report.seconds.get("total", 0.0), digest=report.digest, contributed=report.contributed,
-            loss=report.loss, tokens=report.tokens, bytes_out=report.bytes_out, bytes_in=report.bytes_in,
+            phases={intern(name): _seconds(told) for name, told in report.seconds.items() if name != "total"},
+            total=_seconds(report.seconds.get("total", 0.0)), digest=report.digest, contributed=report.contributed,
+            loss=bounded(report.loss), tokens=report.tokens, bytes_out=report.bytes_out, bytes_in=report.bytes_in,
             skipped=report.skipped or "",
         )  # fmt: skip
         self.names[peer] = report.name
@@ -61,7 +64,8 @@ class Gathering:
             known.verdicts.setdefault(_same(sender), Counter())[intern(verdict)] += 1
         for sender, arrived in report.arrived.items():
             if sender != peer:
-                _see(known, _same(sender), report.committed.get(sender, arrived), arrived, own.ready)
+                committed = report.committed.get(sender, arrived)
+                _see(known, _same(sender), _seconds(committed), _seconds(arrived), own.ready)
 
     def manifest(self, manifest: Manifest) -> None:
         """What counted."""
@@ -81,7 +85,7 @@ class Gathering:
 
     def scores(self, round_: RoundIndex, scores: dict[PeerId, float]) -> None:
         """What the incentive thought after a round."""
-        self._at(round_).scores = scores
+        self._at(round_).scores = {peer: bounded(score) for peer, score in scores.items()}
 
     def rounds(self) -> list[Round]:
         """All from the first on, oldest first."""
@@ -109,6 +113,23 @@ class Gathering:
                 del self._rounds[min(self._rounds)]
                 self.dropped += 1
         return found
+
+
+@overload
+def bounded(value: float) -> float: ...
+
+
+@overload
+def bounded(value: float | None) -> float | None: ...
+
+
+def bounded(value: float | None) -> float | None:
+    """A number that can be drawn; None stays None."""
+    return value if value is None else min(max(value, -MOST), MOST)
+
+
+def _seconds(value: float) -> float:
+    return min(max(value, 0.0), MOST)
 
 
 def _see(known: _Known, sender: PeerId, committed: float, arrived: float, ready: float) -> None:

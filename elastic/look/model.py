@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from elastic.messages import PeerId, RejectReason, RoundIndex
+from elastic.names import ending
 from elastic.reports import PeerStatus
+from elastic.view import alive
 
 PHASES = ("inner", "compress", "commit", "publish", "average", "gather", "agree", "outer")
 """The verbs of a round in the order of the story."""
@@ -142,6 +144,11 @@ class Member:
     status: PeerStatus | None = None
     """The last that it wrote."""
 
+    @property
+    def runs(self) -> bool:
+        """Whether it is alive, here and now."""
+        return self.status is not None and alive(self.status)
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -172,9 +179,24 @@ class Picture:
         """The newest round that is over."""
         return next((each for each in reversed(self.rounds) if each.decided), self.last)
 
+    @property
+    def running(self) -> int:
+        """Peers that are alive here and now."""
+        return sum(each.runs for each in self.members)
+
+    @property
+    def anchor(self) -> str:
+        """The newest anchor, or that not all have the same."""
+        last = next((each for each in reversed(self.rounds) if each.decided and each.digests), None)
+        if last is None:
+            return "-"
+        if len(last.digests) > 1:
+            return f"DIFFERENT between peers after round {last.index}"
+        return next(iter(last.digests))[:12]
+
     def name(self, peer: PeerId) -> str:
         """What people call it."""
-        return next((each.name for each in self.members if each.peer == peer), f"…{peer[-6:]}")
+        return next((each.name for each in self.members if each.peer == peer), ending(peer))
 
     def cells(self, peer: PeerId) -> Iterable[tuple[Round, Cell]]:
         """A peer's rounds."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import select
 import sys
 import termios
@@ -12,8 +14,12 @@ from contextlib import contextmanager
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-LEAVE = ("q", "Q", "\x03", "\x04", "\x1b")
-"""Keys that end the view: q, and what people press to get out."""
+LEAVE = re.compile(rb"[qQ\x03\x04]")
+"""Keys that end the view: q, and what people press to get out; also Escape, if it comes alone."""
+SEQUENCE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|O.)")
+"""What arrows and such keys send, also a mouse's wheel; there may be a Q in it."""
+MOST_KEYS = 1024
+"""Bytes that are looked at at a time."""
 
 
 def redraw(draw: Callable[[int, int], RenderableType], seconds: float) -> None:
@@ -23,21 +29,34 @@ def redraw(draw: Callable[[int, int], RenderableType], seconds: float) -> None:
         try:
             while True:
                 live.update(draw(console.size.width, console.size.height), refresh=True)
-                if pressed(seconds) in LEAVE:
+                if leaves(pressed(seconds)):
                     return
         except KeyboardInterrupt:
             return
 
 
+def leaves(pressed: bytes | None) -> bool:
+    """Whether somebody wants to get out, by what was pressed.
+
+    Args:
+        pressed: all that came; None: nothing was pressed; empty: the terminal is gone.
+    """
+    if pressed is None:
+        return False
+    keys = SEQUENCE.sub(b"", pressed)
+    return pressed in (b"", b"\x1b") or LEAVE.search(keys) is not None
+
+
 @contextmanager
-def _keys() -> Iterator[Callable[[float], str]]:
-    """Keys as they are pressed: a function that waits so many seconds for one; "" if there was none."""
+def _keys() -> Iterator[Callable[[float], bytes | None]]:
+    """Keys as they are pressed: a function that waits so many seconds for some, and gives all there are."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
 
-    def pressed(seconds: float) -> str:
+    def pressed(seconds: float) -> bytes | None:
         ready, _, _ = select.select([descriptor], [], [], seconds)
-        return sys.stdin.read(1) or "q" if ready else ""
+        # Not through sys.stdin: what lies in its buffer is not there for `select`.
+        return os.read(descriptor, MOST_KEYS) if ready else None
 
     try:
         tty.setcbreak(descriptor)

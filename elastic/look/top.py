@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from elastic.look.html.page import anchor_of
 from elastic.look.model import PHASES, Member, Picture, Round, Totals, slow_peers, totals
-from elastic.terms import printable
-from elastic.view import alive, doing
+from elastic.names import printable
+from elastic.view import doing
 
 LETTERS = dict(zip(PHASES, "icmpvgao", strict=True))
 """A phase in a bar: readable without colours too."""
@@ -60,11 +59,6 @@ def screen(picture: Picture, width: int, height: int | None = None, hint: str = 
     return Text("\n").join(lines)
 
 
-def anyone_runs(picture: Picture) -> bool:
-    """Whether a peer here is alive."""
-    return any(each.status is not None and alive(each.status) for each in picture.members)
-
-
 def sparkline(values: Sequence[float], width: int) -> str:
     """The last values as blocks; the highest is the tallest."""
     shown = values[-width:]
@@ -92,10 +86,9 @@ def _headline(picture: Picture) -> Text:
     newest = picture.last.index if picture.last is not None else 0
     begun = max((each.status.round for each in picture.members if each.status is not None), default=newest)
     of = f" of {picture.planned}" if picture.planned else ""
-    running = sum(each.status is not None and alive(each.status) for each in picture.members)
-    anchor = anchor_of(picture)
+    anchor = picture.anchor
     parts = [
-        picture.run, f"round {max(newest, begun)}{of}", f"{len(picture.members)} peers, {running} running here",
+        picture.run, f"round {max(newest, begun)}{of}", f"{len(picture.members)} peers, {picture.running} running here",
         picture.incentive or "unknown incentive", anchor if "DIFFERENT" in anchor else f"anchor {anchor[:8]}",
     ]  # fmt: skip
     return Text("  ".join(parts), style="bold")
@@ -185,7 +178,7 @@ def _told(picture: Picture, hint: str) -> list[Text]:
     """What else there is to say."""
     slow = [f"{member.name} ({times} times)" for member, times, _ in slow_peers(picture)[:3]]
     lines = [Text(f"late in most rounds: {', '.join(slow)}", style="yellow")] if slow else []
-    if not anyone_runs(picture):
+    if not picture.running:
         lines.append(Text(NOBODY))
     if hint or picture.notes:
         lines.append(Text("; ".join([*([hint] if hint else []), *picture.notes]), style="dim"))

@@ -86,7 +86,7 @@ def _read(where: Path, jaeger: str | None, run: str | None, rounds: range | None
     if jaeger is not None:
         source, found = jaeger, _ask(Jaeger(jaeger), run, rounds)
     else:
-        source, found = str(where), read_files(trace_files(where))
+        source, found = str(where), read_files(trace_files(where), run, rounds)
     if found.skipped:
         say(f"{found.skipped} lines or spans of {source} are none, and were left out", err=True)
     everything = rounds_of(span for span in found.spans if run is None or span.run == run)

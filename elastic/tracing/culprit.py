@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,14 +66,12 @@ def evidence(round_: Round, steps: Sequence[Step]) -> str:
 
 def tally(found: Sequence[Finding]) -> list[tuple[str, str, int, float]]:
     """(name, phase, in how many rounds, seconds lost) of all culprits, the worst first; nobody last."""
-    times: Counter[tuple[str, str]] = Counter()
-    lost: dict[tuple[str, str], float] = defaultdict(float)
+    of: dict[tuple[str | None, str], list[Finding]] = defaultdict(list)
     for each in found:
-        key = each.name, str(each.phase or "")
-        times[key] += 1
-        lost[key] += each.lost
-    ordered = sorted(times, key=lambda key: (key[0] == NOBODY, -lost[key]))
-    return [(*key, times[key], lost[key]) for key in ordered]
+        of[each.peer, str(each.phase or "")].append(each)
+    lost = {key: sum(each.lost for each in those) for key, those in of.items()}
+    ordered = sorted(of, key=lambda key: (key[0] is None, -lost[key]))
+    return [(of[key][-1].name, key[1], len(of[key]), lost[key]) for key in ordered]
 
 
 def _sticks_out(steps: Sequence[Step], seconds: float) -> bool:

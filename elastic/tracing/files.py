@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from elastic.config import load_config
 from elastic.errors import ConfigError
+from elastic.folders import by_run, last_active, peers_in
 from elastic.tracing.model import Span
 from elastic.tracing.otlp import Found, spans_in
+from elastic.tracing.rounds import ROUND
 
-TRACE_FILES = ("traces.1.jsonl", "traces.jsonl")
-"""Of a state directory, the older first."""
+TRACE_FILES = ("traces.jsonl", "traces.1.jsonl")
+"""Of a state directory, the newer first: what is put aside meanwhile is read twice rather than not at all."""
 MAX_LINE = 64 * 2**20
 """Bytes of a line, or of a file that is one JSON value."""
-MAX_SPANS = 2_000_000
-"""Read in all."""
+MAX_SPANS = 300_000
+"""Kept in all; each takes about 4 kB of memory."""
 
 
 def trace_files(where: Path) -> list[Path]:
@@ -31,34 +34,43 @@ def trace_files(where: Path) -> list[Path]:
         where = load_config(where).local.state_dir
     if where.is_file():
         return [where]
-    runs: dict[Path, list[Path]] = {}
-    for name in TRACE_FILES:
-        for pattern in (name, f"*/{name}", f"*/*/{name}"):
-            for path in where.glob(pattern):
-                runs.setdefault(path.parent if pattern == name else path.parent.parent, []).append(path)
+    runs = by_run(peers_in(where, TRACE_FILES))
     if not runs:
         raise ConfigError(
             f'{where}: no peer wrote traces here; they do so with local.trace.exporter = "file", which is the default '
             "(of a run whose spans go to a collector: --jaeger URL --run NAME)"
         )
-    return sorted(max(runs.values(), key=lambda paths: max(path.stat().st_mtime for path in paths)))
+    newest = runs[last_active(runs, TRACE_FILES)]
+    return [path for folder in newest for name in TRACE_FILES if (path := folder / name).exists()]
 
 
-def read_files(paths: list[Path], wanted: Callable[[Span], bool] = lambda span: True) -> Found:
-    """Spans of these files that somebody wants; torn and hostile lines are skipped and counted.
+def read_files(paths: list[Path], run: str | None = None, rounds: Collection[int] | None = None) -> Found:
+    """Spans of these files; torn and hostile lines are skipped and counted.
+
+    Args:
+        paths: as `trace_files` gives them; what was put aside and is gone meanwhile is nothing.
+        run: of other runs nothing but which rounds they had; None: all runs.
+        rounds: of other rounds nothing but that they were; None: all rounds.
 
     Raises:
         ConfigError: a file cannot be read, or there is more in them than anyone needs.
     """
     found = Found()
+
+    def wanted(span: Span) -> bool:
+        inside = run in (None, span.run) and (rounds is None or int(span.number("round", -1)) in rounds)
+        return inside or span.name == ROUND
+
     for path in paths:
         try:
             for tree in _values(path):
                 new = spans_in(tree)
-                found.spans += [span for span in new.spans if wanted(span)]
+                found.spans += filter(wanted, new.spans)
                 found.skipped += new.skipped
                 if len(found.spans) > MAX_SPANS:
                     raise ConfigError(f"{path}: more than {MAX_SPANS:,} spans: say which --rounds")
+        except FileNotFoundError:
+            continue
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
     return found
@@ -71,7 +83,7 @@ def _values(path: Path) -> Iterator[Any]:
         while line := file.readline(MAX_LINE):
             number += 1
             tree = _parsed(line)
-            if number == 1 and tree is None and path.stat().st_size <= MAX_LINE:
+            if number == 1 and tree is None and os.fstat(file.fileno()).st_size <= MAX_LINE:
                 whole = _parsed(line + file.read(MAX_LINE))
                 if whole is not None:
                     yield whole

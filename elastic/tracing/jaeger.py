@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode, urlsplit
@@ -50,8 +51,7 @@ class Jaeger:
         Raises:
             ConfigError: it is none.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if not _is_address(url):
             raise ConfigError(f"--jaeger {url}: should be the address of Jaeger's page, as http://127.0.0.1:16686")
         self._url = url.rstrip("/")
         self._opener = build_opener(_NoRedirect)
@@ -125,7 +125,7 @@ class Jaeger:
             if error.code == 404:
                 raise _NotThereError(path) from error
             raise ConfigError(f"{self._url}: answers {error.code} to {path}: is it Jaeger's page?") from error
-        except (URLError, OSError, ValueError) as error:
+        except (URLError, OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise ConfigError(f"{self._url}: Jaeger does not answer: {reason}") from error
         if len(body) > MAX_ANSWER:
@@ -139,3 +139,11 @@ class Jaeger:
         if not isinstance(tree, dict):
             raise ConfigError(f"{self._url}: the answer to {path} is not Jaeger's")
         return tree
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no port, no IPv6 address
+        return False

@@ -77,8 +77,3 @@ class Span:
 
 def _number(value: Value | None, default: float) -> float:
     return float(value) if isinstance(value, int | float) and abs(value) < MAX_NUMBER else default
-
-
-def printable(text: str, most: int = MAX_TEXT) -> str:
-    """What may be shown in a terminal: one line, no control characters, not too long."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:most])

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from elastic.tracing.model import MAX_ATTRIBUTES, MAX_EVENTS, MAX_NAME, MAX_SECONDS, Event, Span, Value, printable
+from elastic.names import printable
+from elastic.tracing.model import MAX_ATTRIBUTES, MAX_EVENTS, MAX_NAME, MAX_SECONDS, MAX_TEXT, Event, Span, Value
 
 _HEX = re.compile(r"[0-9a-fA-F]{1,32}")
 _MAX_NS = 2**63
@@ -85,7 +86,7 @@ def _of_otlp(span: Any, about: dict[str, Value]) -> Span:
             )
             for each in span.get("events", ())[:MAX_EVENTS]
         ],
-        error=printable(str(status.get("message", ""))) if failed else None,
+        error=printable(str(status.get("message", "")), MAX_TEXT) if failed else None,
     )
 
 
@@ -98,7 +99,9 @@ def _of_v1(trace: Any) -> Found:
     for span in spans:
         try:
             process = processes[span["processID"]]
-            about = _tags(process.get("tags") or ()) | {"service.name": printable(str(process["serviceName"]))}
+            about = _tags(process.get("tags") or ()) | {
+                "service.name": printable(str(process["serviceName"]), MAX_TEXT)
+            }
             found.spans.append(_of_jaeger(span, about))
         except _BROKEN:
             found.skipped += 1
@@ -173,7 +176,7 @@ def _attributes(pairs: Iterable[Any]) -> dict[str, Value]:
         elif "boolValue" in value:
             found[printable(str(pair["key"]), MAX_NAME)] = bool(value["boolValue"])
         elif "stringValue" in value:
-            found[printable(str(pair["key"]), MAX_NAME)] = printable(str(value["stringValue"]))
+            found[printable(str(pair["key"]), MAX_NAME)] = printable(str(value["stringValue"]), MAX_TEXT)
     return found
 
 
@@ -189,7 +192,7 @@ def _tags(tags: Iterable[Any]) -> dict[str, Value]:
         elif kind == "bool":
             found[key] = value in (True, "true")
         else:
-            found[key] = printable(str(value))
+            found[key] = printable(str(value), MAX_TEXT)
     return found
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 
 from elastic import trace_ids
+from elastic.messages import PeerId
+from elastic.names import labels
 from elastic.tracing.model import Span
 
 ROUND, ROOT = "round", "swarm.round"
@@ -76,7 +78,7 @@ class Round:
 
     @property
     def seconds(self) -> float:
-        """From its begin to the manifest at the proposer, or, without a root, the longest of the peers' rounds."""
+        """Until its proposer was done with it, or, without a root, the longest of the peers' rounds."""
         longest = max((each.round.seconds for each in self.peers.values()), default=0.0)
         return self.root.seconds if self.root is not None else longest
 
@@ -97,13 +99,12 @@ class Round:
         return min(validators, key=lambda each: each.round.seconds, default=None)
 
 
-def rounds_of(spans: Iterable[Span], wanted: Collection[int] | None = None) -> list[Round]:
+def rounds_of(spans: Iterable[Span]) -> list[Round]:
     """All rounds that these spans are of, in order, by run; those whose trace is not of the round it claims are left
-    out.
+    out. No two peers have the same name.
 
     Args:
         spans: in any order; one that came twice counts once.
-        wanted: only these rounds; None: all.
     """
     traces: dict[str, dict[tuple[str, str], Span]] = defaultdict(dict)
     for span in spans:
@@ -111,9 +112,9 @@ def rounds_of(spans: Iterable[Span], wanted: Collection[int] | None = None) -> l
     found = []
     for trace, members in traces.items():
         claim = _claim(trace, members.values())
-        if claim is not None and (wanted is None or claim[1] in wanted):
+        if claim is not None:
             found.append(_round(*claim, list(members.values())))
-    return sorted(found, key=lambda each: (each.run, each.index))
+    return _named(sorted(found, key=lambda each: (each.run, each.index)))
 
 
 def _claim(trace: str, spans: Iterable[Span]) -> tuple[str, int] | None:
@@ -145,8 +146,17 @@ def _peer(peer: str, spans: list[Span]) -> PeerRound | None:
         return None
     last = max(begun, key=lambda span: span.start)
     inside = sorted((span for span in spans if span is not last), key=lambda span: (span.start, span.end))
-    name = last.service.removeprefix("peer-") or peer[-6:]
-    return PeerRound(peer, name, last, inside)
+    return PeerRound(peer, last.service.removeprefix("peer-"), last, inside)
+
+
+def _named(rounds: list[Round]) -> list[Round]:
+    """With names that tell peers apart, the same ones in all rounds; anyone may call itself anything."""
+    said = {PeerId(peer): made.name for each in rounds for peer, made in each.peers.items()}
+    names = labels(said, said)
+    return [
+        replace(each, peers={peer: replace(made, name=names[PeerId(peer)]) for peer, made in each.peers.items()})
+        for each in rounds
+    ]
 
 
 def offsets(round_: Round) -> dict[str, float]:

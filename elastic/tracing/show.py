@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -33,7 +33,7 @@ def slow_table(found: Sequence[Finding], columns: int, *, plain: bool) -> str:
     table = Table(expand=False, pad_edge=False)
     table.add_column("round", justify="right", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
-    table.add_column("culprit", no_wrap=True, max_width=24)
+    table.add_column("culprit", no_wrap=True)
     table.add_column("phase", no_wrap=True)
     table.add_column("lost", justify="right", no_wrap=True)
     table.add_column("evidence", overflow="fold")
@@ -132,13 +132,13 @@ def _scale(total: float, width: int) -> Text:
 
 def _line(row: _Row, total: float, width: int) -> Text:
     label = set_cell_size("  " * row.depth + row.label, _NAMES - 2) + (" !" if row.failed else "  ")
-    first = min(width - 1, int(width * row.start / total)) if total else 0
-    length = max(1, round(width * row.seconds / total)) if total else 1
+    # A span may say that it began before its round did.
+    first = max(0, min(width - 1, int(width * row.start / total))) if total else 0
+    length = max(1, round(width * (row.seconds + min(0.0, row.start)) / total)) if total else 1
     line = Text(label, style="red" if row.failed else "bold" if row.depth == 0 else "")
     line.append(f"{row.seconds:{_SECONDS - 2}.3f} s  ")
     line.append(" " * first)
     line.append(("━" if row.depth == 0 else "█")[0] * min(length, width - first), style=row.colour)
-    assert cell_len(line.plain) <= _NAMES + _SECONDS + 2 + width
     return line
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ def darkness(fill: str) -> float:
     return 1 - (0.299 * red + 0.587 * green + 0.114 * blue) / 255
 
 
+def redness(fill: str) -> float:
+    """From "rgb(…)": how much more red there is than green and blue, of all."""
+    red, green, blue = map(int, fill.removeprefix("rgb(").removesuffix(")").split(", "))
+    return (red - (green + blue) / 2) / 255
+
+
 def report_of(story: Story, folder: Path) -> str:
     story.write(folder / "run")
     file = folder / "report.html"
@@ -58,8 +65,8 @@ def dashboard(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 def assert_the_slow_peer_is_a_dark_band(page: Browser) -> None:
     seen = page.run(SEEN)
     dark = {peer: darkness(fill) for peer, (fill, _, _) in seen.items()}
-    assert dark.pop("peer-3") > 0.6
-    assert max(dark.values()) < 0.2
+    assert dark.pop("peer-3") > max(dark.values()) + 0.45
+    assert max(dark.values()) < 0.3
     assert all(width > 500 and height > 10 for _, width, height in seen.values())
 
 
@@ -100,13 +107,38 @@ def test_nothing_overlaps_or_leaves_the_page(tmp_path: Path, chromium: Browser, 
     assert chromium.run(outside) == 0
 
 
-def test_dark_is_dark_and_the_slow_peer_stands_out(tmp_path: Path, chromium: Browser) -> None:
+def test_dark_is_dark_and_the_slow_peer_is_a_dark_band_there_too(tmp_path: Path, chromium: Browser) -> None:
     chromium.dark(True)
+    chromium.resize(1100, 900)
     chromium.open(report_of(Story(), tmp_path))
-    seen = {peer: darkness(fill) for peer, (fill, _, _) in chromium.run(SEEN).items()}
-    assert seen.pop("peer-3") < 0.4
-    assert min(seen.values()) > 0.7
     assert darkness(chromium.run("return getComputedStyle(document.body).backgroundColor")) > 0.8
+    assert_the_slow_peer_is_a_dark_band(chromium)
+    # and it is no hole in the page: it is red, and what is unknown is grey
+    assert redness(chromium.run(SEEN)["peer-3"][0]) > 0.4
+    card = chromium.run("return getComputedStyle(document.querySelector('#heat')).backgroundColor")
+    assert abs(redness(card)) < 0.1
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_later_is_darker_and_pale_is_paler(tmp_path: Path, chromium: Browser, dark: bool) -> None:
+    chromium.dark(dark)
+    chromium.open(report_of(Story(), tmp_path))
+    shown = chromium.run("""
+        const svg = document.querySelector('#heat svg.cells')
+        const colour = (classes) => {
+          const path = svg.appendChild(document.createElementNS('http://www.w3.org/2000/svg', 'path'))
+          path.setAttribute('class', classes)
+          const canvas = new OffscreenCanvas(1, 1).getContext('2d')
+          canvas.fillStyle = getComputedStyle(path).stroke
+          canvas.fillRect(0, 0, 1, 1)
+          return `rgb(${[...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).join(', ')})`
+        }
+        return [...Array(9).keys()].map(each => [colour(`fill-h${each}`), colour(`fill-h${each} at-most`)])
+    """)
+    exact, pale = ([darkness(each) for each in column] for column in zip(*shown, strict=True))
+    for found in (exact, pale):
+        assert all(one < other for one, other in pairwise(found))
+    assert all(one < other for one, other in zip(pale, exact, strict=True))
 
 
 def test_names_are_shown_as_they_are_and_run_nothing(tmp_path: Path, chromium: Browser) -> None:

@@ -163,3 +163,21 @@ async def test_all_peers_leave_the_same_rounds_out(tmp_path: Path) -> None:
     found = rounds_of(spans)
     assert {each.index for each in found} == kept
     assert all(len(each.peers) == 4 and each.root is not None for each in found)
+
+
+async def test_a_round_tells_only_what_others_took_in_it(tmp_path: Path) -> None:
+    # given that only some of the rounds are traced
+    every = await traced(tmp_path / "all", lambda swarm: None, rounds=8)
+    some = await traced(tmp_path / "some", lambda swarm: None, rounds=8, sample=0.5)
+
+    # then these tell as much as if all were, and not what was taken in the others too
+    def taken(spans: list[Span]) -> dict[int, list[float]]:
+        served = [span for span in spans if span.name == "round.serve"]
+        found = {int(span.number("round")): list[float]() for span in served}
+        for span in served:
+            found[int(span.number("round"))].append(span.number("bytes"))
+        return {index: sorted(each) for index, each in found.items()}
+
+    kept = taken(some)
+    assert 0 < len(kept) < 8
+    assert kept == {index: each for index, each in taken(every).items() if index in kept}

@@ -91,7 +91,7 @@ def test_who_ordered_the_same_is_told_as_far_as_the_peer_heard_it(validator: Run
     # when the operator looks
     out = validator("amend", "run.toml")[1]
     # then
-    assert f"{KEYS[0].peer} q-00" in out and f"{KEYS[1].peer} bad[2Jname" in out
+    assert f"{KEYS[0].peer} q-00" in out and f"{KEYS[1].peer} bad [2Jname" in out
     assert "ordered          incentive  uniform -> reputation\n" in out
     assert "                 by         1 of 3: q-00; 2 needed\n" in out
     assert out.endswith("last heard       round 7\n")
@@ -103,7 +103,7 @@ def test_who_ordered_the_same_is_told_as_far_as_the_peer_heard_it(validator: Run
     assert "more of the validators" not in out
     out = validator("amend", "run.toml", "--remove", KEYS[1].peer)[1]
     assert f"by         1 of 3: …{me[-6:]} (this machine); 2 needed" in out and "1 more of the validators" in out
-    assert f"validator  - {KEYS[1].peer} bad[2Jname" in out
+    assert f"validator  - {KEYS[1].peer} bad [2Jname" in out
     out = validator("amend", "run.toml")[1]
     assert out.count("; 2 needed") == 2
     # and what is withdrawn here is told no more, though the others may not know yet

@@ -1,5 +1,8 @@
 """What is to be seen of a run: put together from what its peers wrote, however much of that is there."""
 
+import asyncio
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,8 @@ from elastic.look import files
 from elastic.look.collect import Collector, Watch
 from elastic.look.files import Growing
 from elastic.look.model import COUNTED, Cell, Picture, Round, slow_peers, thinned, totals
-from elastic.look.names import labels
 from elastic.messages import Amendment, Manifest, PeerId, RoundIndex
+from elastic.names import labels
 from elastic.reports import EVIDENCE_FILE, ROUNDS_FILE, STATUS_FILE
 from elastic.state.chain import CHAIN_FILE
 
@@ -181,12 +184,9 @@ def test_of_a_huge_file_the_end_is_read(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_run_that_was_last_active_is_looked_at(tmp_path: Path) -> None:
-    import os
-
     for age, run in ((200, "before"), (100, "after")):
         Story(run=run, rounds=3, amended=None).write(tmp_path / run)
-        for path in (tmp_path / run).rglob("*.json*"):
-            os.utime(path, (NOW - age, NOW - age))
+        touch(tmp_path / run, NOW - age)
     assert Collector(tmp_path).look().run == "after"
     assert Collector(tmp_path / "before").look().run == "before"
 
@@ -205,18 +205,36 @@ def test_a_run_file_leads_to_its_state_directory(tmp_path: Path) -> None:
 
 
 def test_a_new_run_takes_the_place_of_one_that_has_ended(tmp_path: Path) -> None:
-    import os
-
     Story(run="before", rounds=3, amended=None).write(tmp_path / "before")
     watch = Watch(tmp_path)
     assert watch.look().run == "before"
     Story(run="after", rounds=2, amended=None, stage="ready").write(tmp_path / "after")
-    for path in (tmp_path / "after").rglob("*.json*"):
-        os.utime(path, (NOW * 2, NOW * 2))
+    touch(tmp_path / "after", NOW * 2)
     assert watch.look().run == "after"
-    for path in (tmp_path / "before").rglob("*.json*"):
-        os.utime(path, (NOW * 3, NOW * 3))
+    touch(tmp_path / "before", NOW * 3)
     assert watch.look().run == "after", "while somebody lives there"
+
+
+def test_peers_that_come_later_are_here_too(tmp_path: Path) -> None:
+    # given a run that is looked at while its first peer begins, and another one beside it
+    Story(run="other", rounds=3, amended=None).write(tmp_path / "other")
+    story = Story(stage="ready", rounds=3, amended=None)
+    story.write(tmp_path / "one", [0])
+    touch(tmp_path / "one", NOW * 2)
+    watch = Watch(tmp_path)
+    assert [each.here for each in watch.look().members] == [True, False, False, False]
+    # when the others write their first status, and the other run is active too
+    story.write(tmp_path / "one", [1, 2, 3])
+    touch(tmp_path / "other", NOW * 3)
+    # then they are seen, with all that they told
+    picture = watch.look()
+    assert (picture.run, [each.here for each in picture.members]) == ("demo", [True] * 4)
+    assert told_by(picture, SLOW) == [1, 2, 3]
+
+
+def touch(folder: Path, when: float) -> None:
+    for path in folder.rglob("*.json*"):
+        os.utime(path, (when, when))
 
 
 def test_changes_and_wishes_are_told_in_words(tmp_path: Path) -> None:
@@ -306,5 +324,34 @@ def test_names_are_short_printable_and_nobody_elses() -> None:
     a, b, c, d = map(peer_id, range(4))
     called = labels([a, b, c, d], {a: "ann", b: "ann", c: "x" * 99, d: "\x1b[31m\u202ered\n\n you"})
     assert called == {
-        a: f"ann …{a[-6:]}", b: f"ann …{b[-6:]}", c: "x" * 23 + "…", d: "[31mred you",
+        a: f"ann …{a[-6:]}", b: f"ann …{b[-6:]}", c: "x" * 23 + "…", d: "[31m red you",
     }  # fmt: skip
+
+
+async def test_whatever_goes_wrong_the_page_is_drawn_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("nicegui")
+    from elastic.look import dashboard
+
+    class Odd:
+        """Fails at the second look."""
+
+        looks, later = 0, threading.Event()
+
+        def look(self) -> Picture:
+            self.looks += 1
+            if self.looks == 2:
+                raise OverflowError("nobody thought of that")
+            if self.looks == 4:  # what the third saw is drawn
+                self.later.set()
+            return Picture(f"run {self.looks}", ())
+
+    watch = Odd()
+    monkeypatch.setattr(dashboard, "SECONDS", 0.0)
+    board = dashboard.Board(watch)  # type: ignore[arg-type]
+    drawing = asyncio.create_task(board.draw())
+    assert await asyncio.to_thread(watch.later.wait, 30)
+    assert "Run run 1" not in board.drawn[0]
+    assert "nobody thought of that" in caplog.text
+    drawing.cancel()

@@ -24,7 +24,9 @@ from elastic.look.collect import Collector
 from elastic.look.html.draw import Grid, Scale, area, json_attribute, line
 from elastic.look.html.page import pieces, report
 from elastic.look.model import Picture
+from elastic.look.terminal import leaves
 from elastic.look.top import bar, screen, sparkline
+from elastic.reports import PeerStatus, RoundEvidence, RoundReport
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -155,6 +157,38 @@ def test_a_big_run_stays_a_small_file(tmp_path: Path) -> None:
     page = Page(text)
     assert "510 rounds are known; one in 2 is shown." in page.words
     assert len(page.rows("heat")) == 64
+
+
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308, 1e16, 5e-324, -1.0])
+@pytest.mark.parametrize("rounds", [{1, 2, 3}, {2}], ids=["always", "once"])
+def test_numbers_that_cannot_be_are_drawn_all_the_same(tmp_path: Path, value: float, rounds: set[int]) -> None:
+    class Odd(Story):
+        def report(self, round_: int, number: int) -> RoundReport:
+            told = super().report(round_, number)
+            if round_ not in rounds or number > 1:
+                return told
+            odd = {"seconds", "committed", "arrived"}
+            changes: dict[str, object] = {name: dict.fromkeys(getattr(told, name), value) for name in odd}
+            most = {"tokens": 2**53, "bytes_out": 2**53, "bytes_in": 2**53}
+            return told.model_copy(update=changes | most | {"loss": value if number else -value})
+
+        def evidence(self, round_: int, number: int) -> RoundEvidence:
+            seen = super().evidence(round_, number)
+            return seen.model_copy(
+                update={"evidence": tuple(each.model_copy(update={"score": value}) for each in seen.evidence)}
+            )
+
+        def status(self, number: int) -> PeerStatus:
+            odd = dict.fromkeys(("loss", "tokens_per_second", "held_out"), value if number else -value)
+            return super().status(number).model_copy(update=odd)
+
+    own = Odd(rounds=3, amended=2).write(tmp_path)
+    (own / "run.toml").unlink()  # scores are as they were told
+    picture = Collector(tmp_path).look()
+    assert Page(report(picture)).open == []
+    lines = screen(picture, 80, 24).plain.splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert [line.split()[0] for line in lines[3:7]] == ["peer-1", "peer-2", "peer-3", "peer-4"]
 
 
 @pytest.mark.parametrize("left", ["status.json", "rounds.jsonl", "chain.jsonl", "evidence.jsonl"])
@@ -289,7 +323,7 @@ def test_a_report_that_cannot_be_written_says_so(tmp_path: Path, elastic: Run) -
     assert (code, error) == (1, f"error: {tmp_path}: Is a directory\n")
 
 
-@pytest.mark.parametrize("key", [b"q", b"\x03"], ids=["q", "ctrl-c"])
+@pytest.mark.parametrize("key", [b"q", b"\x03", b"xq", b"\x1b"], ids=["q", "ctrl-c", "others, then q", "escape"])
 def test_the_live_view_leaves_the_terminal_as_it_was(tmp_path: Path, key: bytes) -> None:
     Story(stage="ready", updated=time.time() + 600).write(tmp_path)
     master, slave = pty.openpty()
@@ -301,6 +335,8 @@ def test_the_live_view_leaves_the_terminal_as_it_was(tmp_path: Path, key: bytes)
     )  # fmt: skip
     try:
         seen = _read_until(master, b"q leaves")
+        os.write(master, b"\x1b[A\x1bOB")  # arrows, or a mouse's wheel
+        _read_until(master, b"q leaves")
         os.write(master, key)
         seen += _read_until(master, b"\x1b[?1049l")
         assert view_.wait(60) == 0
@@ -311,6 +347,18 @@ def test_the_live_view_leaves_the_terminal_as_it_was(tmp_path: Path, key: bytes)
         view_.kill()
         os.close(master)
         os.close(slave)
+
+
+@pytest.mark.parametrize(
+    ("pressed", "leave"),
+    [
+        (None, False), (b"", True), (b"q", True), (b"xq", True), (b"Qx", True), (b"\x04", True), (b"x", False),
+        (b"\x1b", True), (b"\x1b[A", False), (b"\x1bOA\x1bOA", False), (b"\x1bOQ", False), (b"\x1b[1;2Q", False),
+        (b"\x1b[Aq", True),
+    ],
+)  # fmt: skip
+def test_which_keys_leave(pressed: bytes | None, leave: bool) -> None:
+    assert leaves(pressed) is leave
 
 
 def _own_terminal(slave: int) -> None:

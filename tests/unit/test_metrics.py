@@ -265,6 +265,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str | None, ExportMetricsServi
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = gzip.decompress(self.rfile.read(int(self.headers["Content-Length"])))
+            assert "X-Other" not in self.headers
             received.append((self.headers["Authorization"], ExportMetricsServiceRequest.FromString(body)))
             self.send_response(200)
             self.end_headers()
@@ -280,7 +281,12 @@ def collector() -> Iterator[tuple[str, list[tuple[str | None, ExportMetricsServi
         thread.join()
 
 
-def test_otlp_reaches_a_collector_that_wants_to_know_who_we_are(tmp_path: Path) -> None:
+def test_otlp_reaches_a_collector_that_wants_to_know_who_we_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given variables that are meant for others, too
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Basic%20b3RoZXI=,x-other=secret")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     (tmp_path / "auth").write_text("Basic YW5uOnNlY3JldA==\n")
     with collector() as (url, received), exporting(
         Meters(), otlp=url, authorization=tmp_path / "auth", seconds=3600

@@ -139,6 +139,23 @@ def test_what_a_request_is_for_is_noted_if_it_is_said_and_is_something(
     assert took(server) == []
 
 
+def test_who_has_the_bytes_is_in_the_books(
+    daemon: Daemon, serving: Callable[..., BulkServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, found = serving(Limits(), ANN), list[int]()
+
+    # given somebody who looks at the very moment at which bytes go
+    def look(connection: socket.socket, data: bytes) -> None:
+        found.append(sum(each.num_bytes for each in server.ledger.take()))
+        connection.sendall(data)
+
+    monkeypatch.setattr(server, "_send", look)
+    with daemon.stream(ANN, ask(Kind.CHUNKS, 1)) as stream:
+        received(stream)
+    # then they were counted with the chunk, and not behind its back
+    assert found == [0, CHUNK_BYTES]
+
+
 def test_who_breaks_off_took_what_was_sent(daemon: Daemon, serving: Callable[..., BulkServer]) -> None:
     server = serving(Limits(), ANN)
     with daemon.stream(ANN, pack_context(5, 6)[:10], bulk.TRACED):

@@ -162,10 +162,13 @@ def test_what_an_exporter_is_too_slow_for_is_dropped_and_counted(
         with trace.span("many"):
             pass
     assert gate.blocked.wait(30)
+    tracing = trace._tracing
+    assert tracing is not None
     gate.open.set()
     trace.shutdown(30)
     lost = 5000 - gate.taken
     assert 3000 <= lost <= 4000
+    assert tracing.exporter.dropped == lost
     assert [record.getMessage() for record in caplog.records] == [
         "spans are lost, training goes on: they end faster than they are exported",
         f"{lost} of 5000 spans of this process were lost",
@@ -187,7 +190,7 @@ class Flaky(SpanExporter):
 
 
 def test_an_endpoint_that_comes_back_is_used_again(caplog: pytest.LogCaptureFixture) -> None:
-    exporter = trace_file.GuardedExporter(Flaky(2), 1000)
+    exporter = trace_file.GuardedExporter(Flaky(2))
     batch: list[Any] = [object()] * 10
     with caplog.at_level(logging.INFO, "elastic"):
         for _ in range(4):
@@ -195,7 +198,7 @@ def test_an_endpoint_that_comes_back_is_used_again(caplog: pytest.LogCaptureFixt
                 exporter.note_end()
             exporter.export(batch)
         exporter.shutdown()
-    assert exporter.lost == 20
+    assert exporter.dropped == 20
     assert [record.getMessage() for record in caplog.records] == [
         "spans are lost, training goes on: the endpoint did not take them",
         "spans are exported again; 20 were lost so far",
@@ -228,6 +231,7 @@ def collector() -> Iterator[tuple[int, list[Any], threading.Event]]:
                 body = gzip.decompress(body)
             for group in ExportTraceServiceRequest.FromString(body).resource_spans:
                 named = {each.key: each.value.string_value for each in group.resource.attributes}
+                named["header"] = self.headers.get("X-Other", "")
                 found.extend((named, span) for scope in group.scope_spans for span in scope.spans)
             self.send_response(200)
             self.send_header("Content-Type", "application/x-protobuf")
@@ -275,6 +279,27 @@ def test_an_otlp_collector_gets_every_span(tmp_path: Path, collector: tuple[int,
     a_round(1500)
     trace.shutdown(30)
     check(found, 1500)
+
+
+def test_variables_that_are_meant_for_others_change_nothing(
+    tmp_path: Path, collector: tuple[int, list[Any], threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, found, _ = collector
+    # given an environment in which other programs are told to be silent, or whom to tell
+    others = {
+        "OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_HEADERS": "x-other=secret", "OTEL_SERVICE_NAME": "other",
+        "OTEL_RESOURCE_ATTRIBUTES": "service.name=other",
+    }  # fmt: skip
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    # then the run file's word counts
+    setup(tmp_path, exporter="otlp", endpoint=f"http://127.0.0.1:{port}/v1/traces")
+    a_round(3)
+    trace.shutdown(30)
+    check(found, 3)
+    assert {named["header"] for named, _ in found} == {""}
+    # and the others find what they were told
+    assert {name: os.environ[name] for name in others} == others
 
 
 def free_port() -> int:

@@ -1,13 +1,12 @@
 """Reading spans: from our files and others', from Jaeger of now and of then; and what is drawn of them."""
 
 import json
-import threading
+import os
 from base64 import b64encode
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -16,13 +15,10 @@ from trace_cases import RUN, Case, jaeger_v1, otlp, usual
 
 from elastic import trace
 from elastic.config import TraceConfig
-from elastic.errors import ConfigError
 from elastic.messages import PeerId, RoundIndex
 from elastic.trace_ids import hex_trace, round_trace_id
-from elastic.tracing import jaeger as room
-from elastic.tracing.culprit import findings
+from elastic.tracing.culprit import findings, tally
 from elastic.tracing.files import read_files, trace_files
-from elastic.tracing.jaeger import Jaeger
 from elastic.tracing.links import Phase
 from elastic.tracing.model import MAX_NAME, MAX_TEXT, Span
 from elastic.tracing.otlp import spans_in
@@ -173,8 +169,6 @@ def test_a_file_that_is_one_value_over_many_lines(tmp_path: Path) -> None:
 
 
 def test_of_a_folder_of_runs_the_one_that_wrote_last(tmp_path: Path) -> None:
-    import os
-
     for at, (run, peer) in enumerate([("new", "a"), ("new", "b"), ("old", "a")]):
         folder = tmp_path / run / peer
         folder.mkdir(parents=True)
@@ -191,144 +185,26 @@ def test_the_rotated_file_is_read_too(tmp_path: Path) -> None:
     assert [each.index for each in rounds_of(read_files(trace_files(tmp_path)).spans)] == [1, 2]
 
 
-# --- Jaeger ---
+def test_a_file_that_is_put_aside_meanwhile_is_no_fault(tmp_path: Path) -> None:
+    written(tmp_path, 1)
+    paths = trace_files(tmp_path)
+    # when the peer puts its file aside before it is read, or between finding it and asking when it was written
+    (tmp_path / "ann" / "traces.jsonl").replace(tmp_path / "ann" / "traces.1.jsonl")
+    assert {span.peer for span in read_files(paths).spans} == {"bob", "cyd"}
+    (tmp_path / "bob" / "traces.jsonl").unlink()
+    (tmp_path / "bob" / "traces.jsonl").symlink_to("gone")
+    assert [path.parent.name for path in trace_files(tmp_path)] == ["ann", "cyd"]
 
 
-class Server:
-    """Answers as a Jaeger does: some versions have both APIs, some one."""
-
-    def __init__(self, known: list[Span], *, v3: bool, v1: bool = True, search_v1: bool = True) -> None:
-        self.known, self.v3, self.v1, self.search_v1 = known, v3, v1, search_v1
-        self.asked: list[tuple[str, dict[str, list[str]]]] = []
-        self.fault: bytes | int | None = None
-
-    def answer(self, path: str, query: dict[str, list[str]]) -> tuple[int, bytes]:
-        self.asked.append((path, query))
-        if isinstance(self.fault, int):
-            return self.fault, b""
-        if self.fault is not None:
-            return 200, self.fault
-        tree = self._v3(path, query) if path.startswith("/api/v3/") else self._v1(path, query)
-        if tree is None:
-            return 404, b"404 page not found"
-        return (404 if "error" in tree else 200), json.dumps(tree).encode()
-
-    def _v3(self, path: str, query: dict[str, list[str]]) -> dict[str, Any] | None:
-        if not self.v3:
-            return None
-        if path == "/api/v3/services":
-            return {"services": ["jaeger", *sorted({span.service for span in self.known})]}
-        if path == "/api/v3/traces" and not {"query.start_time_min", "query.startTimeMax"} <= query.keys():
-            return {"error": {"httpCode": 400, "message": "required"}}
-        found = self._found(path, query.get("query.attributes"))
-        return {"result": otlp(found)} if found else {"error": {"httpCode": 404, "message": "No traces found"}}
-
-    def _v1(self, path: str, query: dict[str, list[str]]) -> dict[str, Any] | None:
-        if not self.v1 or (path == "/api/traces" and not self.search_v1):
-            return None
-        if path == "/api/services":
-            return {"data": sorted({span.service for span in self.known}), "total": 1}
-        found = self._found(path, query.get("tags"))
-        return jaeger_v1(found) if found else {"data": None, "error": [{"code": 404, "msg": "trace not found"}]}
-
-    def _found(self, path: str, tags: list[str] | None) -> list[Span]:
-        name = path.rpartition("/")[2]
-        run = json.loads(tags[0]).get("swarm.run") if tags else None
-        return [span for span in self.known if name in ("traces", span.trace) and run in (None, span.run)]
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Server], str]]:
-    made: list[tuple[HTTPServer, threading.Thread]] = []
-
-    def start(server: Server) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                parts = urlsplit(self.path)
-                code, body = server.answer(parts.path, parse_qs(parts.query))
-                self.send_response(code)
-                if code == 302:
-                    self.send_header("Location", "http://127.0.0.1:1/login")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        http = HTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-        thread.start()
-        made.append((http, thread))
-        return f"http://127.0.0.1:{http.server_port}"
-
-    yield start
-    for http, thread in made:
-        http.shutdown()
-        thread.join()
-        http.server_close()
-
-
-@pytest.mark.parametrize("v3", [True, False])
-def test_rounds_are_fetched_by_their_trace_ids(serve: Callable[[Server], str], v3: bool) -> None:
-    server = Server(spans(1, 2, 3), v3=v3)
-    found = Jaeger(serve(server)).rounds(RUN, [2, 3, 9])
-    assert [each.index for each in rounds_of(found.spans)] == [2, 3]
-    asked = [path for path, _ in server.asked[1:]]
-    prefix = "/api/v3/traces/" if v3 else "/api/traces/"
-    assert asked == [prefix + hex_trace(round_trace_id(RUN, index)) for index in (2, 3, 9)]
-
-
-@pytest.mark.parametrize("v3", [True, False])
-def test_the_newest_rounds_are_searched_for(serve: Callable[[Server], str], v3: bool) -> None:
-    server = Server(spans(1, 2), v3=v3, search_v1=not v3)
-    found = Jaeger(serve(server)).newest(RUN, 20)
-    assert [each.index for each in rounds_of(found.spans)] == [1, 2]
-    path, query = server.asked[-1]
-    if v3:
-        assert path == "/api/v3/traces"
-        assert query["query.serviceName"] == query["query.service_name"] == ["peer-ann"]
-        assert query["query.searchDepth"] == query["query.num_traces"] == ["20"]
-        assert json.loads(query["query.attributes"][0]) == {"swarm.run": RUN}
-        assert query["query.startTimeMin"][0] < query["query.startTimeMax"][0]
-    else:
-        assert path == "/api/traces"
-        assert (query["service"], query["limit"]) == (["peer-ann"], ["20"])
-
-
-def test_nothing_found_is_nothing(serve: Callable[[Server], str]) -> None:
-    assert Jaeger(serve(Server([], v3=True))).newest(None, 5).spans == []
-
-
-@pytest.mark.parametrize("fault", [b"<html>", b"[]", b"5", 500, 302, b'{"a":' + b"[" * 200_000])
-def test_what_is_not_jaeger_is_said_to_be_so(serve: Callable[[Server], str], fault: Any) -> None:
-    server = Server([], v3=True)
-    server.fault = fault
-    with pytest.raises(ConfigError, match=r"Jaeger"):
-        Jaeger(serve(server)).newest(None, 5)
-
-
-def test_an_answer_has_a_bound(serve: Callable[[Server], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "MAX_ANSWER", 100)
-    with pytest.raises(ConfigError, match="too large"):
-        Jaeger(serve(Server(spans(), v3=True))).rounds(RUN, [1])
-
-
-def test_nobody_there() -> None:
-    with pytest.raises(ConfigError, match="does not answer"):
-        Jaeger("http://127.0.0.1:9").rounds(RUN, [1])
-
-
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "localhost:16686", "ftp://x", ""])
-def test_only_http(url: str) -> None:
-    with pytest.raises(ConfigError, match="--jaeger"):
-        Jaeger(url)
-
-
-@pytest.mark.skipif("not __import__('os').environ.get('JAEGER_URL')", reason="JAEGER_URL names no Jaeger")
-def test_a_real_jaeger() -> None:
-    import os
-
-    assert Jaeger(os.environ["JAEGER_URL"]).newest(None, 5).skipped == 0
+def test_of_a_named_round_only_its_spans_are_kept(tmp_path: Path) -> None:
+    written(tmp_path, *range(1, 21))
+    every, some = read_files(trace_files(tmp_path)), read_files(trace_files(tmp_path), RUN, range(4, 6))
+    assert [each.index for each in rounds_of(some.spans)] == list(range(1, 21)), "which rounds there are is known"
+    kept = {each.index: each for each in rounds_of(some.spans) if each.index in (4, 5)}
+    assert kept == {each.index: each for each in rounds_of(every.spans) if each.index in (4, 5)}
+    assert 5 * len(some.spans) < len(every.spans)
+    others = read_files(trace_files(tmp_path), "another")
+    assert {span.name for span in others.spans} == {"round"}
 
 
 # --- what is drawn ---
@@ -355,6 +231,30 @@ def test_the_waterfall_fits_its_width(columns: int) -> None:
     assert lines[-1].startswith("slow: cyd, compute")
 
 
+def test_a_span_that_says_it_began_before_its_round_is_drawn_from_the_begin_on() -> None:
+    made = spans()
+    (early,) = [span for span in made if span.peer == "ann" and span.name == "round.compress"]
+    made = [replace(s, start=s.start - 10**12) if s is early else s for s in made]
+    (round_,) = rounds_of(made)
+    lines = waterfall(round_, None, 80, plain=True).splitlines()
+    assert all(len(line) <= 80 for line in lines[1:-1])
+    (row,) = [line for line in lines if line.startswith("  compress") and "1000." in line]
+    assert row.rstrip().endswith("s  " + "█" * row.count("█"))
+
+
+def test_two_peers_of_one_name_are_two_culprits() -> None:
+    # given a slow peer, and in the other round a slow stranger that calls itself the same
+    other = Case(usual("ann", "bob", "stranger"), index=2)
+    other.peers["stranger"].inner = 5.0
+    named = [replace(s, service="peer-cyd") if s.peer == "stranger" else s for s in other.spans()]
+    found = findings(rounds_of([*spans(1), *named]))
+    assert [each.peer for each in found] == ["cyd", "stranger"]
+    # then each has its own line
+    assert [(name, times) for name, _, times, _ in tally(found)] == [("cyd …cyd", 1), ("cyd …ranger", 1)]
+    text = slow_table(found, 140, plain=True)
+    assert text.splitlines()[-2].startswith("cyd …cyd, compute: 1 of 2") and text.count("cyd …ranger") == 2
+
+
 def test_the_waterfall_of_a_crowd_is_bounded() -> None:
     made = Case(usual(*(f"p{at}" for at in range(60))))
     (round_,) = rounds_of(made.spans())
@@ -367,8 +267,6 @@ def test_the_waterfall_of_a_crowd_is_bounded() -> None:
 def test_a_cycle_of_parents_ends() -> None:
     made = spans()
     ring = [s for s in made if s.name == "round.fetch"][:2]
-    from dataclasses import replace
-
     made = [s for s in made if s not in ring] + [
         replace(ring[0], parent=ring[1].id), replace(ring[1], parent=ring[0].id),
     ]  # fmt: skip
@@ -406,13 +304,6 @@ def test_slow_and_show_on_the_newest_run(elastic: Elastic, tmp_path: Path) -> No
     assert "2 of 2 rounds" in out
     _, out, _ = elastic("trace", "show", "2", "--plain")
     assert out.startswith("run demo, round 2: ")
-
-
-def test_slow_from_jaeger(elastic: Elastic, serve: Callable[[Server], str]) -> None:
-    url = serve(Server(spans(1, 2, 3), v3=True))
-    assert "3 of 3 rounds" in elastic("trace", "slow", "--jaeger", url)[1]
-    assert "1 of 1 round," in elastic("trace", "slow", "--jaeger", url, "--run", RUN, "--rounds", "2")[1]
-    assert "round 3: " in elastic("trace", "show", "3", "--jaeger", url)[1]
 
 
 @pytest.mark.parametrize(

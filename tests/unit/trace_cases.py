@@ -183,7 +183,8 @@ def _span(
     return Span(
         trace=hex_trace(round_trace_id(RUN, case.index)), id=id_, parent=parent, name=name,
         start=round(begin * 1e9), end=round(max(begin, end) * 1e9), peer=peer, service=f"peer-{peer}", run=RUN,
-        attributes={f"swarm.{key}": value for key, value in about.items()}, events=events,
+        attributes={f"swarm.{key}": value for key, value in ({"round": case.index, "peer": peer} | about).items()},
+        events=events,
     )  # fmt: skip
 
 

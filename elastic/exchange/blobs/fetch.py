@@ -23,6 +23,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from elastic.errors import FetchError
 from elastic.exchange.blobs import bulk
 from elastic.exchange.blobs.bulk import Head, Holder, Kind, Status, Traffic
+from elastic.exchange.blobs.ledger import Entry
 from elastic.exchange.blobs.partial import Partial, Partials
 from elastic.exchange.blobs.selection import Ask, Bits, Selection
 from elastic.exchange.blobs.streams import ask_daemon, open_stream, read_exactly, shut
@@ -208,26 +209,26 @@ class _Fetch:
         """Returns how many chunks came."""
         holder = self._holders[ask.holder]
         self._check_open()
-        self._account.ledger.begin(ask.holder)
+        entry = self._account.ledger.begin(ask.holder)
         try:
             self._dial(holder)
             with self._stream_to(holder) as stream:
                 self._open[ask] = stream
                 try:
                     self._check_open()  # again: who ends the fetch shuts the streams that it finds
-                    count = self._receive(stream, ask)
+                    count = self._receive(stream, ask, entry)
                     stream.sendall(bulk.ACK)
                     return count
                 finally:
                     del self._open[ask]
         finally:
-            self._account.ledger.end(ask.holder)
+            self._account.ledger.end(entry)
 
     def _check_open(self) -> None:
         if self._ended.is_set():
             raise EOFError("the fetch is over")
 
-    def _receive(self, stream: socket.socket, ask: Ask) -> int:
+    def _receive(self, stream: socket.socket, ask: Ask, entry: Entry) -> int:
         kind = Kind.TABLE if ask.table else Kind.CHUNKS
         head = Head(kind, self._digest, ask.most, ask.copies, len(ask.chunks))
         stream.sendall(head.pack() + bulk.pack_numbers(ask.chunks))
@@ -245,7 +246,7 @@ class _Fetch:
         if ask.table:
             return self._receive_table(stream, ask, holds)
         self._outcomes.put(lambda: self._selection.told(ask.holder, holds))
-        return self._receive_chunks(stream, ask)
+        return self._receive_chunks(stream, ask, entry)
 
     def _receive_table(self, stream: socket.socket, ask: Ask, holds: Bits) -> int:
         table = Table(self._size, self._read(stream, num_chunks(self._size) * HASH_BYTES, ask.holder))
@@ -259,7 +260,7 @@ class _Fetch:
         self._outcomes.put(outcome)
         return 0
 
-    def _receive_chunks(self, stream: socket.socket, ask: Ask) -> int:
+    def _receive_chunks(self, stream: socket.socket, ask: Ask, entry: Entry) -> int:
         partial = self._partial
         assert partial is not None, "chunks are asked for once the table is known"
         (count,) = bulk.COUNT.unpack(self._read(stream, bulk.COUNT.size, ask.holder))
@@ -271,7 +272,7 @@ class _Fetch:
         for number in numbers:
             begin = time.time_ns()
             chunk = self._read(stream, chunk_size(self._size, number), ask.holder)
-            self._account.ledger.add(ask.holder, len(chunk))
+            self._account.ledger.add(entry, len(chunk))
             self._account.marks.add("fine.chunk", begin, time.time_ns(), number=number, peer_from=ask.holder)
             if not partial.add(number, chunk):
                 raise _LieError(f"gave wrong bytes for chunk {number}")

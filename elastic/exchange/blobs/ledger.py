@@ -16,8 +16,10 @@ OTHERS = PeerId("others")
 """Their name."""
 
 
-@dataclass(slots=True)
-class _Account:
+@dataclass(slots=True, eq=False)
+class Entry:
+    """Of one peer, or of all others; `Ledger.begin` gives it."""
+
     num_bytes: int = 0
     seconds: float = 0.0
     open: int = 0
@@ -37,48 +39,44 @@ class Ledger:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._lock = threading.Lock()
-        self._accounts: dict[PeerId, _Account] = {}
+        self._accounts: dict[PeerId, Entry] = {}
 
-    def begin(self, peer: PeerId, span: bytes = b"") -> None:
-        """A stream with this peer is open.
+    def begin(self, peer: PeerId, span: bytes = b"") -> Entry:
+        """A stream with this peer is open; the entry where it is booked, until `end`.
 
         Args:
             peer: who it is.
             span: what it does this for, see `trace.wire_context`.
         """
         with self._lock:
-            account = self._account(peer)
-            if not account.open:
-                account.since = self._now()
-            account.open += 1
-            account.span = span or account.span
+            name = peer if peer in self._accounts or len(self._accounts) < MAX_PEERS else OTHERS
+            entry = self._accounts.setdefault(name, Entry())
+            if not entry.open:
+                entry.since = self._now()
+            entry.open += 1
+            entry.span = span or entry.span
+            return entry
 
-    def add(self, peer: PeerId, num_bytes: int) -> None:
-        """So many bytes were carried over it."""
+    def add(self, entry: Entry, num_bytes: int) -> None:
+        """So many bytes are carried over a stream of it."""
         with self._lock:
-            self._account(peer).num_bytes += num_bytes
+            entry.num_bytes += num_bytes
 
-    def end(self, peer: PeerId) -> None:
-        """It is closed."""
+    def end(self, entry: Entry) -> None:
+        """A stream of it is closed."""
         with self._lock:
-            account = self._account(peer)
-            account.open = max(0, account.open - 1)
-            if not account.open:
-                account.seconds += self._now() - account.since
+            entry.open -= 1
+            if not entry.open:
+                entry.seconds += self._now() - entry.since
 
     def take(self) -> list[Carried]:
         """What was carried since the last call, most first; what is under way goes on, and counts up to now."""
         with self._lock:
             now, found = self._now(), []
-            for peer, account in list(self._accounts.items()):
-                busy = account.seconds + (now - account.since if account.open else 0.0)
-                found.append(Carried(peer, account.num_bytes, busy, account.span))
-                if account.open:
-                    self._accounts[peer] = _Account(open=account.open, since=now, span=account.span)
-                else:
+            for peer, entry in list(self._accounts.items()):
+                busy = entry.seconds + (now - entry.since if entry.open else 0.0)
+                found.append(Carried(peer, entry.num_bytes, busy, entry.span))
+                entry.num_bytes, entry.seconds, entry.since = 0, 0.0, now
+                if not entry.open:
                     del self._accounts[peer]
         return sorted((each for each in found if each.num_bytes), key=lambda each: -each.num_bytes)
-
-    def _account(self, peer: PeerId) -> _Account:
-        name = peer if peer in self._accounts or len(self._accounts) < MAX_PEERS else OTHERS
-        return self._accounts.setdefault(name, _Account())

@@ -191,18 +191,18 @@ class BulkServer:
         with self._lock:
             picked = pick(list(dict.fromkeys(chunks)), head.most, head.copies, offer.holds, handed)
         peer, sent = PeerId(base58.b58encode(call.caller).decode()), 0
-        self.ledger.begin(peer, call.span if unpack_context(call.span) else b"")
+        entry = self.ledger.begin(peer, call.span if unpack_context(call.span) else b"")
         try:
             self._send(connection, start + bulk.COUNT.pack(len(picked)) + bulk.pack_numbers(picked))
             for chunk in picked:
                 data = offer.read(chunk)
                 self._closed.wait(self._uplink.reserve(len(data), time.monotonic()))
+                self.ledger.add(entry, len(data))  # before they go: who has them must find them in the books
                 self._send(connection, data)
-                self.ledger.add(peer, len(data))
                 sent += 1
             read_exactly(connection, len(bulk.ACK))
         finally:
-            self.ledger.end(peer)
+            self.ledger.end(entry)
             with self._lock:
                 handed[picked[sent:]] -= 1  # who never got them will not pass them on
 

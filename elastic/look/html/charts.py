@@ -75,7 +75,7 @@ def heat(scene: Scene) -> str:
     ])  # fmt: skip
     note = (
         "How long after the beginning of a round a peer's contribution was there, compared with the median of that "
-        "round: stronger is later, and a slow peer stands out as one band. Touch a cell for its seconds and phases."
+        "round: darker is later, and a slow peer stands out as one dark band. Touch a cell for its seconds and phases."
     )
     return section("heat", "Who is late", note, Grid(names, scene.rounds, fills, facts, _tips(scene)).draw() + key)
 

@@ -11,8 +11,8 @@ from elastic.look.html import charts
 from elastic.look.html.charts import Scene
 from elastic.look.html.draw import esc, section
 from elastic.look.model import Member, Picture, slow_peers, thinned
-from elastic.terms import printable
-from elastic.view import alive, doing, size
+from elastic.names import printable
+from elastic.view import doing, size
 
 MOST_PEERS, MOST_ROUNDS = 64, 500
 """More are not drawn."""
@@ -79,29 +79,19 @@ def picture_rounds(picture: Picture, member: Member) -> int:
     return sum(cell.outcome != "" for _, cell in picture.cells(member.peer))
 
 
-def anchor_of(picture: Picture) -> str:
-    """The newest anchor, or that not all have the same."""
-    last = next((each for each in reversed(picture.rounds) if each.decided and each.digests), None)
-    if last is None:
-        return "-"
-    if len(last.digests) > 1:
-        return f"DIFFERENT between peers after round {last.index}"
-    return next(iter(last.digests))[:12]
-
-
 def _facts(picture: Picture) -> list[tuple[str, str]]:
     decided = [each for each in picture.rounds if each.decided]
     seconds = [each.seconds for each in decided if each.seconds is not None]
     losses = [each.loss for each in picture.rounds if each.loss is not None]
     held = [each.status.held_out for each in picture.members if each.status and each.status.held_out is not None]
     here = sum(each.here for each in picture.members)
-    running = sum(each.status is not None and alive(each.status) for each in picture.members)
+    running = picture.running
     rounds = f"{decided[-1].index if decided else 0}" + (f" of {picture.planned}" if picture.planned else "")
     return [
         ("Rounds", rounds),
         ("Peers", f"{len(picture.members)}, {here} of them here" + (f", {running} running" if running else "")),
         ("Incentive", picture.incentive or "unknown"),
-        ("Anchor", anchor_of(picture)),
+        ("Anchor", picture.anchor),
         ("Seconds per round", f"{median(seconds):.1f} (median)" if seconds else "-"),
         ("Loss in training", f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else "-"),
         ("Held-out loss", f"{median(held):.3f}" if held else "-"),

@@ -1,4 +1,4 @@
-"""What peers are called in pictures: printable, short, and nobody else's name."""
+"""What strangers wrote, and what peers are called: printable, short, and nobody else's name."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from elastic.messages import PeerId
-from elastic.terms import printable
 
 LONGEST = 24
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """So many letters of a text, without what moves the cursor: a space stands in its place."""
+    return "".join(each if each.isprintable() else " " for each in text[:most])
 
 
 def ending(peer: PeerId) -> str:
