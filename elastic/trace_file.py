@@ -34,6 +34,11 @@ MAX_FILE_BYTES = 32 * 2**20
 """Bytes of `traces.jsonl` before it becomes `traces.1.jsonl`: about 30,000 spans, and twice this on disk."""
 
 
+MAX_REFUSED = 8192
+"""Spans that an exporter did not take and that it is offered again: a lost packet or a collector that starts anew must
+not cost a round its trace."""
+
+
 class FileExporter(SpanExporter):
     """OTLP-JSON, one line per batch: what Jaeger's UI and the OpenTelemetry collector read.
 
@@ -131,11 +136,13 @@ class SwarmIds(IdGenerator):
 
 
 class GuardedExporter(SpanExporter):
-    """Any exporter, made harmless: it never raises, says once that it fails, counts what is lost, stops when told."""
+    """Any exporter, made harmless: it never raises, says once that it fails, is offered again what it did not take, in
+    bounds, counts what is lost, stops when told."""
 
     def __init__(self, inner: SpanExporter) -> None:
         self._inner = inner
         self._failing = self._crowded = False
+        self._refused: list[ReadableSpan] = []
         self._deadline = float("inf")
         self._lock = threading.Lock()
         self.waiting: Callable[[], int] = lambda: 0
@@ -145,7 +152,7 @@ class GuardedExporter(SpanExporter):
         self.exported = 0
         """that were exported;"""
         self.dropped = 0
-        """and that never will be, as of the last export: pushed out of the queue by newer ones, or refused."""
+        """and that never will be, as of the last export: pushed out by newer ones."""
         # The SDK logs every failed request, and what it drops; one line at the first and one at the end is enough.
         for name in ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -165,25 +172,30 @@ class GuardedExporter(SpanExporter):
             logger.warning("spans are lost, training goes on: they end faster than they are exported")
         if time.monotonic() > self._deadline:
             return SpanExportResult.FAILURE
+        if not self._offer(spans):
+            self._refused = [*self._refused, *spans][-MAX_REFUSED:]
+            return SpanExportResult.FAILURE
+        if self._refused and self._offer(self._refused):
+            self._refused = []
+        return SpanExportResult.SUCCESS
+
+    def _offer(self, spans: Sequence[ReadableSpan]) -> bool:
+        """Whether they were taken."""
         reason = "the endpoint did not take them"
         try:
-            result = self._inner.export(spans)
+            taken = self._inner.export(spans) is SpanExportResult.SUCCESS
         except Exception as error:  # noqa: BLE001  telemetry never takes down training
-            reason, result = str(error), SpanExportResult.FAILURE
-        taken = result is SpanExportResult.SUCCESS
-        if taken:
-            self.exported += len(spans)
-        else:
-            self.dropped += len(spans)
+            reason, taken = str(error), False
+        self.exported += len(spans) * taken
         self._tell(not taken, reason)
-        return result
+        return taken
 
     def shutdown(self) -> None:
         try:
             self._inner.shutdown()
         except Exception as error:  # noqa: BLE001  telemetry never takes down training
             logger.debug("closing the span exporter: %s", error)
-        self.waiting = lambda: 0  # nobody asks for them any more
+        self.waiting, self._refused = (lambda: 0), []  # nobody asks for them any more
         self._reckon(under_way=0)
         if self.dropped:
             logger.warning("%d of %d spans of this process were lost", self.dropped, self.ended)
@@ -191,12 +203,12 @@ class GuardedExporter(SpanExporter):
     def _reckon(self, under_way: int) -> bool:
         """Count anew what was dropped; whether it has become more: then some were pushed out."""
         before, ended = self.dropped, self.ended  # these first: what ends meanwhile waits
-        self.dropped = max(before, ended - self.exported - self.waiting() - under_way)
+        self.dropped = max(before, ended - self.exported - self.waiting() - under_way - len(self._refused))
         return self.dropped > before
 
     def _tell(self, failing: bool, reason: str) -> None:
         if failing and not self._failing:
-            logger.warning("spans are lost, training goes on: %s", reason)
+            logger.warning("spans cannot be exported, training goes on: %s", reason)
         if self._failing and not failing:
             logger.info("spans are exported again; %d were lost so far", self.dropped)
         self._failing = failing

@@ -180,30 +180,57 @@ class Flaky(SpanExporter):
 
     def __init__(self, refuses: int) -> None:
         self.refuses = refuses
+        self.taken: list[Any] = []
 
     def export(self, spans: Any) -> SpanExportResult:
         self.refuses -= 1
-        return SpanExportResult.FAILURE if self.refuses >= 0 else SpanExportResult.SUCCESS
+        if self.refuses >= 0:
+            return SpanExportResult.FAILURE
+        self.taken += spans
+        return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
         """Nothing to free."""
 
 
-def test_an_endpoint_that_comes_back_is_used_again(caplog: pytest.LogCaptureFixture) -> None:
-    exporter = trace_file.GuardedExporter(Flaky(2))
-    batch: list[Any] = [object()] * 10
+def offered(exporter: trace_file.GuardedExporter, batches: int, size: int) -> None:
+    """So many batches, of numbers in place of spans."""
+    for batch in range(batches):
+        spans: list[Any] = list(range(batch * size, (batch + 1) * size))
+        for _ in spans:
+            exporter.note_end()
+        exporter.export(spans)
+
+
+def test_an_endpoint_that_comes_back_gets_what_it_missed(caplog: pytest.LogCaptureFixture) -> None:
+    # given an endpoint that is away for two batches
+    endpoint = Flaky(2)
+    exporter = trace_file.GuardedExporter(endpoint)
+    # when
     with caplog.at_level(logging.INFO, "elastic"):
-        for _ in range(4):
-            for _ in batch:
-                exporter.note_end()
-            exporter.export(batch)
+        offered(exporter, batches=4, size=10)
         exporter.shutdown()
-    assert exporter.dropped == 20
+    # then it has each span once
+    assert sorted(endpoint.taken) == list(range(40))
+    assert (exporter.exported, exporter.dropped) == (40, 0)
     assert [record.getMessage() for record in caplog.records] == [
-        "spans are lost, training goes on: the endpoint did not take them",
-        "spans are exported again; 20 were lost so far",
-        "20 of 40 spans of this process were lost",
+        "spans cannot be exported, training goes on: the endpoint did not take them",
+        "spans are exported again; 0 were lost so far",
     ]
+
+
+def test_what_an_endpoint_missed_is_kept_within_bounds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_file, "MAX_REFUSED", 25)
+    endpoint = Flaky(5)
+    exporter = trace_file.GuardedExporter(endpoint)
+    offered(exporter, batches=7, size=10)
+    exporter.shutdown()
+    # the oldest were given up
+    assert sorted(endpoint.taken) == list(range(25, 70))
+    assert (exporter.exported, exporter.dropped) == (45, 25)
+    assert caplog.messages[-1] == "25 of 70 spans of this process were lost"
 
 
 def test_nothing_lost_is_nothing_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -282,10 +282,10 @@ class Swarm:
             await self.all_good()
             yield
         finally:
-            children = [*(host.child for host in self.hosts), self.bootstrap, self.collector]
-            await asyncio.gather(*(child.leave() for child in children))
+            await asyncio.gather(*(host.child.leave() for host in self.hosts))
             for host in self.hosts:
                 await host.gone()
+            await asyncio.gather(self.bootstrap.leave(), self.collector.leave())  # until then, peers may want them
 
     def _tree(self, name: str) -> dict[str, Any]:
         settings = self._settings
