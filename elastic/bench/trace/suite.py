@@ -29,6 +29,8 @@ LEAST, MOST = 1.2, 3.0
 """Seconds by which a straggler is slow; rounds take about five."""
 HELD, CALM = 1, 1
 """Rounds for which a straggler stays, and rounds behind it: what came late in one makes the next begin late."""
+BEFORE = 10
+"""Rounds before the first straggler: what is usual, and who is named then."""
 ENOUGH = 0.95
 """Part of the stragglers that should be named."""
 SLOWED = 1.2
@@ -88,9 +90,12 @@ def measure(folder: Path, stragglers: int, pairs: int, speed: LinkSpeed, seed: i
         say(f"{PEERS} peers, {VALIDATORS} of them validators, {speed}; {COLLECTOR_LOSS:.0%} loss to the collector")
         planted, usual, made = asyncio.run(_plant(wan, folder, spans, stragglers, seed, say))
     found = read_files([spans]).spans
-    trials = list(judged(planted, findings(rounds_of(found)), usual))
+    told = findings(rounds_of(found))
+    trials = list(judged(planted, told, usual))
+    calm = [each for each in told if 0 < planted[0][1] - each.round <= BEFORE] if planted else []
     complete = completeness(found, made)
     say(table(trials, usual))
+    say(f"of the {len(calm)} rounds before, in which nothing was planted, {named(calm)} had somebody to name")
     say(f"spans: {complete.kept:,} of {complete.made:,} came ({complete.part:.3%}), {complete.dangling} without parent")
     result = {
         "accuracy": accuracy(trials),
@@ -120,7 +125,7 @@ async def _plant(
     planted: list[tuple[Fault, RoundIndex]] = []
     async with swarm.running():
         heal(swarm)
-        await rounds(swarm, 10)
+        await rounds(swarm, BEFORE)
         usual = swarm.usual_seconds()
         payload = int(median(host.reports[-1][1].payload_bytes for host in swarm.hosts))
         say(f"a usual round takes {usual:.1f} s, a payload is {payload / 1e3:.0f} kB")
@@ -158,6 +163,11 @@ def completeness(spans: Sequence[Span], made: int) -> Completeness:
     ids = {(span.trace, span.id) for span in spans}
     dangling = {(span.trace, span.id) for span in spans if span.parent and (span.trace, span.parent) not in ids}
     return Completeness(made, len(known), len(dangling))
+
+
+def named(found: Sequence[Finding]) -> int:
+    """In how many rounds somebody was slow, as far as the traces say."""
+    return sum(each.peer is not None for each in found)
 
 
 def table(trials: Sequence[Trial], usual: float) -> str:
