@@ -91,6 +91,8 @@ class _Tracing:
     tracer: otel.Tracer
     started: int
     config: TraceConfig
+    name: str
+    """What the peer is called."""
     now: Callable[[], int]
 
 
@@ -101,7 +103,7 @@ _attempts = itertools.count()
 
 def service_name(peer: PeerId, name: str = "") -> str:
     """What a peer is called in the trace viewer; all PeerIds begin alike, so without a name it is the end."""
-    return f"peer-{name or peer[-8:]}"
+    return name if name.startswith("peer-") else f"peer-{name or peer[-8:]}"
 
 
 def setup(
@@ -131,7 +133,7 @@ def setup(
         bounds = Bounds(MAX_QUEUED_SPANS, EXPORT_DELAY_MS, EXPORT_SECONDS, MAX_EVENTS, MAX_TEXT)
         with run_file_alone():
             provider, exporter = provide(config, identity | {"swarm.peer.id": peer}, state_dir, _forced, bounds)
-            _tracing = _Tracing(provider, exporter, provider.get_tracer("elastic"), time.time_ns(), config, now)
+            _tracing = _Tracing(provider, exporter, provider.get_tracer("elastic"), time.time_ns(), config, name, now)
     except ImportError as error:
         raise MissingExtraError(
             f'local.trace.exporter = "{config.exporter}" needs the OpenTelemetry SDK: '
@@ -185,8 +187,8 @@ def round_span(plan: RoundPlan, *, incarnation: int | None = None) -> Iterator[S
     for key, value in {"round": str(plan.round), "peer": plan.peer, "of": hex_id(own)}.items():
         context = baggage.set_baggage(f"swarm.{key}", value, context)
     about = {
-        "run": plan.run, "round": plan.round, "peer": plan.peer, "slot": plan.slot, "anchor": plan.anchor,
-        "decides": plan.decides, "roster": len(plan.roster), "deadline_s": plan.gather_seconds,
+        "run": plan.run, "round": plan.round, "peer": plan.peer, "name": _tracing.name or None, "slot": plan.slot,
+        "anchor": plan.anchor, "decides": plan.decides, "roster": len(plan.roster), "deadline_s": plan.gather_seconds,
     }  # fmt: skip
     begin = _tracing.now()
     with _ids(trace_id, own):

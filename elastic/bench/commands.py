@@ -259,8 +259,9 @@ def trace(
     a collector that 5 % of all packets do not reach. One after the other, a slow CPU, a slow uplink, a slow downlink, a
     lossy link, a slow validator, a stuck disk, a bad pair of peers, whose and how slow by chance. `elastic trace slow`
     should name each, peer and phase; what nobody waited for is left out, and counted. Then how many spans the collector
-    has of all that were made, and what they cost, from rounds with and without them in turn. Needs Linux and root, for
-    the namespaces; skips itself where it may not make them. Exit code 1 if fewer than 95 % of them were named.
+    has of all that were made, and what they cost, from rounds with and without them in turn. Ctrl-C ends it with what
+    was found so far. Needs Linux and root, for the namespaces; skips itself where it may not make them. Exit code 1 if
+    fewer than 95 % of the stragglers were named.
     """
     from elastic.bench.churn.wan import LinkSpeed, obstacle
 

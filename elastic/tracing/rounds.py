@@ -146,7 +146,7 @@ def _peer(peer: str, spans: list[Span]) -> PeerRound | None:
         return None
     last = max(begun, key=lambda span: span.start)
     inside = sorted((span for span in spans if span is not last), key=lambda span: (span.start, span.end))
-    return PeerRound(peer, last.service.removeprefix("peer-"), last, inside)
+    return PeerRound(peer, last.text("name") or last.service.removeprefix("peer-"), last, inside)
 
 
 def _named(rounds: list[Round]) -> list[Round]:

@@ -14,6 +14,7 @@ from elastic.bench.churn.swarm import TRACE_PORT, Child, Say, Settings, Swarm
 from elastic.bench.churn.wan import LinkSpeed, Wan
 from elastic.bench.trace import cost
 from elastic.bench.trace.faults import ANSWERS, COLLECTOR_LOSS, Fault, Kind, draw, heal, plant, rounds
+from elastic.errors import ElasticError
 from elastic.messages import RoundIndex
 from elastic.tracing.culprit import Finding, findings
 from elastic.tracing.files import read_files
@@ -75,7 +76,7 @@ class Completeness:
 
 
 def measure(folder: Path, stragglers: int, pairs: int, speed: LinkSpeed, seed: int, say: Say) -> dict[str, Any]:
-    """Everything; what is found is told as it comes.
+    """Everything; what is found is told as it comes, and after Ctrl-C what was found so far.
 
     Args:
         folder: for the peers' logs, and the spans.
@@ -100,10 +101,12 @@ def measure(folder: Path, stragglers: int, pairs: int, speed: LinkSpeed, seed: i
     result = {
         "accuracy": accuracy(trials),
         "usual_seconds": usual,
+        "calm": len(calm),
+        "named": named(calm),
         "trials": [asdict(each) for each in trials],
         "spans": asdict(complete),
     }
-    if pairs:
+    if pairs and len(planted) == stragglers:
         with Wan(PEERS + 2, speed, seed) as wan:
             costs = asyncio.run(cost.measure(wan, folder / "cost", pairs, say))
         say(cost.table(costs))
@@ -129,15 +132,18 @@ async def _plant(
         usual = swarm.usual_seconds()
         payload = int(median(host.reports[-1][1].payload_bytes for host in swarm.hosts))
         say(f"a usual round takes {usual:.1f} s, a payload is {payload / 1e3:.0f} kB")
-        for each in draw(number, seed, swarm, LEAST, MOST):
-            first = RoundIndex(swarm.round + 1)
-            plant(swarm, each, payload)
-            await rounds(swarm, HELD, but=each.hosts)  # who is too slow is left out
-            heal(swarm)
-            await rounds(swarm, CALM)
-            planted.append((each, first))
-            say(f"{len(planted):4d} of {number}  round {first}: {each}")
-        await rounds(swarm, CALM)  # their spans are with the collector
+        try:
+            for each in draw(number, seed, swarm, LEAST, MOST):
+                first = RoundIndex(swarm.round + 1)
+                plant(swarm, each, payload)
+                await rounds(swarm, HELD, but=each.hosts)  # who is too slow is left out
+                heal(swarm)
+                await rounds(swarm, CALM)
+                planted.append((each, first))
+                say(f"{len(planted):4d} of {number}  round {first}: {each}")
+            await rounds(swarm, CALM)  # their spans are with the collector
+        except (asyncio.CancelledError, ElasticError) as error:
+            say(f"ended early: {error or 'interrupted'}")
     return planted, usual, sum(host.spans for host in swarm.hosts)
 
 
