@@ -16,12 +16,12 @@ from ray.exceptions import RayError
 
 from elastic import trace
 from elastic.actors.assembly import session_parts
-from elastic.actors.desk import GpuMemory
 from elastic.actors.job import Job
 from elastic.actors.logs import log_to_file, trace_to
 from elastic.actors.mailbox import Command, Reply
 from elastic.errors import ConfigError, ElasticError, TrainerFailedError
 from elastic.state.store import claim
+from elastic.train.gpu import gpu_memory
 from elastic.train.session import Session, Worker
 
 logger = logging.getLogger(__name__)
@@ -175,14 +175,6 @@ class _Progress:
                 self._enough = ray.get(self._answer)
         self._answer = self._peer.progress.remote(step + 1, float(loss), gpu_memory())
         return self._enough
-
-
-def gpu_memory() -> GpuMemory | None:
-    """Of the GPU that this worker trains on; None: it has none."""
-    if not torch.cuda.is_initialized():
-        return None
-    free, size = torch.cuda.mem_get_info()
-    return size - free, size
 
 
 def _incarnation() -> str:

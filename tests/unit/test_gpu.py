@@ -12,6 +12,7 @@ from elastic.config import Shared
 from elastic.messages import ContributionHeader, Digest, Manifest, PeerId, RoundIndex
 from elastic.registry import build
 from elastic.state.store import StateStore
+from elastic.train.gpu import gpu_memory
 from elastic.train.session import Parts, Session, Worker
 from elastic.wire.signing import Identity
 from elastic.wire.tree import blob_digest
@@ -54,6 +55,15 @@ def test_a_peer_with_a_gpu_and_one_without_hold_the_same_anchor_in_every_round(t
         assert len(anchors) == 1, f"round {round_}"
     # and a restart finds it again, on the other kind of machine too
     assert {session(tmp_path / "gpu", CONFIG, "cpu").state().anchor} == anchors
+
+
+def test_what_is_put_on_a_gpu_is_in_use_there() -> None:
+    torch.zeros(1, device="cuda")
+    before, size = gpu_memory() or (0, 0)
+    kept = torch.zeros(2**28, dtype=torch.uint8, device="cuda")
+    after_, same = gpu_memory() or (0, 0)
+    assert (after_ - before, same) == (pytest.approx(kept.numel(), rel=0.1), size)
+    assert size == pytest.approx(torch.cuda.get_device_properties(0).total_memory, rel=0.05)
 
 
 def test_a_gpu_and_a_cpu_measure_nearly_the_same_help(tmp_path: Path) -> None:
