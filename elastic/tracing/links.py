@@ -14,7 +14,7 @@ MUCH = 0.35
 """Part of what a transfer took too long that others must share before one end is to blame."""
 
 FULL = 0.5
-"""Whose payloads go out at least so many times as slowly as others' come in has an uplink to blame for both."""
+"""Whose fastest payloads go out at least so many times as slowly as others' come in has an uplink to blame for both."""
 
 BAD, BAD_PAIR = 2.0, 4.0
 """A line, or the way between two, that is so many times as slow as others carries commitments and votes slowly too."""
@@ -103,8 +103,17 @@ class Links:
         return seconds / (2 * usual) if usual > 0 else 0.0
 
     def _way(self, peer: str) -> Phase:
-        """Which way of a line is the narrow one: what comes in over a full uplink is slow too, for want of answers."""
-        return Phase.UPLINK if (self.up(peer) or 0.0) >= FULL * (self.down(peer) or 0.0) else Phase.DOWNLINK
+        """Which way of a line is the narrow one: over a full uplink everything comes in slowly too, for want of answers,
+        and beside a full downlink some things go out as ever.
+        """
+        out = _fast([seconds for (maker, _), seconds in self.seconds.items() if maker == peer])
+        into = _fast([seconds for (_, receiver), seconds in self.seconds.items() if receiver == peer])
+        return Phase.UPLINK if out >= FULL * into else Phase.DOWNLINK
+
+
+def _fast(values: list[float]) -> float:
+    """What the fastest quarter of transfers takes at most."""
+    return sorted(values)[(len(values) - 1) // 4] if values else 0.0
 
 
 def _median(values: list[float]) -> float | None:

@@ -162,7 +162,9 @@ class _Walk:
         ):
             phase = of.phase(name)
             if phase is not None:
-                yield Step(of.peer, kind, what, _alone(phase), self._usual(of.peer, _of_phase(name)))
+                seconds, usual = _alone(phase), self._usual(of.peer, _of_phase(name))
+                known = Step if kind is not Phase.DHT else self._talk
+                yield known(of.peer, kind, what, seconds, usual)
 
     def _work(self, of: PeerRound, phase: Span, name: str, what: str) -> Iterator[Step]:
         """A phase of the trainer's: computing, the disk, and what Ray took to ask and to answer."""

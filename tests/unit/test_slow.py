@@ -50,6 +50,12 @@ def test_whoever_is_slow_before_its_commitment(who: str, what: dict[str, float],
     assert blamed(case(**{who: what})) == (who, phase)
 
 
+def test_a_commitment_that_is_long_on_its_way_over_one_bad_line_is_that_lines_fault() -> None:
+    made = case(ann={"commit": 3.0})
+    made.transfers = {pair: 0.2 for other in NAMES for pair in ((other, "dan"), ("dan", other))}
+    assert blamed(made) == ("dan", Phase.UPLINK)
+
+
 def test_what_it_cost_is_the_excess_and_the_evidence_says_of_what() -> None:
     found = slow(case(cyd={"inner": 6.0}))
     assert 3.8 < found.lost < 4.0
@@ -102,6 +108,8 @@ def test_a_full_uplink_slows_what_comes_in_too_and_a_full_downlink_hardly_what_g
     made.transfers = {
         pair: seconds for other in NAMES for pair, seconds in (((other, "bob"), 3.0), (("bob", other), 0.6))
     }
+    assert blamed(made) == ("bob", Phase.DOWNLINK)
+    made.transfers |= {("bob", "ann"): 2.5, ("bob", "dan"): 2.5, ("bob", "eve"): 2.5, ("bob", "cyd"): 0.2}
     assert blamed(made) == ("bob", Phase.DOWNLINK)
 
 
