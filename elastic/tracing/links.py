@@ -103,8 +103,8 @@ class Links:
         return seconds / (2 * usual) if usual > 0 else 0.0
 
     def _way(self, peer: str) -> Phase:
-        """Which way of a line is the narrow one: over a full uplink everything comes in slowly too, for want of answers,
-        and beside a full downlink some things go out as ever.
+        """Which way of a line is narrow: over a full uplink everything comes in slowly too, for want of answers, and
+        beside a full downlink some things go out as ever.
         """
         out = _fast([seconds for (maker, _), seconds in self.seconds.items() if maker == peer])
         into = _fast([seconds for (_, receiver), seconds in self.seconds.items() if receiver == peer])
