@@ -17,6 +17,8 @@ from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError
 from elastic.look.commands import dashboard, report, top
 from elastic.order import amend
+from elastic.plan.commands import plan
+from elastic.plan.describe import described
 from elastic.registry import EXTRAS, resolve, target_of
 from elastic.tracing.commands import trace
 from elastic.usage import AsMet, spelled_out
@@ -70,6 +72,7 @@ def _fail(message: str) -> NoReturn:
 app.add_typer(bench, name="bench")
 app.add_typer(incentives, name="incentives")
 app.add_typer(trace, name="trace")
+app.command(context_settings={"allow_extra_args": True})(plan)
 for command in (score, amend, top, report, dashboard):
     app.command()(command)
 
@@ -89,8 +92,8 @@ def options(
 ) -> None:
     """Train one language model together with strangers: elastic, on Ray and Hivemind, no server to trust.
 
-    See it work: quickstart. Make a run: init, bootstrap, check, doctor, join. Be part of one: check, doctor, join.
-    While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay, incentives.
+    See it work: quickstart. Make a run: plan, init, bootstrap, check, doctor, join. Be part of one: check, doctor,
+    join. While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay, incentives.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())
@@ -189,6 +192,7 @@ def check(run_file: RunFile) -> None:
     """
     config = load_config(run_file)
     validate(config)
+    described(config)
     from elastic.actors.offline import check_corpus
 
     text = check_corpus(config)

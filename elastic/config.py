@@ -341,6 +341,8 @@ class RunConfig(Section):
     """The run: equal on every peer."""
     local: Local = Local()
     """This machine."""
+    plan: dict[str, Any] = {}
+    """[plan]: who is thought to take part, for `elastic plan`, which checks it; no peer reads it."""
 
     @property
     def key_path(self) -> Path:

@@ -33,6 +33,8 @@ KNOWN: dict[str, dict[str, str]] = {
     },
 }
 
+SHAPES = {"llama": "model_zoo.shapes:shape_of"}
+"""Models whose sizes are known without torch: (preset, changes) → shape."""
 DEVNET = "incentives.devnet"
 """A chain on this machine for demonstrations, as `python -m`."""
 CORPUS = "model_zoo.corpus:load_tokens"

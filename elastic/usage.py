@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 COMMANDS = (
-    "quickstart", "doctor", "init", "id", "check", "bootstrap", "join", "status",
+    "quickstart", "doctor", "plan", "init", "id", "check", "bootstrap", "join", "status",
     "top", "dashboard", "trace", "amend", "score", "incentives", "report", "replay", "bench",
 )  # fmt: skip
 """As people meet them: a first try, a run of their own, what to do about one that goes on, looking back."""

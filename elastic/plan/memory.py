@@ -1,0 +1,156 @@
+"""What lies where, in bytes: on a GPU, in the machine's memory, on its disk. Item by item; they add up."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from elastic.plan.describe import PeerGroup, Plan
+from elastic.plan.shape import Sizes, block_params
+
+LOGITS_AT_ONCE = 2**25
+"""Elements of the logits that exist at once; as in `model_zoo.llama`."""
+CUDA_BYTES = 1.5e9
+"""Context, kernels and NCCL's buffers of a process. Assumed."""
+FRAGMENTS = 0.05
+"""Of a GPU's items, lost between the allocator's blocks. Assumed."""
+PEER_BYTES, WORKER_BYTES = 2e9, 0.6e9
+"""Processes of a peer with one worker, and of each further one: 1.9 GiB and 555 MiB were measured."""
+
+
+class Item(NamedTuple):
+    """Something that takes room."""
+
+    name: str
+    size_bytes: float
+    how: str
+    """The formula, for people. P: parameters, of which a GPU holds P/S."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Items, and what there is for them."""
+
+    place: str
+    items: tuple[Item, ...]
+    size_bytes: float
+
+    @property
+    def used(self) -> float:
+        """All items together."""
+        return sum(item.size_bytes for item in self.items)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room."""
+        return self.used <= self.size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a peer works with."""
+
+    sizes: Sizes
+    sequence_length: int
+    payload_bytes: float
+    payloads: float
+    """That a round brings, its own among them."""
+    nesterov: bool
+
+
+def precision_of(plan: Plan, group: PeerGroup) -> str:
+    """What the plan says, or what is usual there."""
+    return plan.precision or ("fp32" if group.gpu == "cpu" else "mixed")
+
+
+def gpu_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
+    """One GPU of a peer, at the worst moment of an inner step: the backward pass of the last layer.
+
+    Sources: ZeRO, arXiv 1910.02054, section 3, for the states; we do not keep fp32 gradients beside bf16 ones.
+    Activations as in Korthikanti et al., arXiv 2205.05198, section 4, for our blocks: see `activation_bytes`.
+    """
+    sizes, precision = load.sizes, precision_of(plan, group)
+    params = float(sizes.num_params())
+    shards = group.gpus if plan.sharding == "fsdp" else 1
+    stored, computed = (2, 2) if precision == "bf16" else (4, 2) if precision == "mixed" else (4, 4)
+    tokens = plan.micro_batch * load.sequence_length
+    layer = activation_bytes(sizes, computed) * tokens
+    inputs = sizes.dim * tokens * computed
+    items = [
+        Item("parameters", stored * params / shards, f"{stored} P/S"),
+        Item("gradients", stored * params / shards, f"{stored} P/S"),
+        Item("AdamW", 2 * stored * params / shards, f"two means, {2 * stored} P/S"),
+    ]
+    if shards > 1:
+        outside = params - sizes.layers * block_params(sizes)
+        whole = computed * (2 * outside + 3 * block_params(sizes))
+        items.append(Item("gathered", whole, "embeddings and two blocks whole, their gradients and one block's"))
+    elif precision == "mixed":
+        items.append(Item("bf16 copies", 2 * params, "2 P, made by autocast"))
+    if shards == 1 and group.gpus > 1:
+        items.append(Item("gradients on their way", stored * params, f"{stored} P: buckets of the all-reduce"))
+    if plan.checkpointing:
+        kept, how = sizes.layers * inputs + layer, "inputs of all layers, and one layer whole"
+    else:
+        kept, how = sizes.layers * layer, "all layers: nothing is computed again"
+    items.append(Item("activations", kept, how))
+    items.append(_logits(sizes, tokens, computed))
+    if group.gpu == "cpu":
+        return Room("thread", tuple(items), group.memory_gb * 1e9 / group.gpus)
+    items.append(Item("CUDA and NCCL", CUDA_BYTES, "assumed"))
+    lost = FRAGMENTS * sum(item.size_bytes for item in items)
+    items.append(Item("fragments", lost, f"{FRAGMENTS:.0%}, assumed"))
+    return Room("GPU", tuple(items), group.device.memory_bytes)
+
+
+def activation_bytes(sizes: Sizes, computed: int) -> float:
+    """What a block keeps of a token for its backward pass; `computed` bytes a number.
+
+    The two norms keep their input and the normed numbers in fp32: 2 · 2 D. The rest in the type of the products: two
+    scaled outputs, 2 D; query, key and value as they are, and the first two rotated, 2 D + 3 K E; attention's result,
+    D; gate and up, SiLU of the gate, and the product, 4 F. Attention keeps no T × T matrix (FlashAttention, arXiv
+    2205.14135). This is what autograd holds on a CPU, to 1 % (a test counts); fused norms and `torch.compile` keep
+    less.
+    """
+    norms = 4 * 4 * sizes.dim
+    return norms + computed * (5 * sizes.dim + 3 * sizes.kv_heads * sizes.head_dim + 4 * sizes.ffn_dim)
+
+
+def _logits(sizes: Sizes, tokens: int, computed: int) -> Item:
+    """Logits, their fp32 copy, its log-softmax, and the gradients of the first two."""
+    elements = min(tokens * sizes.vocab_size, LOGITS_AT_ONCE)
+    each = 16 if computed == 2 else 12
+    whole = tokens * sizes.vocab_size <= LOGITS_AT_ONCE
+    return Item("logits", float(elements * each), f"{each} bytes each, {'all' if whole else 'in pieces of 2²⁵'}")
+
+
+def host_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
+    """The machine of a peer's first worker, when a round's work is compressed and applied."""
+    params = float(load.sizes.num_params())
+    largest = load.sizes.vocab_size * load.sizes.dim
+    block = max(2 * load.sizes.ffn_dim * load.sizes.dim, load.sizes.dim**2)
+    items = [
+        Item("anchor", 4 * params, "fp32, 4 P"),
+        Item("residual", 4 * params, "fp32, 4 P"),
+        Item("Δ, then what is written", 4 * params, "4 P: never both at a time"),
+        Item(
+            "payloads", load.payloads * load.payload_bytes, f"{load.payloads:.3g} of {load.payload_bytes / 1e9:.3g} GB"
+        ),
+        Item("update", 4.0 * (largest + block), "fp32, one turn of tensors"),
+        Item("processes", PEER_BYTES + (group.gpus - 1) * WORKER_BYTES, "Ray, Hivemind, workers"),
+    ]
+    if load.nesterov:
+        items.insert(1, Item("outer momentum", 4 * params, "fp32, 4 P"))
+    if group.gpu == "cpu":
+        items.append(Item("training", gpu_room(load, plan, group).used * group.gpus, "all that a GPU would hold"))
+    return Room("memory", tuple(items), group.memory_gb * 1e9)
+
+
+def disk_room(load: Load, group: PeerGroup) -> Room:
+    """The state directory, while an anchor is written."""
+    params = float(load.sizes.num_params())
+    state = 4 * params * (2 if load.nesterov else 1)
+    items = (
+        Item("anchors", 3 * state, "two, and the next one being written"),
+        Item("residuals", 8 * params, "fp32, one, and the next one being written"),
+        Item("payloads", load.payloads * load.payload_bytes, "of one round; more are kept as there is room"),
+    )
+    return Room("disk", items, group.disk_gb * 1e9)
