@@ -20,7 +20,7 @@ from tests.unit.conftest import Run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    "quickstart", "doctor", "init", "id", "check", "bootstrap", "join", "status",
+    "quickstart", "doctor", "plan", "init", "id", "check", "bootstrap", "join", "status",
     "top", "dashboard", "trace", "amend", "score", "incentives", "report", "replay", "bench",
 ]  # fmt: skip
 LEAVES = [each for each in COMMANDS if each not in ("trace", "incentives", "bench")]
