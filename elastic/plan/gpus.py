@@ -26,7 +26,7 @@ def _gpu(tflops: float, gb: float, tb_per_second: float, bus: float, usd: float)
     return Gpu(tflops * TERA, gb * GIGA, tb_per_second * TERA, 0.8 * bus * GIGA, usd)
 
 
-PCIE3, PCIE4, PCIE5 = 16.0, 32.0, 64.0
+PCIE4, PCIE5 = 32.0, 64.0
 """GB/s of 16 lanes, one way."""
 
 GPUS: dict[str, Gpu] = {
