@@ -13,7 +13,7 @@ from elastic.tracing.rounds import Round
 MUCH = 0.35
 """Part of what a transfer took too long that others must share before one end is to blame."""
 
-FULL = 0.5
+FULL = 0.7
 """Whose fastest payloads go out at least so many times as slowly as others' come in has an uplink to blame for both."""
 
 BAD, BAD_PAIR = 2.0, 4.0
@@ -91,11 +91,13 @@ class Links:
         lines = {peer: self._slowness((self.up(peer) or 0.0) + (self.down(peer) or 0.0), peer) for peer in peers}
         peer = max(lines, key=lambda each: lines[each], default="")
         maker, receiver = max(self.seconds, key=lambda pair: self.seconds[pair], default=("", ""))
-        if peer and lines[peer] > BAD:
+        slowest = self.seconds.get((maker, receiver), 0.0)
+        stands_out = slowest > BAD_PAIR * self.usual((maker, receiver))
+        blamed = self.blame(maker, receiver, slowest)[:2] if stands_out else None
+        both_ways = self.seconds.get((receiver, maker), 0.0) > slowest / 2
+        if peer and lines[peer] > BAD and not (blamed and blamed[1] is Phase.PAIR and both_ways):
             return peer, self._way(peer)
-        if maker and self.seconds[maker, receiver] > BAD_PAIR * self.usual((maker, receiver)):
-            return self.blame(maker, receiver, self.seconds[maker, receiver])[:2]
-        return None
+        return blamed
 
     def _slowness(self, seconds: float, peer: str) -> float:
         """Both ways of a peer's line, as a multiple of what the others' take."""

@@ -23,6 +23,8 @@ THERE_ALREADY = 0.25
 """A commitment seen so soon was there before anyone looked: a look at the DHT and the pause between two."""
 USUAL_SIGHT = 0.4
 """From a commitment to its being seen, where nothing better is known."""
+DISK_SECONDS = 0.1
+"""What a validator's ballots take to be on disk."""
 ALONE_SECONDS, TALK_SECONDS = 0.3, 1.5
 """What agreeing takes one validator, and several: a few looks at the DHT."""
 SPREAD = 0.5
@@ -205,13 +207,15 @@ class _Walk:
         validators = sorted(each.peer for each in self._round.peers.values() if each.decides) or [at.peer]
         usual = ALONE_SECONDS if len(validators) == 1 else TALK_SECONDS
         whom = self._awaited(at, agree, validators)
-        too_long = agree.seconds - usual
-        if _thinking(agree, "drafts", "proposes") > 0.5 * too_long:
-            yield Step(at.peer, Phase.VALIDATION, "agreeing", agree.seconds, usual)
-        elif whom == at.peer or too_long < WORTH:
-            yield self._talk(at.peer, Phase.VALIDATION, "agreeing", agree.seconds, usual)
+        written = agree.number("disk_s")
+        yield Step(at.peer, Phase.DISK, "writing its ballots", written, DISK_SECONDS)
+        seconds = agree.seconds - written
+        if _thinking(agree, "drafts", "proposes") > 0.5 * (seconds - usual):
+            yield Step(at.peer, Phase.VALIDATION, "agreeing", seconds, usual)
+        elif whom == at.peer or seconds - usual < WORTH:
+            yield self._talk(at.peer, Phase.VALIDATION, "agreeing", seconds, usual)
         else:
-            yield from self._slow_vote(at, agree, whom, usual)
+            yield from self._slow_vote(at, agree, whom, seconds, usual)
 
     def _awaited(self, at: PeerRound, agree: Span, validators: list[str]) -> str:
         """Whose vote was waited for, or turn to propose, if it was another's and came to nothing."""
@@ -222,9 +226,9 @@ class _Walk:
                 return first
         return _last_of_quorum(agree, at.peer, validators)
 
-    def _slow_vote(self, at: PeerRound, agree: Span, whom: str, usual: float) -> Iterator[Step]:
-        """Another validator was waited for: it was late, or thought for long, or one of them has a bad line."""
-        other, seconds = self._round.peers.get(whom), agree.seconds
+    def _slow_vote(self, at: PeerRound, agree: Span, whom: str, seconds: float, usual: float) -> Iterator[Step]:
+        """Another validator was waited for so long: it was late, wrote or thought for long, or there is a bad line."""
+        other = self._round.peers.get(whom)
         own = other.phase("agree") if other is not None else None
         if other is None or own is None:
             yield Step(whom, Phase.ABSENT, f"{at.name} waited for its vote", seconds, usual)
@@ -235,6 +239,8 @@ class _Walk:
         what = f"{at.name} waited for its vote"
         if sum(step.excess for step in steps) > 0.3 * too_long:
             yield from steps
+        elif own.number("disk_s") > 0.5 * too_long:
+            yield Step(whom, Phase.DISK, f"{at.name} waited for its ballots", own.number("disk_s"), DISK_SECONDS)
         elif _thinking(own, "looks at", "looked at") > 0.5 * too_long:
             yield Step(whom, Phase.VALIDATION, what, seconds, usual)
         else:

@@ -147,6 +147,19 @@ def test_who_thinks_for_long_has_no_line_to_blame(who: str) -> None:
     assert blamed(made) == (who, Phase.VALIDATION)
 
 
+@pytest.mark.parametrize("who", ["ann", "bob"])
+def test_whose_ballots_take_long_to_be_on_disk(who: str) -> None:
+    made = case(validators=2, **{who: {"vote": 4.0, "ballots": 3.8}})
+    made.transfers = {pair: 0.2 for other in NAMES for pair in ((other, "dan"), ("dan", other))}
+    assert blamed(made) == (who, Phase.DISK)
+
+
+def test_a_bad_way_between_two_is_not_taken_for_the_line_of_one_with_some_bad_luck_besides() -> None:
+    made = case(validators=2, bob={"vote": 4.0})
+    made.transfers = {("dan", "ann"): 2.0, ("ann", "dan"): 2.2, ("dan", "bob"): 0.3, ("dan", "eve"): 0.2}
+    assert slow(made).phase is Phase.PAIR
+
+
 def test_votes_between_two_with_a_bad_way_between_them() -> None:
     made = case(validators=2, bob={"vote": 4.0})
     made.transfers = {("ann", "bob"): 0.6, ("bob", "ann"): 0.6}
