@@ -110,7 +110,7 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases, assessor: Assesso
     """Everyone's contributions, each through the cheap checks as it arrives, and then to be assessed."""
     # Who is late itself, and decides, must not find everyone missing: what is left after the inner steps is its least.
     least = plan.gather_seconds * (1 - TRAIN_PART)
-    deadline = Seconds(max(phases.start + plan.gather_seconds, peer.clock.now() + least))
+    deadline = Seconds(max(phases.start + peer.patience * plan.gather_seconds, peer.clock.now() + least))
 
     async def decided() -> bool:
         return await peer.agreement.decided(plan.round) is not None
@@ -134,7 +134,8 @@ async def agree(
         The manifest, if there is one yet; and what we saw, with what the other validators had to show.
     """
     with phases("agree"):
-        trace.annotate(decides=plan.decides)
+        first = proposer_of(plan.run, plan.round, View(0), plan.validators) if plan.validators else None
+        trace.annotate(decides=plan.decides, validators=len(plan.validators), first=first)
         if not plan.decides:
             return await _await_manifest(peer, plan, phases), seen
         with closing(Deliberation(peer, plan, seen, wish)) as mind:
@@ -243,13 +244,13 @@ def _turns(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> Times:
     return Times(
         proposer=now if verdict is not None and verdict.rejected is RejectReason.MISSING else turn,
         patience=Seconds(2 * PROPOSER_SECONDS),
-        give_up=Seconds(max(phases.start + _longest(plan), now + plan.gather_seconds)),
+        give_up=Seconds(max(phases.start + _longest(peer, plan), now + plan.gather_seconds)),
     )
 
 
-def _longest(plan: RoundPlan) -> float:
+def _longest(peer: Peer, plan: RoundPlan) -> float:
     """Seconds from the beginning of a round after which nobody waits for its manifest."""
-    return plan.gather_seconds + max(plan.gather_seconds, talk_seconds(len(plan.validators)))
+    return peer.patience * plan.gather_seconds + max(plan.gather_seconds, talk_seconds(len(plan.validators)))
 
 
 def talk_seconds(num_validators: int) -> Seconds:
@@ -261,7 +262,7 @@ async def _await_manifest(peer: Peer, plan: RoundPlan, phases: Phases) -> Manife
     """Until the validators have spoken, or it is much too late."""
     while True:
         manifest = await peer.agreement.decided(plan.round)
-        if manifest is not None or phases.elapsed() >= _longest(plan):
+        if manifest is not None or phases.elapsed() >= _longest(peer, plan):
             return manifest
         await peer.clock.sleep(MANIFEST_POLL)
 
