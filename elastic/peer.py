@@ -74,7 +74,7 @@ class Peer:
     board: Scoreboard | None = None
     """What the incentive thought after the last round."""
     patience: float = 1.0
-    """So many times as long as its plan says a round may take: earlier ones came to nothing."""
+    """So many times as long as its plan says a payload may be on its way or checked: earlier rounds came to nothing."""
     _measure: str = field(init=False)
     """Which incentive we have."""
     _lacking: str = ""

@@ -110,7 +110,8 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases, assessor: Assesso
     """Everyone's contributions, each through the cheap checks as it arrives, and then to be assessed."""
     # Who is late itself, and decides, must not find everyone missing: what is left after the inner steps is its least.
     least = plan.gather_seconds * (1 - TRAIN_PART)
-    deadline = Seconds(max(phases.start + peer.patience * plan.gather_seconds, peer.clock.now() + least))
+    deadline = Seconds(max(phases.start + plan.gather_seconds, peer.clock.now() + least))
+    patience = (peer.patience - 1) * plan.gather_seconds
 
     async def decided() -> bool:
         return await peer.agreement.decided(plan.round) is not None
@@ -121,7 +122,7 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases, assessor: Assesso
             peer.clock,
             plan,
             checks=checks_of(peer, plan, assessor.offer),
-            until=Until(deadline, decided, phases.start),
+            until=Until(deadline, decided, phases.start, patience),
         )
 
 
@@ -244,13 +245,13 @@ def _turns(peer: Peer, plan: RoundPlan, seen: Seen, phases: Phases) -> Times:
     return Times(
         proposer=now if verdict is not None and verdict.rejected is RejectReason.MISSING else turn,
         patience=Seconds(2 * PROPOSER_SECONDS),
-        give_up=Seconds(max(phases.start + _longest(peer, plan), now + plan.gather_seconds)),
+        give_up=Seconds(max(phases.start + _longest(plan), now + plan.gather_seconds)),
     )
 
 
-def _longest(peer: Peer, plan: RoundPlan) -> float:
+def _longest(plan: RoundPlan) -> float:
     """Seconds from the beginning of a round after which nobody waits for its manifest."""
-    return peer.patience * plan.gather_seconds + max(plan.gather_seconds, talk_seconds(len(plan.validators)))
+    return plan.gather_seconds + max(plan.gather_seconds, talk_seconds(len(plan.validators)))
 
 
 def talk_seconds(num_validators: int) -> Seconds:
@@ -262,7 +263,7 @@ async def _await_manifest(peer: Peer, plan: RoundPlan, phases: Phases) -> Manife
     """Until the validators have spoken, or it is much too late."""
     while True:
         manifest = await peer.agreement.decided(plan.round)
-        if manifest is not None or phases.elapsed() >= _longest(peer, plan):
+        if manifest is not None or phases.elapsed() >= _longest(plan):
             return manifest
         await peer.clock.sleep(MANIFEST_POLL)
 

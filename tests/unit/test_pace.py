@@ -202,7 +202,7 @@ def test_only_a_proposer_of_whom_nothing_was_heard_is_not_waited_for(
     first = proposer_of("demo", RoundIndex(3), View(0), PEERS)
     seen = Seen({}, {first: Verdict(peer=first, round=RoundIndex(3), rejected=rejected)})
     clock = ManualClock()
-    one: Any = SimpleNamespace(clock=clock, patience=1.0)
+    one: Any = SimpleNamespace(clock=clock)
     plan: Any = SimpleNamespace(
         run="demo", round=RoundIndex(3), gather_seconds=0.0, roster=tuple(PEERS), validators=tuple(PEERS)
     )
