@@ -247,11 +247,11 @@ class _Walk:
         too_long = seconds - usual
         late = other.since(own.start) - at.since(agree.start)
         steps = list(self._gathering(other)) if late > 0.5 * too_long else []
-        what = f"{at.name} waited for its vote"
+        what = f"{at.name} waited for the vote of {other.name}"
         if sum(step.excess for step in steps) > 0.3 * too_long:
             yield from steps
         elif own.number("disk_s") > 0.5 * too_long:
-            yield Step(whom, Phase.DISK, f"{at.name} waited for its ballots", own.number("disk_s"), DISK_SECONDS)
+            yield Step(whom, Phase.DISK, f"{at.name} waited for the ballots of {other.name}", own.number("disk_s"), DISK_SECONDS)
         elif _thinking(own, "looks at", "looked at") > 0.5 * too_long:
             yield Step(whom, Phase.VALIDATION, what, seconds, usual)
         else:
