@@ -251,7 +251,8 @@ class _Walk:
         if sum(step.excess for step in steps) > 0.3 * too_long:
             yield from steps
         elif own.number("disk_s") > 0.5 * too_long:
-            yield Step(whom, Phase.DISK, f"{at.name} waited for the ballots of {other.name}", own.number("disk_s"), DISK_SECONDS)
+            what = f"{at.name} waited for the ballots of {other.name}"
+            yield Step(whom, Phase.DISK, what, own.number("disk_s"), DISK_SECONDS)
         elif _thinking(own, "looks at", "looked at") > 0.5 * too_long:
             yield Step(whom, Phase.VALIDATION, what, seconds, usual)
         else:
