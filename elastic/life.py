@@ -43,6 +43,7 @@ from elastic.propose import against_roster, live_peers
 from elastic.reports import RoundReport
 from elastic.round import run_round
 from elastic.schedule.decide import CatchUp, Found, Leave, Train, Wait, decide_next
+from elastic.schedule.plan import next_patience
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +137,6 @@ class Life:
         """Whether the trainer may hold something else than we think."""
         self._unsure = True
         """Whether the swarm may be ahead of what we know."""
-        self._in_vain = (RoundIndex(0), 0)
-        """How often we have been through the round behind this one without a manifest."""
         self.leaving = False
         """Whether we were told to: what is done of the round under way is handed in, and no other begins."""
         self._contributing = False
@@ -211,8 +210,7 @@ class Life:
     async def _round(self, peer: Peer, head: Manifest) -> None:
         await self._become(peer, PeerStage.READY)
         await peer.follow_terms(RoundIndex(head.round + 1))
-        tries = self._in_vain[1] if self._in_vain[0] == head.round else 0
-        plan = peer.plan(head, tries)
+        plan = peer.plan(head)
         self._watch.begin(plan)
         self._contributing = plan.slot is not None
         try:
@@ -221,7 +219,7 @@ class Life:
             self._contributing = False
         self._watch.record(report, peer.memories())
         self._unsure = report.manifest is None
-        self._in_vain = (head.round, tries + 1) if report.manifest is None else (head.round, 0)
+        peer.patience = next_patience(peer.patience, report.manifest is not None, report.seconds["total"], plan)
 
     async def _catch_up(self, peer: Peer, head: Manifest) -> None:
         self._watch.note(phase=f"catching up to round {head.round}")

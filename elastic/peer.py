@@ -73,6 +73,8 @@ class Peer:
     """What validators said of late."""
     board: Scoreboard | None = None
     """What the incentive thought after the last round."""
+    patience: float = 1.0
+    """So many times as long as its plan says a payload may be on its way or checked: earlier rounds came to nothing."""
     _measure: str = field(init=False)
     """Which incentive we have."""
     _lacking: str = ""
@@ -98,10 +100,10 @@ class Peer:
         inner = self.shared.inner
         return inner.steps * inner.batch_size * inner.sequence_length
 
-    def plan(self, head: Manifest, tries: int = 0) -> RoundPlan:
-        """The round after `head`, for us, who have been through it in vain so often."""
+    def plan(self, head: Manifest) -> RoundPlan:
+        """The round after `head`, for us."""
         validators = self.agreement.terms(RoundIndex(head.round + 1)).validators
-        return plan_round(self.shared, head, self.state.anchor, self.id, validators, tries)
+        return plan_round(self.shared, head, self.state.anchor, self.id, validators)
 
     def decides(self, round_: RoundIndex) -> bool:
         """Whether we are a validator of that round."""

@@ -111,6 +111,7 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases, assessor: Assesso
     # Who is late itself, and decides, must not find everyone missing: what is left after the inner steps is its least.
     least = plan.gather_seconds * (1 - TRAIN_PART)
     deadline = Seconds(max(phases.start + plan.gather_seconds, peer.clock.now() + least))
+    patience = (peer.patience - 1) * plan.gather_seconds
 
     async def decided() -> bool:
         return await peer.agreement.decided(plan.round) is not None
@@ -121,7 +122,7 @@ async def collect(peer: Peer, plan: RoundPlan, phases: Phases, assessor: Assesso
             peer.clock,
             plan,
             checks=checks_of(peer, plan, assessor.offer),
-            until=Until(deadline, decided, phases.start),
+            until=Until(deadline, decided, phases.start, patience),
         )
 
 
@@ -134,7 +135,8 @@ async def agree(
         The manifest, if there is one yet; and what we saw, with what the other validators had to show.
     """
     with phases("agree"):
-        trace.annotate(decides=plan.decides)
+        first = proposer_of(plan.run, plan.round, View(0), plan.validators) if plan.validators else None
+        trace.annotate(decides=plan.decides, validators=len(plan.validators), first=first)
         if not plan.decides:
             return await _await_manifest(peer, plan, phases), seen
         with closing(Deliberation(peer, plan, seen, wish)) as mind:

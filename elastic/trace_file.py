@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from base64 import b64decode
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,6 +35,8 @@ MAX_FILE_BYTES = 32 * 2**20
 """Bytes of `traces.jsonl` before it becomes `traces.1.jsonl`: about 30,000 spans, and twice this on disk."""
 
 
+MOST_TRIES = 3
+"""A batch that is refused so often while others are taken is given up: something in it is not to the liking there."""
 MAX_REFUSED = 8192
 """Spans that an exporter did not take and that it is offered again: a lost packet or a collector that starts anew must
 not cost a round its trace."""
@@ -142,7 +145,9 @@ class GuardedExporter(SpanExporter):
     def __init__(self, inner: SpanExporter) -> None:
         self._inner = inner
         self._failing = self._crowded = False
-        self._refused: list[ReadableSpan] = []
+        self._reason = ""
+        self._refused: deque[tuple[Sequence[ReadableSpan], int]] = deque()
+        """Batches, the oldest first, and how often each was refused."""
         self._deadline = float("inf")
         self._lock = threading.Lock()
         self.waiting: Callable[[], int] = lambda: 0
@@ -172,30 +177,45 @@ class GuardedExporter(SpanExporter):
             logger.warning("spans are lost, training goes on: they end faster than they are exported")
         if time.monotonic() > self._deadline:
             return SpanExportResult.FAILURE
-        if not self._offer(spans):
-            self._refused = [*self._refused, *spans][-MAX_REFUSED:]
-            return SpanExportResult.FAILURE
-        if self._refused and self._offer(self._refused):
-            self._refused = []
-        return SpanExportResult.SUCCESS
+        if self._offer(spans):
+            self._again()
+            self._tell(None)
+            return SpanExportResult.SUCCESS
+        self._tell(self._reason)
+        self._refused.append((spans, 1))
+        while sum(len(batch) for batch, _ in self._refused) > MAX_REFUSED:
+            self.dropped += len(self._refused.popleft()[0])
+        return SpanExportResult.FAILURE
+
+    def _again(self) -> None:
+        """Offer the oldest batch that was refused once more: others are taken now."""
+        if self._refused and time.monotonic() <= self._deadline:
+            batch, tries = self._refused.popleft()
+            taken = self._offer(batch)
+            if not taken and tries < MOST_TRIES:
+                self._refused.appendleft((batch, tries + 1))
+            elif not taken:
+                self.dropped += len(batch)
 
     def _offer(self, spans: Sequence[ReadableSpan]) -> bool:
         """Whether they were taken."""
-        reason = "the endpoint did not take them"
+        self._reason = "the endpoint did not take them"
         try:
             taken = self._inner.export(spans) is SpanExportResult.SUCCESS
         except Exception as error:  # noqa: BLE001  telemetry never takes down training
-            reason, taken = str(error), False
+            self._reason, taken = str(error), False
         self.exported += len(spans) * taken
-        self._tell(not taken, reason)
         return taken
 
     def shutdown(self) -> None:
+        while self._refused and not self._failing and time.monotonic() <= self._deadline:
+            self._again()
         try:
             self._inner.shutdown()
         except Exception as error:  # noqa: BLE001  telemetry never takes down training
             logger.debug("closing the span exporter: %s", error)
-        self.waiting, self._refused = (lambda: 0), []  # nobody asks for them any more
+        self.waiting = lambda: 0  # nobody asks for them any more
+        self._refused.clear()
         self._reckon(under_way=0)
         if self.dropped:
             logger.warning("%d of %d spans of this process were lost", self.dropped, self.ended)
@@ -203,15 +223,16 @@ class GuardedExporter(SpanExporter):
     def _reckon(self, under_way: int) -> bool:
         """Count anew what was dropped; whether it has become more: then some were pushed out."""
         before, ended = self.dropped, self.ended  # these first: what ends meanwhile waits
-        self.dropped = max(before, ended - self.exported - self.waiting() - under_way - len(self._refused))
+        kept = sum(len(batch) for batch, _ in self._refused)
+        self.dropped = max(before, ended - self.exported - self.waiting() - under_way - kept)
         return self.dropped > before
 
-    def _tell(self, failing: bool, reason: str) -> None:
-        if failing and not self._failing:
+    def _tell(self, reason: str | None) -> None:
+        if reason is not None and not self._failing:
             logger.warning("spans cannot be exported, training goes on: %s", reason)
-        if self._failing and not failing:
+        if self._failing and reason is None:
             logger.info("spans are exported again; %d were lost so far", self.dropped)
-        self._failing = failing
+        self._failing = reason is not None
 
 
 class CountedBatches(BatchSpanProcessor):

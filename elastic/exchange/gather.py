@@ -60,6 +60,8 @@ class Until:
     decided: Decided = never
     began: Seconds | None = None
     """Instant from which arrivals are counted; None: when the gathering begins."""
+    patience: float = 0.0
+    """Seconds beyond the deadline, as long as something is being carried or checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ async def gather(
                     tasks[sender] = asyncio.create_task(receiver.receive(sender, body, committed))
             _collect(tasks, arrivals)
             missing = expected - set(arrivals)
-            over = not missing or clock.now() >= until.deadline or await until.decided()
+            deadline = until.deadline + (until.patience if missing & set(tasks) else 0.0)
+            over = not missing or clock.now() >= deadline or await until.decided()
             if over or missing <= await leaving(exchange):
                 for late in sorted(missing)[:MAX_NAMED]:
                     trace.event("missing", peer=late, committed=late in tasks)

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-LEAVE = re.compile(rb"[qQ\x03\x04]")
+LEAVE = re.compile(rb"[qQ\x03\x04\x1c]")
 """Keys that end the view: q, and what people press to get out; also Escape, if it comes alone."""
 SEQUENCE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|O.)")
 """What arrows and such keys send, also a mouse's wheel; there may be a Q in it."""
+LOCAL = 3
+"""Index of the local modes among a terminal's attributes."""
 MOST_KEYS = 1024
 """Bytes that are looked at at a time."""
 
@@ -60,6 +62,11 @@ def _keys() -> Iterator[Callable[[float], bytes | None]]:
 
     try:
         tty.setcbreak(descriptor)
+        # Ctrl-C is a key like any other here: a signal may come in the middle of a drawing, and the terminal would stay
+        # as it was drawn.
+        mode = termios.tcgetattr(descriptor)
+        mode[LOCAL] &= ~termios.ISIG
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, mode)
         yield pressed
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

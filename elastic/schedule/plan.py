@@ -11,14 +11,15 @@ SHORTEST = 0.001
 """Seconds; a round takes time, whatever the clock says."""
 SLACK_SECONDS = 2.0
 """Added to every adaptive deadline: a round of 100 ms must not be lost to one slow packet."""
-MOST_DOUBLINGS = 10
-"""Of a deadline; the run file's bounds come first."""
+MOST_PATIENCE = 16.0
+"""More helps only whoever is that many times slower than most, and every death in a swarm that stands still would cost
+everyone so much more."""
 TRAIN_PART = 0.8
 """Part of the deadline that a slow peer may spend on inner steps; the rest is for getting its payload out."""
 
 
 def plan_round(
-    shared: Shared, head: Manifest, anchor: Digest, peer: PeerId, validators: Sequence[PeerId] = (), tries: int = 0
+    shared: Shared, head: Manifest, anchor: Digest, peer: PeerId, validators: Sequence[PeerId] = ()
 ) -> RoundPlan:
     """The plan of the round after `head`.
 
@@ -28,8 +29,6 @@ def plan_round(
         anchor: digest of the anchor we hold, after applying it.
         peer: us.
         validators: who decides it.
-        tries: how often we have been through this round in vain. Who is needed and always too late, a validator that
-            takes long to check a payload, would else be waited for in vain for ever.
     """
     deadline = round_deadline(shared.round, head.pace)
     return RoundPlan(
@@ -46,7 +45,7 @@ def plan_round(
         validators=tuple(validators),
         amended=head.amends,
         train_seconds=min(shared.round.train_seconds, deadline * TRAIN_PART if head.pace else deadline),
-        gather_seconds=min(deadline * 2 ** min(tries, MOST_DOUBLINGS), _bound(shared.round)),
+        gather_seconds=deadline,
     )
 
 
@@ -56,14 +55,27 @@ def round_deadline(config: RoundConfig, pace: Sequence[float]) -> float:
     Nothing is known of the first round, so it gets the bound. From then on it is `deadline_factor` times what the
     faster half of the swarm usually needs. The slower half contributes what it has by then, and moves nothing.
     """
-    bound = _bound(config)
+    bound = config.train_seconds + config.gather_seconds
     if not pace:
         return bound
     return min(bound, config.deadline_factor * median_low(pace) + SLACK_SECONDS)
 
 
-def _bound(config: RoundConfig) -> float:
-    return config.train_seconds + config.gather_seconds
+def next_patience(patience: float, ended: bool, seconds: float, plan: RoundPlan) -> float:
+    """How many times as long as planned the next round may take, after one that took so many seconds.
+
+    Who is needed and always too late, a validator that takes long to check a payload, would else be waited for in vain
+    for ever: the plan follows from the last manifest, and there is none. Where patience was of use it stays.
+
+    Args:
+        patience: of the round that is over.
+        ended: it had a manifest.
+        seconds: that it took.
+        plan: of it.
+    """
+    if not ended:
+        return min(2 * patience, MOST_PATIENCE)
+    return patience if seconds > plan.gather_seconds else max(1.0, patience / 2)
 
 
 def next_pace(plan: RoundPlan, arrivals: Mapping[PeerId, float]) -> tuple[float, ...]:

@@ -13,11 +13,13 @@ from elastic.tracing.rounds import Round
 MUCH = 0.35
 """Part of what a transfer took too long that others must share before one end is to blame."""
 
-FULL = 0.5
+FULL = 0.7
 """Whose fastest payloads go out at least so many times as slowly as others' come in has an uplink to blame for both."""
 
 BAD, BAD_PAIR = 2.0, 4.0
 """A line, or the way between two, that is so many times as slow as others carries commitments and votes slowly too."""
+BACK, WELL = 1 / 3, 1.4
+"""A bad way between two is so bad in the other direction at least, and they are no slower than this with others."""
 
 
 class Phase(StrEnum):
@@ -33,6 +35,18 @@ class Phase(StrEnum):
     DISK = "disk"
     DHT = "DHT"
     ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A line, or a way between two, that stands out."""
+
+    peer: str
+    phase: Phase
+    excess: float
+    """Seconds by which payloads are slower over it."""
+    other: str = ""
+    """Of a way between two."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +68,12 @@ class Links:
         return cls(dict(found))
 
     def usual(self, but: Collection[str] = ()) -> float:
-        """The median of all transfers that none of these had to do with."""
+        """The median of all transfers that none of these had to do with; of a few peers, as near as can be had."""
         others = [value for pair, value in self.seconds.items() if not set(pair) & set(but)]
-        return median(others or self.seconds.values()) if self.seconds else 0.0
+        if others or not self.seconds:
+            return median(others or [0.0])
+        apart = [[value for pair, value in self.seconds.items() if peer not in pair] for peer in but]
+        return min([median(values) for values in apart if values] or self.seconds.values())
 
     def up(self, peer: str, but: str = "") -> float | None:
         """Median seconds of what that peer made, to everyone `but` one; None: to nobody else."""
@@ -68,7 +85,7 @@ class Links:
 
     def blame(self, maker: str, receiver: str, seconds: float) -> tuple[str, Phase, float]:
         """(peer, phase, what is usual) of one transfer that took so long."""
-        usual = self.usual((maker, receiver))
+        usual = min(self.usual((maker, receiver)), seconds)
         limit = usual + MUCH * (seconds - usual)
         maker_up, receiver_down = self.up(maker, receiver), self.down(receiver, maker)
         if maker_up is None and receiver_down is None:
@@ -85,22 +102,27 @@ class Links:
             return receiver, Phase.UPLINK, usual
         return maker, Phase.PAIR, usual
 
-    def worst(self) -> tuple[str, Phase] | None:
-        """The one line, or way between two peers, that is much slower than all others; None: there is none."""
-        peers = sorted({peer for pair in self.seconds for peer in pair})
-        lines = {peer: self._slowness((self.up(peer) or 0.0) + (self.down(peer) or 0.0), peer) for peer in peers}
-        peer = max(lines, key=lambda each: lines[each], default="")
-        maker, receiver = max(self.seconds, key=lambda pair: self.seconds[pair], default=("", ""))
-        if peer and lines[peer] > BAD:
-            return peer, self._way(peer)
-        if maker and self.seconds[maker, receiver] > BAD_PAIR * self.usual((maker, receiver)):
-            return self.blame(maker, receiver, self.seconds[maker, receiver])[:2]
-        return None
+    def worst(self, among: Collection[str]) -> Bad | None:
+        """The one line that is much slower than all others, or a way from one of these, both ways; None: there is none.
 
-    def _slowness(self, seconds: float, peer: str) -> float:
-        """Both ways of a peer's line, as a multiple of what the others' take."""
-        usual = self.usual((peer,))
-        return seconds / (2 * usual) if usual > 0 else 0.0
+        Args:
+            among: who waited for each other. Of thousands of ways between others some are always slow.
+        """
+        pairs = {pair: value for pair, value in self.seconds.items() if set(pair) & set(among)}
+        maker, receiver = max(pairs, key=lambda pair: pairs[pair], default=("", ""))
+        slowest, back = pairs.get((maker, receiver), 0.0), pairs.get((receiver, maker), 0.0)
+        usual = self.usual((maker, receiver))
+        with_others = max(self._line(maker, receiver), self._line(receiver, maker))
+        if slowest > BAD_PAIR * usual and back > BACK * slowest and with_others < WELL * usual:
+            return Bad(maker, Phase.PAIR, slowest - usual, receiver)
+        lines = {peer: self._line(peer) for peer in sorted({peer for pair in self.seconds for peer in pair})}
+        worst = max(lines, key=lambda each: lines[each], default="")
+        usual = self.usual((worst,))
+        return Bad(worst, self._way(worst), lines[worst] - usual) if worst and lines[worst] > BAD * usual else None
+
+    def _line(self, peer: str, but: str = "") -> float:
+        """Seconds over a peer's line, both ways, without what goes to and from one."""
+        return ((self.up(peer, but) or 0.0) + (self.down(peer, but) or 0.0)) / 2
 
     def _way(self, peer: str) -> Phase:
         """Which way of a line is narrow: over a full uplink everything comes in slowly too, for want of answers, and

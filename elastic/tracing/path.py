@@ -10,11 +10,11 @@ Only durations on one peer's own clock are compared, so that clocks may be secon
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
-from elastic.agreement.simplex import proposer_of, quorum
-from elastic.messages import PeerId, RoundIndex, View
+from elastic.agreement.simplex import quorum
+from elastic.messages import MAX_VALIDATORS
 from elastic.tracing.links import Links, Phase
 from elastic.tracing.model import Event, Span
 from elastic.tracing.rounds import PeerRound, Round
@@ -23,8 +23,12 @@ THERE_ALREADY = 0.25
 """A commitment seen so soon was there before anyone looked: a look at the DHT and the pause between two."""
 USUAL_SIGHT = 0.4
 """From a commitment to its being seen, where nothing better is known."""
+DISK_SECONDS = 0.1
+"""What a validator's ballots take to be on disk."""
 ALONE_SECONDS, TALK_SECONDS = 0.3, 1.5
 """What agreeing takes one validator, and several: a few looks at the DHT."""
+LEAST_BAD = 0.1
+"""A line explains late talk only if payloads are slower over it by so many seconds."""
 SPREAD = 0.5
 """Peers begin a round within so many seconds: the manifest of the one before is looked for now and then."""
 WORTH = 0.7
@@ -107,19 +111,26 @@ class _Walk:
             usual = median([each.since(_made(each)) for each in self._round.peers.values()])
             yield Step(maker, Phase.COMPUTE, "committed, as far as others saw", seen, usual)
             return
-        late = self._lateness(at, last)
-        elsewhere = [
-            self._lateness(each, span)
-            for peer, each in self._round.peers.items()
-            if peer not in (at.peer, maker)
-            for span in each.all("round.fetch")
-            if span.text("peer_from") == maker
-        ]
-        if late > WORTH and elsewhere and median(elsewhere) < 0.5 * late:  # others saw it in time
-            yield self._talk(at.peer, Phase.DHT, f"saw the commitment of {other.name} late", late, 0.0)
+        late, elsewhere = self._lateness(at, last), self._latenesses(maker, at)
+        others = [each for peer in self._round.peers if peer != maker for each in self._latenesses(peer, None, at)]
+        # Others saw it in time, and others' were seen in time here.
+        if late > WORTH and max(median(each or [late]) for each in (elsewhere, others)) < 0.5 * late:
+            step = Step(at.peer, Phase.DHT, f"saw the commitment of {other.name} late", late, 0.0)
+            yield self._talk(step, maker)
         else:
             yield from self._late(other, late)
         yield from self._making(other)
+
+    def _latenesses(self, maker: str, but: PeerRound | None, of: PeerRound | None = None) -> list[float]:
+        """By how much a peer's commitment was seen late, by everyone `but` one, or by one."""
+        readers = [of] if of is not None else [each for each in self._round.peers.values() if each is not but]
+        return [
+            self._lateness(each, span)
+            for each in readers
+            if each.peer != maker
+            for span in each.all("round.fetch")
+            if span.text("peer_from") == maker and span.number("waited_s") > 0
+        ]
 
     def _lateness(self, at: PeerRound, fetch: Span) -> float:
         """Seconds by which a commitment was seen later than if its maker had begun the round with the reader."""
@@ -162,9 +173,8 @@ class _Walk:
         ):
             phase = of.phase(name)
             if phase is not None:
-                seconds, usual = _alone(phase), self._usual(of.peer, _of_phase(name))
-                known = Step if kind is not Phase.DHT else self._talk
-                yield known(of.peer, kind, what, seconds, usual)
+                step = Step(of.peer, kind, what, _alone(phase), self._usual(of.peer, _of_phase(name)))
+                yield self._talk(step) if kind is Phase.DHT else step
 
     def _work(self, of: PeerRound, phase: Span, name: str, what: str) -> Iterator[Step]:
         """A phase of the trainer's: computing, the disk, and what Ray took to ask and to answer."""
@@ -181,7 +191,7 @@ class _Walk:
         steps = list(_Walk(self._before, None).after(earlier)) if self._before is not None and earlier else []
         worst = max(steps, key=lambda step: step.excess, default=None)
         if worst is None or worst.excess < 0.2 * seconds:
-            yield self._talk(of.peer, Phase.COMPUTE, "began late", seconds, SPREAD)
+            yield self._talk(Step(of.peer, Phase.COMPUTE, "began late", seconds, SPREAD))
         else:
             yield Step(worst.peer, worst.phase, f"began late: {worst.what}, of the round before", seconds, 0.0)
 
@@ -202,29 +212,34 @@ class _Walk:
         agree = at.phase("agree")
         if agree is None:
             return
-        validators = sorted(each.peer for each in self._round.peers.values() if each.decides) or [at.peer]
-        usual = ALONE_SECONDS if len(validators) == 1 else TALK_SECONDS
-        whom = self._awaited(at, agree, validators)
-        too_long = agree.seconds - usual
-        if _thinking(agree, "drafts", "proposes") > 0.5 * too_long:
-            yield Step(at.peer, Phase.VALIDATION, "agreeing", agree.seconds, usual)
-        elif whom == at.peer or too_long < WORTH:
-            yield self._talk(at.peer, Phase.VALIDATION, "agreeing", agree.seconds, usual)
+        usual = ALONE_SECONDS if self._deciding(agree) == 1 else TALK_SECONDS
+        whom = self._awaited(at, agree)
+        written = agree.number("disk_s")
+        yield Step(at.peer, Phase.DISK, "writing its ballots", written, DISK_SECONDS)
+        seconds = agree.seconds - written
+        if _thinking(agree, "drafts", "proposes") > 0.5 * (seconds - usual):
+            yield Step(at.peer, Phase.VALIDATION, "agreeing", seconds, usual)
+        elif whom in ("", at.peer) or seconds - usual < WORTH:
+            yield self._talk(Step(at.peer, Phase.VALIDATION, "agreeing", seconds, usual), whom)
         else:
-            yield from self._slow_vote(at, agree, whom, usual)
+            yield from self._slow_vote(at, agree, whom, seconds, usual)
 
-    def _awaited(self, at: PeerRound, agree: Span, validators: list[str]) -> str:
-        """Whose vote was waited for, or turn to propose, if it was another's and came to nothing."""
+    def _deciding(self, agree: Span) -> int:
+        """How many validators there are, those that left no spans included."""
+        known = sum(each.decides for each in self._round.peers.values())
+        return max(1, known, min(int(agree.number("validators")), MAX_VALIDATORS))
+
+    def _awaited(self, at: PeerRound, agree: Span) -> str:
+        """Whose vote was waited for, or turn to propose, if it was another's and came to nothing; empty: who knows."""
         view = max((int(_whole(event.text("view"))) for event in agree.events if event.name == "proposes"), default=0)
-        if view > 0:
-            first = proposer_of(self._round.run, RoundIndex(self._round.index), View(0), list(map(PeerId, validators)))
-            if first != at.peer:
-                return first
-        return _last_of_quorum(agree, at.peer, validators)
+        if view > 0 and agree.text("first") not in ("", at.peer):
+            return agree.text("first")
+        known = [each.peer for each in self._round.peers.values() if each.decides]
+        return _last_of_quorum(agree, at.peer, known + [""] * (self._deciding(agree) - len(known)))
 
-    def _slow_vote(self, at: PeerRound, agree: Span, whom: str, usual: float) -> Iterator[Step]:
-        """Another validator was waited for: it was late, or thought for long, or one of them has a bad line."""
-        other, seconds = self._round.peers.get(whom), agree.seconds
+    def _slow_vote(self, at: PeerRound, agree: Span, whom: str, seconds: float, usual: float) -> Iterator[Step]:
+        """Another validator was waited for so long: it was late, wrote or thought for long, or there is a bad line."""
+        other = self._round.peers.get(whom)
         own = other.phase("agree") if other is not None else None
         if other is None or own is None:
             yield Step(whom, Phase.ABSENT, f"{at.name} waited for its vote", seconds, usual)
@@ -232,19 +247,26 @@ class _Walk:
         too_long = seconds - usual
         late = other.since(own.start) - at.since(agree.start)
         steps = list(self._gathering(other)) if late > 0.5 * too_long else []
-        what = f"{at.name} waited for its vote"
+        what = f"{at.name} waited for the vote of {other.name}"
         if sum(step.excess for step in steps) > 0.3 * too_long:
             yield from steps
+        elif own.number("disk_s") > 0.5 * too_long:
+            what = f"{at.name} waited for the ballots of {other.name}"
+            yield Step(whom, Phase.DISK, what, own.number("disk_s"), DISK_SECONDS)
         elif _thinking(own, "looks at", "looked at") > 0.5 * too_long:
             yield Step(whom, Phase.VALIDATION, what, seconds, usual)
         else:
-            yield self._talk(whom, Phase.VALIDATION, what, seconds, usual)
+            yield self._talk(Step(whom, Phase.VALIDATION, what, seconds, usual), at.peer)
 
-    def _talk(self, peer: str, phase: Phase, what: str, seconds: float, usual: float) -> Step:
+    def _talk(self, step: Step, *others: str) -> Step:
         """Small talk of the DHT took long, or seems to have: over the one bad line, if there is one. Whoever's it is,
-        records are kept by some peers and read by all. Else the fault of `peer`, with `phase`.
+        records are kept by some peers and read by all. Else it is as the step says, which waited for these others.
         """
-        return Step(*(self._links.worst() or (peer, phase)), what, seconds, usual)
+        bad = self._links.worst((step.peer, *others))
+        if bad is None or bad.excess < LEAST_BAD:
+            return step
+        way = f" (the way between {self._round.name(bad.peer)} and {self._round.name(bad.other)})" if bad.other else ""
+        return replace(step, peer=bad.peer, phase=bad.phase, what=step.what + way)
 
     # --- behind the manifest -----------------------------------------------------------------------------------------
 
@@ -275,9 +297,10 @@ class _Walk:
         return Step(peer, phase, what, seconds, usual)
 
     def _usual(self, but: str, measure: Callable[[PeerRound], float | None]) -> float:
-        """The median of what the others measure."""
-        found = [measure(each) for peer, each in self._round.peers.items() if peer != but]
-        return median([value for value in found if value is not None] or [0.0])
+        """The median of what the others measure; of one alone, what it measures itself."""
+        values = {peer: value for peer, each in self._round.peers.items() if (value := measure(each)) is not None}
+        others = [value for peer, value in values.items() if peer != but]
+        return median(others) if others else values.get(but, 0.0)
 
 
 def _made(of: PeerRound) -> int:

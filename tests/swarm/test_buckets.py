@@ -146,5 +146,5 @@ async def test_the_network_actor_gives_the_exchange_its_settings(
         assert addresses[0].startswith("/ip4/127.0.0.1/")
         digest = await actor.call({}, "provide", b"payload")
     finally:
-        await actor.close()
+        await actor.stop()  # its spans too, of which this process would have no others
     assert (tmp_path / "bucket" / digest).read_bytes() == b"payload"

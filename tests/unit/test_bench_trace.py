@@ -46,8 +46,8 @@ def fault(kind: Kind, *hosts: int, **more: Any) -> Fault:
     return Fault(kind, hosts or (2,), 2.0, **more)
 
 
-def found(index: int, name: str, phase: Phase | None, seconds: float = 9.0) -> Finding:
-    return Finding(RUN, index, seconds, (), None, name, phase, 0.0, "because")
+def found(index: int, name: str, phase: Phase | None, seconds: float = 9.0, evidence: str = "because") -> Finding:
+    return Finding(RUN, index, seconds, (), None, name, phase, 0.0, evidence)
 
 
 def test_stragglers_are_the_same_for_a_seed_each_kind_as_often_and_validators_where_they_must_be(swarm: Any) -> None:
@@ -123,17 +123,17 @@ def test_the_longest_round_it_had_to_do_with_says_whether_it_was_named() -> None
     told = [
         found(10, "peer-3", Phase.COMPUTE), found(11, "peer-1", Phase.DISK, 5.0),  # right, in its own round
         found(12, "nobody", None, 5.0), found(13, "peer-3", Phase.DOWNLINK),  # the peer, and not the phase
-        found(14, "peer-2", Phase.PAIR), found(15, "peer-2", Phase.PAIR, 5.0),  # right: one of the two
+        found(14, "peer-2", Phase.PAIR, evidence="to peer-3"), found(15, "peer-2", Phase.PAIR, 5.0),  # right: both
         found(16, "peer-1", Phase.DISK, 5.1), found(17, "peer-1", Phase.DISK, 5.0),  # nobody waited for it
     ]  # fmt: skip
     trials = list(judged(planted, told, usual=5.0))
     assert [each.right for each in trials] == [True, False, True, True, False]
     assert [each.right_peer for each in trials] == [True, True, True, True, False]
-    assert [each.slowed for each in trials] == [True, True, True, False, False]
-    assert accuracy(trials) == pytest.approx(2 / 3)
+    assert [each.slowed for each in trials] == [True, True, True, False, True]  # of the last there are no spans at all
+    assert accuracy(trials) == pytest.approx(2 / 4)
     shown = table(trials, 5.0)
     assert "wrong: slow uplink, peer-3, 2.0 s; round 13 of 9.0 s" in shown
-    assert "left out: stuck disk 1, slow CPU 1" in shown
+    assert "left out: stuck disk 1" in shown
 
 
 def test_without_anyone_who_was_slow_nothing_was_shown() -> None:

@@ -30,7 +30,7 @@ from elastic.round import PROPOSER_SECONDS, _turns, talk_seconds
 from elastic.schedule.absences import LONGEST, REMEMBERED, Absences
 from elastic.schedule.clock import ManualClock
 from elastic.schedule.phases import Phases
-from elastic.schedule.plan import next_pace, plan_round, round_deadline
+from elastic.schedule.plan import MOST_PATIENCE, next_pace, next_patience, plan_round, round_deadline
 from elastic.seen import Seen
 from elastic.wire.signing import Identity
 
@@ -112,16 +112,20 @@ def test_a_pace_is_that_of_half_the_roster_or_as_before(came: list[float], befor
         assert after[:-1] == (*plan.pace, 0.0)[-PACE_ROUNDS:-1]
 
 
-def test_a_round_that_came_to_nothing_is_given_more_time_the_next_time_within_bounds() -> None:
-    # given a round for which a validator that all others need is always too late
-    head = genesis("demo", ANCHOR, PEERS, ME.peer).model_copy(update={"pace": (FAST,), "round": RoundIndex(4)})
-    plans = [plan_round(SHARED, head, ANCHOR, PEERS[0], tries=tries) for tries in range(99)]
-    # then everyone waits twice as long each time, up to what the run file allows
-    bound = SHARED.round.train_seconds + SHARED.round.gather_seconds
-    assert plans[2].gather_seconds == 2 * plans[1].gather_seconds == 4 * plans[0].gather_seconds
-    assert plans[-1].gather_seconds == bound
-    # and nobody trains for longer
-    assert {plan.train_seconds for plan in plans} == {plans[0].train_seconds}
+def test_rounds_in_vain_make_patient_and_what_patience_was_of_use_for_keeps_it() -> None:
+    plan = planned((FAST,), PEERS)
+    soon, late = plan.gather_seconds - 1, plan.gather_seconds + 1
+    # given a swarm in which a validator that all others need is too late three times
+    known = [1.0]
+    for _ in range(3):
+        known.append(next_patience(known[-1], False, late, plan))
+    assert known == [1.0, 2.0, 4.0, 8.0]
+    # then it stays patient as long as that is of use, and forgets it when it is not
+    assert next_patience(8.0, True, late, plan) == 8.0
+    assert next_patience(8.0, True, soon, plan) == 4.0
+    assert next_patience(1.0, True, soon, plan) == 1.0
+    # and never waits for ever
+    assert next_patience(MOST_PATIENCE, False, late, plan) == MOST_PATIENCE
 
 
 def test_strangers_and_who_came_too_late_have_no_pace() -> None:

@@ -1,5 +1,6 @@
 """Who made a round slow, told from spans alone: one thing is planted, everything else is as usual."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from trace_cases import RUN, Case, Times, usual
 
 from elastic.tracing.culprit import NOBODY, Finding, find, findings, tally
 from elastic.tracing.links import Links, Phase
+from elastic.tracing.model import Event
 from elastic.tracing.rounds import offsets, rounds_of
 
 NAMES = ("ann", "bob", "cyd", "dan", "eve")
@@ -145,6 +147,75 @@ def test_who_thinks_for_long_has_no_line_to_blame(who: str) -> None:
     made = case(validators=2, **{who: {"vote": 4.0, "think": 3.9}})
     made.transfers = {pair: 0.2 for other in NAMES for pair in ((other, "dan"), ("dan", other))}
     assert blamed(made) == (who, Phase.VALIDATION)
+
+
+@pytest.mark.parametrize("who", ["ann", "bob"])
+def test_whose_ballots_take_long_to_be_on_disk(who: str) -> None:
+    made = case(validators=2, **{who: {"vote": 4.0, "ballots": 3.8}})
+    made.transfers = {pair: 0.2 for other in NAMES for pair in ((other, "dan"), ("dan", other))}
+    assert blamed(made) == (who, Phase.DISK)
+
+
+def test_a_bad_way_between_two_is_not_taken_for_the_line_of_one_with_some_bad_luck_besides() -> None:
+    made = case(validators=2, bob={"vote": 4.0})
+    made.transfers = {("dan", "bob"): 0.9, ("bob", "dan"): 0.8, ("dan", "eve"): 0.2, ("cyd", "dan"): 0.1}
+    assert slow(made).phase is Phase.PAIR
+    assert slow(made).name in ("dan", "bob")
+
+
+@pytest.mark.parametrize("names", [NAMES[:3], NAMES])
+def test_a_line_that_is_a_little_slower_explains_nothing(names: tuple[str, ...]) -> None:
+    # given peers that are next to each other, of which one needs 10 ms for a payload instead of 4
+    peers = usual(*names, validators=2)
+    made = Case(peers | {"bob": replace(peers["bob"], vote=4.0)})
+    made.transfers = {(maker, receiver): 0.01 if "cyd" in (maker, receiver) else 0.004
+                      for maker in names for receiver in names}  # fmt: skip
+    assert blamed(made) == ("bob", Phase.VALIDATION)
+
+
+def test_in_a_large_swarm_some_way_is_always_slow_and_explains_nothing() -> None:
+    # given fifty peers with transfers as they are on the internet, and a vote that came late
+    names, rng = tuple(f"peer{number}" for number in range(50)), random.Random(1)
+    peers = usual(*names, validators=4)
+    late = {name: replace(peers[name], vote=4.0) for name in names[1:3]}
+    made = Case(peers | late)
+    made.transfers = {(maker, receiver): rng.lognormvariate(-1.5, 0.5) for maker in names for receiver in names}
+    assert slow(made).name in late
+    assert slow(made).phase is Phase.VALIDATION
+
+
+def test_with_three_peers_a_line_that_is_slow_both_ways_is_found() -> None:
+    made = Case(usual(*NAMES[:3]))
+    made.transfers = {pair: 3.0 for other in ("ann", "cyd") for pair in ((other, "bob"), ("bob", other))}
+    assert blamed(made) == ("bob", Phase.UPLINK)
+
+
+def test_who_is_alone_is_compared_with_nobody() -> None:
+    assert slow(Case(usual("ann"))).peer is None
+
+
+def test_who_began_early_is_not_slow_because_others_were_not_there_yet() -> None:
+    made = case(**{name: {"late": 1.5} for name in NAMES[1:]})
+    assert slow(made).name != "ann"
+
+
+def test_a_dead_validator_whose_turn_was_first_makes_nobody_else_guilty() -> None:
+    # given four validators, of which the one whose turn was first is dead and left no spans
+    made = case(validators=4)
+    dead = replace(made, silent=("dan",), missing=("dan",))
+    spans = [
+        replace(
+            span,
+            attributes={**span.attributes, "swarm.validators": 4, "swarm.first": "dan"},
+            events=(*span.events, Event("proposes", span.start, {"swarm.view": "1"})),
+            end=span.end + 6 * 10**9,
+        )
+        if span.name == "round.agree"
+        else span
+        for span in dead.spans()
+    ]
+    (round_,) = rounds_of(spans)
+    assert find(round_).name in ("dan", NOBODY)
 
 
 def test_votes_between_two_with_a_bad_way_between_them() -> None:

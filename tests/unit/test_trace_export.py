@@ -227,10 +227,51 @@ def test_what_an_endpoint_missed_is_kept_within_bounds(
     exporter = trace_file.GuardedExporter(endpoint)
     offered(exporter, batches=7, size=10)
     exporter.shutdown()
-    # the oldest were given up
-    assert sorted(endpoint.taken) == list(range(25, 70))
-    assert (exporter.exported, exporter.dropped) == (45, 25)
-    assert caplog.messages[-1] == "25 of 70 spans of this process were lost"
+    # the oldest batches were given up
+    assert sorted(endpoint.taken) == list(range(30, 70))
+    assert (exporter.exported, exporter.dropped) == (40, 30)
+    assert caplog.messages[-1] == "30 of 70 spans of this process were lost"
+
+
+class Picky(SpanExporter):
+    """Takes everything but some spans, ever."""
+
+    def __init__(self, never: set[int]) -> None:
+        self.never, self.offers = never, 0
+
+    def export(self, spans: Any) -> SpanExportResult:
+        self.offers += 1
+        return SpanExportResult.FAILURE if self.never & set(spans) else SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Nothing to free."""
+
+
+def test_a_batch_that_is_never_taken_is_given_up_and_not_told_again_and_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    endpoint = Picky({15})
+    exporter = trace_file.GuardedExporter(endpoint)
+    with caplog.at_level(logging.INFO, "elastic"):
+        offered(exporter, batches=20, size=10)
+        exporter.shutdown()
+    assert endpoint.offers == 20 + trace_file.MOST_TRIES
+    assert (exporter.exported, exporter.dropped) == (190, 10)
+    assert [record.getMessage() for record in caplog.records] == [
+        "spans cannot be exported, training goes on: the endpoint did not take them",
+        "spans are exported again; 0 were lost so far",
+        "10 of 200 spans of this process were lost",
+    ]
+
+
+def test_what_waits_to_be_offered_again_goes_before_the_end_if_there_is_time() -> None:
+    for seconds, missed in ((60.0, 0), (-1.0, 20)):
+        endpoint = Flaky(3)
+        exporter = trace_file.GuardedExporter(endpoint)
+        offered(exporter, batches=4, size=10)  # the first of three is offered again at once
+        exporter.stop_by(time.monotonic() + seconds)
+        exporter.shutdown()
+        assert (exporter.exported, exporter.dropped) == (40 - missed, missed)
 
 
 def test_nothing_lost_is_nothing_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

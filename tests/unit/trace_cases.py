@@ -29,6 +29,8 @@ class Times:
     vote: float = 0.1
     think: float = 0.0
     """Of that, making up its mind."""
+    ballots: float = 0.0
+    """Of the vote, writing it down."""
     outer: float = 0.1
     clock: float = 0.0
     """Its clock's error."""
@@ -160,7 +162,9 @@ class _Writer:
             names = ("drafts", "proposes") if proposes else ("looks at", "looked at")
             events += (self.event(names[0], voted - own.think), self.event(names[1], voted))
         outer = end - own.outer - own.ray - own.disk
-        self.put("round.agree", case.gathered(self.peer), outer - 0.01, top, events, decides=own.decides)
+        self.put(
+            "round.agree", case.gathered(self.peer), outer - 0.01, top, events, decides=own.decides, disk_s=own.ballots
+        )
         phase = self.put("round.outer", outer, end, top)
         self.put("worker.outer_step", outer + own.ray, end, phase, disk_s=own.disk, rank=0)
 

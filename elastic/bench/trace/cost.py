@@ -30,6 +30,7 @@ class Cost:
     """Medians over pairs of rounds of one peer, near each other, one traced and one not."""
 
     pairs: int
+    """Of all peers."""
     traced_cpu: float
     """Seconds of CPU per round and peer,"""
     untraced_cpu: float
@@ -71,7 +72,12 @@ def used(until: Mapping[int, float]) -> dict[int, float]:
 def compared(cpu: Sequence[Mapping[int, float]], seconds: Sequence[Mapping[int, float]], over: range) -> Cost:
     """CPU seconds and length of each round of each peer → what traces cost."""
     found = _pairs(over)
-    of = [(mine, lengths, pair) for mine, lengths in zip(cpu, seconds, strict=True) for pair in found]
+    of = [
+        (mine, lengths, pair)
+        for mine, lengths in zip(cpu, seconds, strict=True)
+        for pair in found
+        if set(pair) <= mine.keys() & lengths.keys()  # who caught up has no such round
+    ]
     more = sorted(mine[traced] - mine[untraced] for mine, _, (traced, untraced) in of)
     return Cost(
         len(more),
@@ -105,4 +111,4 @@ def _pairs(rounds: range) -> list[tuple[int, int]]:
         ]
         for wanted in (True, False)
     )
-    return list(zip(traced, untraced, strict=False))
+    return [(index, min(untraced, key=lambda each: abs(each - index))) for index in traced] if untraced else []

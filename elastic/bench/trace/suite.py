@@ -33,7 +33,9 @@ HELD, CALM = 1, 1
 BEFORE = 10
 """Rounds before the first straggler: what is usual, and who is named then."""
 ENOUGH = 0.95
-"""Part of the stragglers that should be named."""
+"""Part of the stragglers that should be named,"""
+ENOUGH_SPANS = 0.999
+"""and of the spans that should reach the collector."""
 SLOWED = 1.2
 """A round that took less than so many times the median of calm ones was not slowed: nobody waited for the straggler."""
 
@@ -75,13 +77,12 @@ class Completeness:
         return self.kept / self.made if self.made else 0.0
 
 
-def measure(folder: Path, stragglers: int, pairs: int, speed: LinkSpeed, seed: int, say: Say) -> dict[str, Any]:
-    """Everything; what is found is told as it comes, and after Ctrl-C what was found so far.
+def measure(folder: Path, stragglers: int, speed: LinkSpeed, seed: int, say: Say) -> dict[str, Any]:
+    """Plant stragglers and judge what the traces say of them; after Ctrl-C, of those there were.
 
     Args:
         folder: for the peers' logs, and the spans.
         stragglers: how many are planted.
-        pairs: of rounds with and without traces, for what traces cost; 0: not measured.
         speed: everyone's line.
         seed: of the stragglers, and of losses.
         say: where to.
@@ -89,7 +90,7 @@ def measure(folder: Path, stragglers: int, pairs: int, speed: LinkSpeed, seed: i
     spans = folder / "spans.jsonl"
     with Wan(PEERS + 2, speed, seed) as wan:
         say(f"{PEERS} peers, {VALIDATORS} of them validators, {speed}; {COLLECTOR_LOSS:.0%} loss to the collector")
-        planted, usual, made = asyncio.run(_plant(wan, folder, spans, stragglers, seed, say))
+        planted, usual, made, broke = asyncio.run(_plant(wan, folder, spans, stragglers, seed, say))
     found = read_files([spans]).spans
     told = findings(rounds_of(found))
     trials = list(judged(planted, told, usual))
@@ -98,7 +99,8 @@ def measure(folder: Path, stragglers: int, pairs: int, speed: LinkSpeed, seed: i
     say(table(trials, usual))
     say(f"of the {len(calm)} rounds before, in which nothing was planted, {named(calm)} had somebody to name")
     say(f"spans: {complete.kept:,} of {complete.made:,} came ({complete.part:.3%}), {complete.dangling} without parent")
-    result = {
+    return {
+        "shown": not broke and accuracy(trials) >= ENOUGH and complete.part >= ENOUGH_SPANS,
         "accuracy": accuracy(trials),
         "usual_seconds": usual,
         "calm": len(calm),
@@ -106,18 +108,21 @@ def measure(folder: Path, stragglers: int, pairs: int, speed: LinkSpeed, seed: i
         "trials": [asdict(each) for each in trials],
         "spans": asdict(complete),
     }
-    if pairs and len(planted) == stragglers:
-        with Wan(PEERS + 2, speed, seed) as wan:
-            costs = asyncio.run(cost.measure(wan, folder / "cost", pairs, say))
-        say(cost.table(costs))
-        result["cost"] = asdict(costs)
-    return result
+
+
+def measure_cost(folder: Path, pairs: int, speed: LinkSpeed, seed: int, say: Say) -> dict[str, Any]:
+    """What traces cost, from so many pairs of rounds with and without them."""
+    with Wan(PEERS + 2, speed, seed) as wan:
+        found = asyncio.run(cost.measure(wan, folder, pairs, say))
+    say(cost.table(found))
+    return asdict(found)
 
 
 async def _plant(
     wan: Wan, folder: Path, spans: Path, number: int, seed: int, say: Say
-) -> tuple[list[tuple[Fault, RoundIndex]], float, int]:
-    """Stragglers with the first round of each; the median of rounds before there were any; spans made."""
+) -> tuple[list[tuple[Fault, RoundIndex]], float, int, bool]:
+    """Stragglers with the first round of each; the median of rounds before there were any; spans made; whether one
+    stopped the swarm."""
     collector = PEERS + 1
     traces = {"exporter": "otlp", "endpoint": f"http://{wan.address(collector)}:{TRACE_PORT}/v1/traces"}
     settings = Settings(PACE, reducer=REDUCER, trace=traces, program="elastic.bench.trace.faulty")
@@ -126,6 +131,7 @@ async def _plant(
         wan, collector, folder / "collector.log", "elastic.bench.trace.collector", str(TRACE_PORT), str(spans)
     )
     planted: list[tuple[Fault, RoundIndex]] = []
+    broke = False
     async with swarm.running():
         heal(swarm)
         await rounds(swarm, BEFORE)
@@ -135,16 +141,20 @@ async def _plant(
         try:
             for each in draw(number, seed, swarm, LEAST, MOST):
                 first = RoundIndex(swarm.round + 1)
+                planted.append((each, first))
                 plant(swarm, each, payload)
                 await rounds(swarm, HELD, but=each.hosts)  # who is too slow is left out
                 heal(swarm)
                 await rounds(swarm, CALM)
-                planted.append((each, first))
                 say(f"{len(planted):4d} of {number}  round {first}: {each}")
             await rounds(swarm, CALM)  # their spans are with the collector
-        except (asyncio.CancelledError, ElasticError) as error:
-            say(f"ended early: {error or 'interrupted'}")
-    return planted, usual, sum(host.spans for host in swarm.hosts)
+        except ElasticError as error:
+            broke = True
+            say(f"{planted[-1][0]}: {error}")
+        except asyncio.CancelledError:
+            del planted[-1:]  # it had no time
+            say("interrupted; what was planted so far:")
+    return planted, usual, sum(host.spans for host in swarm.hosts), broke
 
 
 def judged(planted: Sequence[tuple[Fault, RoundIndex]], found: Sequence[Finding], usual: float) -> Iterator[Trial]:
@@ -153,10 +163,11 @@ def judged(planted: Sequence[tuple[Fault, RoundIndex]], found: Sequence[Finding]
     for fault, first in planted:
         hit = [known[number] for number in range(first, first + HELD + CALM) if number in known]
         if not hit:
-            yield Trial(fault, first, first, 0.0, False, "", "", False, False, "no spans")
+            yield Trial(fault, first, first, 0.0, True, "", "", False, False, "no spans")
             continue
-        worst = max(hit, key=lambda each: each.seconds)
-        right_peer = worst.name in {f"peer-{host + 1}" for host in fault.hosts}
+        worst, names = max(hit, key=lambda each: each.seconds), [f"peer-{host + 1}" for host in fault.hosts]
+        # Of a pair, the evidence has both.
+        right_peer = worst.name in names and all(name in f"{worst.name} {worst.evidence}" for name in names)
         yield Trial(
             fault, first, RoundIndex(worst.round), worst.seconds, worst.seconds >= SLOWED * usual, worst.name,
             str(worst.phase or ""), right_peer, right_peer and worst.phase in ANSWERS[fault.kind], worst.evidence,
