@@ -44,6 +44,7 @@ BPE = "model_zoo.tokenizer:BPETokenizer"
 EXTRAS = {
     "torch": "train",
     "tokenizers": "train",
+    "safetensors": "train",
     "numpy": "train",
     "ray": "ray",
     "hivemind": "hivemind",
