@@ -16,6 +16,7 @@ from elastic.check import check_plugins, check_values, notes
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError
 from elastic.look.commands import dashboard, report, top
+from elastic.models.commands import export, generate
 from elastic.order import amend
 from elastic.registry import EXTRAS, resolve, target_of
 from elastic.tracing.commands import trace
@@ -70,7 +71,7 @@ def _fail(message: str) -> NoReturn:
 app.add_typer(bench, name="bench")
 app.add_typer(incentives, name="incentives")
 app.add_typer(trace, name="trace")
-for command in (score, amend, top, report, dashboard):
+for command in (score, amend, top, report, dashboard, generate, export):
     app.command()(command)
 
 
@@ -91,6 +92,7 @@ def options(
 
     See it work: quickstart. Make a run: init, bootstrap, check, doctor, join. Be part of one: check, doctor, join.
     While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay, incentives.
+    Its model: generate, export.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

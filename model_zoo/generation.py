@@ -73,9 +73,13 @@ def stream(
             context_1T, cache = context_1T[:, -max(1, longest // 2) :], None
 
 
+COLD = 1e-4
+"""Temperature below which the most likely token is taken: logits divided by less may not be finite."""
+
+
 def draw(logits_1V: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """One token per row, (1, 1), from softmax(logits / temperature); temperature 0: the largest."""
-    if temperature == 0:
+    """One token per row, (1, 1), from softmax(logits / temperature); of a cold one the largest."""
+    if temperature < COLD:
         return logits_1V.argmax(dim=-1, keepdim=True)
     # Drawn where the generator lives: one seed on the CPU gives the same text on any device.
     where = generator.device if generator is not None else logits_1V.device

@@ -122,8 +122,15 @@ class BPETokenizer:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
-        """Tokens of a text."""
-        encodings = self._engine.encode_batch(_pieces(text), add_special_tokens=False)
+        """Tokens of a text.
+
+        Raises:
+            ValueError: others' definition has no token for something in it.
+        """
+        try:
+            encodings = self._engine.encode_batch(_pieces(text), add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"the tokenizer cannot say this text: {error}") from error
         return np.concatenate(
             [np.asarray(encoding.ids, np.uint32) for encoding in encodings] or [np.empty(0, np.uint32)]
         )

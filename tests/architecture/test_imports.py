@@ -73,6 +73,7 @@ def test_the_import_contracts_are_kept() -> None:
         "elastic.metrics",
         "elastic.cli, elastic.check, elastic.view",
         "elastic.look.commands, elastic.look.collect, elastic.look.html.page, elastic.look.top",
+        "elastic.models.commands",
         "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox, elastic.actors.measuring",
         "incentives.uniform, incentives.reputation, incentives.subnet.backend",
     ],
@@ -126,7 +127,7 @@ def test_every_registered_name_is_a_class_with_settings_of_its_own(slot: str, na
     assert cls.__doc__
 
 
-@pytest.mark.parametrize("target", [registry.CORPUS, registry.READ_CORPUS])
+@pytest.mark.parametrize("target", [registry.CORPUS, registry.READ_CORPUS, registry.WRITE_FOLDER, registry.OPEN_FOLDER])
 def test_every_other_registered_target_is_there(target: str) -> None:
     assert callable(registry.load(target))
 
