@@ -70,7 +70,7 @@ def export(
     precision: Annotated[Precision, typer.Option("--dtype", help="float32 keeps every bit")] = Precision.FLOAT32,
     run_file: RunFile = None,
 ) -> None:
-    """Write a run's model as a folder that Hugging Face transformers opens.
+    """Write a run's model as a folder that transformers opens.
 
     Parameters as safetensors, tokenizer, configuration, and a model card made from the run's records: rounds, tokens,
     contributors, shares, digests. The folder is there when all of it is. `elastic generate` opens it too.
