@@ -16,6 +16,7 @@ from elastic.check import check_plugins, check_values, notes
 from elastic.config import PluginChoice, RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError
 from elastic.look.commands import dashboard, report, top
+from elastic.models.commands import export, generate
 from elastic.order import amend
 from elastic.plan.commands import plan
 from elastic.plan.describe import described
@@ -73,7 +74,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(incentives, name="incentives")
 app.add_typer(trace, name="trace")
 app.command(context_settings={"allow_extra_args": True})(plan)
-for command in (score, amend, top, report, dashboard):
+for command in (score, amend, top, report, dashboard, generate, export):
     app.command()(command)
 
 
@@ -93,7 +94,8 @@ def options(
     """Train one language model together with strangers: elastic, on Ray and Hivemind, no server to trust.
 
     See it work: quickstart. Make a run: plan, init, bootstrap, check, doctor, join. Be part of one: check, doctor,
-    join. While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay, incentives.
+    join. While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay, incentives. Its
+    model: generate, export.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

@@ -40,12 +40,17 @@ DEVNET = "incentives.devnet"
 CORPUS = "model_zoo.corpus:load_tokens"
 """How a worker gets the run's tokens."""
 READ_CORPUS = "model_zoo.corpus:read_corpus"
-BPE = "model_zoo.tokenizer:BPETokenizer"
 """The bytes of a text that ships with the project."""
+BPE = "model_zoo.tokenizer:BPETokenizer"
+WRITE_FOLDER = "model_zoo.hugging_face:write_folder"
+"""A model as a folder that Hugging Face `transformers` opens, and"""
+OPEN_FOLDER = "model_zoo.hugging_face:open_folder"
+"""such a folder as a model."""
 
 EXTRAS = {
     "torch": "train",
     "tokenizers": "train",
+    "safetensors": "train",
     "numpy": "train",
     "ray": "ray",
     "hivemind": "hivemind",

@@ -7,9 +7,10 @@ from typer.core import TyperGroup
 
 COMMANDS = (
     "quickstart", "doctor", "plan", "init", "id", "check", "bootstrap", "join", "status",
-    "top", "dashboard", "trace", "amend", "score", "incentives", "report", "replay", "bench",
+    "top", "dashboard", "trace", "amend", "score", "incentives", "report", "replay",
+    "generate", "export", "bench",
 )  # fmt: skip
-"""As people meet them: a first try, a run of their own, what to do about one that goes on, looking back."""
+"""As people meet them: a first try, a run of their own, what to do about one that goes on, looking back, its model."""
 OPTIONAL = {"--chaos": "20"}
 """Options whose value may be left out, and what it is then."""
 

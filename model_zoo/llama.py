@@ -10,6 +10,7 @@ Query, key and value are one matrix, and so are gate and up: fewer and larger pr
 # G all rotated heads (H + K), E width of one head, F width of the feed-forward layer
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -19,10 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model_zoo.generation import BlockCache, Cache, stream
 from model_zoo.shapes import Shape, shape_of
 
-NORM_EPSILON = 1e-5
-"""Added to the mean square in RMSNorm; 1e-5 as in Llama 3. Another value is another model."""
 LOGITS_AT_ONCE = 2**25
 """Elements of the logits that exist at once in `loss`: 128 MiB in fp32. Larger batches go in pieces."""
 DRAW_LEVELS = 2**23
@@ -36,7 +36,8 @@ class Llama(nn.Module):  # type: ignore[misc]
         `Model(config)` costs memory only, and none under `torch.device("meta")`;
         `initialize(seed)` gives the same bits on every machine;
         `model(tokens_BT)` gives logits_BTV, `model.loss(tokens_BT1)` a scalar in nats per token;
-        `generate(prompt_1T, num_tokens, temperature, generator)` gives tokens_1T;
+        `generate(prompt_1T, num_tokens, temperature, generator)` gives tokens_1T; a model that has `stream`, with the
+            same arguments, gives the new ones one by one;
         `config` is what it was made from; all state is in its parameters (no buffers).
     """
 
@@ -53,18 +54,20 @@ class Llama(nn.Module):  # type: ignore[misc]
         """Decoder blocks."""
         dim: int | None = Field(default=None, ge=2, le=2**17)
         """Width of the model, a multiple of `heads`."""
-        heads: int | None = Field(default=None, ge=1)
+        heads: int | None = Field(default=None, ge=1, le=2**16)
         """Query heads, a multiple of `kv_heads`."""
-        kv_heads: int | None = Field(default=None, ge=1)
+        kv_heads: int | None = Field(default=None, ge=1, le=2**16)
         """Key and value heads."""
-        ffn_dim: int | None = Field(default=None, ge=1)
+        ffn_dim: int | None = Field(default=None, ge=1, le=2**20)
         """Inner width of the feed-forward layer."""
         rope_theta: float | None = Field(default=None, gt=1)
         """Base of the rotary wavelengths."""
-        max_sequence_length: int | None = Field(default=None, ge=1)
+        max_sequence_length: int | None = Field(default=None, ge=1, le=2**24)
         """Longest sequence, in tokens."""
         tied: bool | None = None
         """One matrix for the embedding and the output."""
+        norm_epsilon: float | None = Field(default=None, gt=0, lt=1)
+        """Added to the mean square in RMSNorm."""
 
         @model_validator(mode="after")
         def _makes_a_shape(self) -> "Llama.Config":
@@ -122,21 +125,32 @@ class Llama(nn.Module):  # type: ignore[misc]
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The prompt and `num_tokens` more, (1, T + num_tokens); each is drawn given the last ones that fit.
+        """The prompt and `num_tokens` more, (1, T + num_tokens); the arguments of `stream`."""
+        return torch.cat((prompt_1T, *self.stream(prompt_1T, num_tokens, temperature, generator)), dim=1)
+
+    def stream(
+        self,
+        prompt_1T: Tensor,
+        num_tokens: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Tokens that continue the prompt, (1, 1) each, as they are drawn; see `generation.stream`.
 
         Args:
             prompt_1T: (1, T) with T ≥ 1, int64.
             num_tokens: how many tokens to add.
             temperature: divides the logits; 0 takes the most likely token.
-            generator: source of the draws, on the model's device; None: torch's own.
+            generator: source of the draws; None: torch's own.
         """
-        tokens_1T = prompt_1T
-        with torch.no_grad():
-            for _ in range(num_tokens):
-                context_1T = tokens_1T[:, -self.shape.max_sequence_length :]
-                logits_1V = self._logits(self._hidden(context_1T)[:, -1]).float()
-                tokens_1T = torch.cat((tokens_1T, draw(logits_1V, temperature, generator)), dim=1)
-        return tokens_1T
+        return stream(self, prompt_1T, num_tokens, temperature, generator)
+
+    def next_logits(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
+        """Logits of the token after these, (B, V), given what the cache has read before; it has read these then too.
+
+        All but the first tokens of a text come one at a time: T is 1 unless the cache is empty.
+        """
+        return self._logits(self._hidden(tokens_BT, cache)[:, -1])
 
     def initialize(self, seed: int) -> None:
         """Set every parameter, to the same bits on every machine; `seed` is in [0, 2**63).
@@ -163,17 +177,20 @@ class Llama(nn.Module):  # type: ignore[misc]
         std = math.sqrt(0.4 / self.shape.dim)
         return std / math.sqrt(2 * self.shape.layers) if name.endswith((".out", ".down")) else std
 
-    def _hidden(self, tokens_BT: Tensor) -> Tensor:
-        length = tokens_BT.shape[1]
+    def _hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        begin = 0 if cache is None else cache.length
+        length = begin + tokens_BT.shape[1]
         if length > self.shape.max_sequence_length:
             raise ValueError(
                 f"{length} tokens in a sequence; this model takes {self.shape.max_sequence_length} at most"
             )
-        rotation = rope_tables(length, self.shape.head_dim, self.shape.rope_theta, tokens_BT.device)
+        longest = length if cache is None else cache.longest
+        cos_L1E, sin_L1E = rope_tables(longest, self.shape.head_dim, self.shape.rope_theta, tokens_BT.device)
+        rotation = cos_L1E[begin:length], sin_L1E[begin:length]
         x_BTD = F.embedding(tokens_BT, self.embedding)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, rotation)
-        return rms_norm(x_BTD, self.norm)
+        for number, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, rotation, None if cache is None else cache.blocks[number])
+        return rms_norm(x_BTD, self.norm, self.shape.norm_epsilon)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embedding if self.head is None else self.head)
@@ -195,20 +212,24 @@ class Block(nn.Module):  # type: ignore[misc]
         self.gate_up = nn.Parameter(torch.empty(2 * shape.ffn_dim, shape.dim))
         self.down = nn.Parameter(torch.empty(shape.dim, shape.ffn_dim))
 
-    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, T, D) → (B, T, D)."""
-        x_BTD = x_BTD + self._attention(rms_norm(x_BTD, self.attention_norm), rotation)
-        return x_BTD + self._feed_forward(rms_norm(x_BTD, self.ffn_norm))
+    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: BlockCache | None = None) -> Tensor:
+        """(B, T, D) → (B, T, D), given what the cache has read before."""
+        epsilon = self.shape.norm_epsilon
+        x_BTD = x_BTD + self._attention(rms_norm(x_BTD, self.attention_norm, epsilon), rotation, cache)
+        return x_BTD + self._feed_forward(rms_norm(x_BTD, self.ffn_norm, epsilon))
 
-    def _attention(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def _attention(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: BlockCache | None) -> Tensor:
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
         qkv_BTGE = F.linear(x_BTD, self.qkv).unflatten(-1, (heads + 2 * kv_heads, self.shape.head_dim))
         rotated_BGTE = rotate(qkv_BTGE[:, :, : heads + kv_heads], *rotation).transpose(1, 2)
+        key_BKTE, value_BKTE = rotated_BGTE[:, heads:], qkv_BTGE[:, :, heads + kv_heads :].transpose(1, 2)
+        if cache is not None:
+            key_BKTE, value_BKTE = cache.extended(key_BKTE, value_BKTE)
         mixed_BHTE = F.scaled_dot_product_attention(
             rotated_BGTE[:, :heads],
-            rotated_BGTE[:, heads:],
-            qkv_BTGE[:, :, heads + kv_heads :].transpose(1, 2),
-            is_causal=True,
+            key_BKTE,
+            value_BKTE,
+            is_causal=x_BTD.shape[1] > 1,  # a single token sees all there is
             enable_gqa=heads != kv_heads,
         )
         return F.linear(mixed_BHTE.transpose(1, 2).flatten(2), self.out)
@@ -218,9 +239,9 @@ class Block(nn.Module):  # type: ignore[misc]
         return F.linear(F.silu(gate_BTF) * up_BTF, self.down)
 
 
-def rms_norm(x: Tensor, scale_D: Tensor) -> Tensor:
+def rms_norm(x: Tensor, scale_D: Tensor, epsilon: float) -> Tensor:
     """x / sqrt(mean(x²) + ε) · scale over the last dimension. Source: arXiv 1910.07467."""
-    return F.rms_norm(x, scale_D.shape, scale_D, NORM_EPSILON)
+    return F.rms_norm(x, scale_D.shape, scale_D, epsilon)
 
 
 @lru_cache(maxsize=8)
@@ -248,13 +269,3 @@ def fill_uniform(param: Tensor, std: float, generator: torch.Generator) -> None:
     for part in param.view(-1).split(2**24):  # a 72B embedding would otherwise need 8 GiB beside it
         draws = torch.empty(len(part), dtype=torch.float32).random_(-DRAW_LEVELS, DRAW_LEVELS, generator=generator)
         part.copy_(draws.mul_(step))
-
-
-def draw(logits_1V: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """One token per row, (1, 1), from softmax(logits / temperature); temperature 0: the largest."""
-    if temperature == 0:
-        return logits_1V.argmax(dim=-1, keepdim=True)
-    # Drawn where the generator lives: one seed on the CPU gives the same text on any device.
-    where = generator.device if generator is not None else logits_1V.device
-    shares_1V = torch.softmax(logits_1V.float() / temperature, dim=-1).to(where)
-    return torch.multinomial(shares_1V, 1, generator=generator).to(logits_1V.device)

@@ -22,6 +22,8 @@ class Shape:
     rope_theta: float
     max_sequence_length: int
     tied: bool
+    norm_epsilon: float = 1e-5
+    """Added to the mean square in RMSNorm; as in Llama 3. Another value is another model."""
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:

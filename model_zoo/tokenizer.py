@@ -34,6 +34,10 @@ class Tokenizer(Protocol):
         """Text of the tokens; bytes that are not UTF-8 become "�"."""
         ...
 
+    def to_json(self) -> str:
+        """The whole definition as Hugging Face `tokenizers` writes it; `BPETokenizer` takes it."""
+        ...
+
 
 class ByteTokenizer:
     """One token a byte of the text's UTF-8."""
@@ -59,6 +63,16 @@ class ByteTokenizer:
         if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
             raise ValueError(f"tokens of bytes are 0 to 255; got {array.min()} to {array.max()}")
         return array.astype(np.uint8).tobytes().decode(errors="replace")
+
+    def to_json(self) -> str:
+        """Byte-pair encoding without a pair: the letters that stand for bytes there, each with its byte."""
+        from tokenizers import Tokenizer as Engine
+        from tokenizers import decoders, models, pre_tokenizers
+
+        engine = Engine(models.BPE(vocab={letter: byte for byte, letter in enumerate(_letters())}, merges=[]))
+        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        engine.decoder = decoders.ByteLevel()
+        return str(engine.to_str())
 
 
 class BPETokenizer:
@@ -99,8 +113,8 @@ class BPETokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens in the vocabulary."""
-        return int(self._engine.get_vocab_size())
+        """One more than the largest token; others' definitions may leave some out."""
+        return int(max(self._engine.get_vocab().values(), default=-1)) + 1
 
     @property
     def digest(self) -> str:
@@ -108,8 +122,15 @@ class BPETokenizer:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
-        """Tokens of a text."""
-        encodings = self._engine.encode_batch(_pieces(text), add_special_tokens=False)
+        """Tokens of a text.
+
+        Raises:
+            ValueError: others' definition has no token for something in it.
+        """
+        try:
+            encodings = self._engine.encode_batch(_pieces(text), add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"the tokenizer cannot say this text: {error}") from error
         return np.concatenate(
             [np.asarray(encoding.ids, np.uint32) for encoding in encodings] or [np.empty(0, np.uint32)]
         )
@@ -167,3 +188,10 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
 
 def _pieces(text: str) -> list[str]:
     return [text[start : start + TEXT_PIECE] for start in range(0, len(text), TEXT_PIECE)]
+
+
+def _letters() -> list[str]:
+    """Byte → the letter that GPT-2's byte-level encoding writes for it: itself if it shows, else one from U+0100 on."""
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return [chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in range(256)]

@@ -83,6 +83,7 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
     say(f"           elastic trace slow {result.folder}    # who made each round slow, and with what")
     say(f"           elastic report {result.folder}    # loss, who was late, verdicts, scores, as one HTML file")
     say(f"           elastic replay {result.folder}    # the whole run again from its records, bit for bit")
+    say(f'           elastic generate {result.folder} "She was"    # its text; elastic export takes it along')
     say("           elastic quickstart --peers 4 --rounds 30 --report report.jsonl")
     say("           elastic quickstart --reducer average")
     say("           elastic init run.toml      # a run of your own, on several machines")

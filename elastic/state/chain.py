@@ -112,8 +112,8 @@ class Chain:
         trace.tally(disk_s=time.perf_counter() - begin, disk_bytes=len(line))
 
 
-def amendments_in(path: Path) -> list[Manifest]:
-    """Manifests that changed the terms, in order, of a chain that its peer may be writing to; none, if it has none yet.
+def manifests_in(path: Path) -> list[Manifest]:
+    """A chain that its peer may be writing to, in order of rounds; none, if it has none yet.
 
     Raises:
         StateError: the file cannot be read, or holds something else.
@@ -122,8 +122,17 @@ def amendments_in(path: Path) -> list[Manifest]:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise state_error(path, error) from error
-    found = {each.round: each for each, _ in _manifests_in(path, data) if each.amendment is not None}
+    found = {each.round: each for each, _ in _manifests_in(path, data)}
     return [found[round_] for round_ in sorted(found)]
+
+
+def amendments_in(path: Path) -> list[Manifest]:
+    """Those of its manifests that changed the terms.
+
+    Raises:
+        StateError: see `manifests_in`.
+    """
+    return [each for each in manifests_in(path) if each.amendment is not None]
 
 
 def _manifests_in(path: Path, data: bytes) -> Iterator[tuple[Manifest, int]]:

@@ -20,6 +20,8 @@ HEAVY = (
     "torch",
     "numpy",
     "tokenizers",
+    "safetensors",
+    "transformers",
     "ray",
     "hivemind",
     "bittensor",
@@ -43,6 +45,8 @@ WALLED_IN = {
     "opentelemetry.sdk.metrics": ("elastic/metrics_export.py",),
     "prometheus_client": ("elastic/metrics_export.py",),
     "nicegui": ("elastic/look/dashboard.py",),
+    "safetensors": ("model_zoo/hugging_face.py",),
+    "transformers": ("elastic/models/card.py",),  # in the text of a model card
 }
 """Library → the only sources that import it, by how their paths begin."""
 PUBLIC: set[str] = set()
@@ -70,6 +74,7 @@ def test_the_import_contracts_are_kept() -> None:
         "elastic.cli, elastic.check, elastic.view",
         "elastic.look.commands, elastic.look.collect, elastic.look.html.page, elastic.look.top",
         "elastic.plan.commands, elastic.plan.view, elastic.plan.figures, elastic.plan.simulate",
+        "elastic.models.commands",
         "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox, elastic.actors.measuring",
         "incentives.uniform, incentives.reputation, incentives.subnet.backend",
     ],
@@ -123,7 +128,7 @@ def test_every_registered_name_is_a_class_with_settings_of_its_own(slot: str, na
     assert cls.__doc__
 
 
-@pytest.mark.parametrize("target", [registry.CORPUS, registry.READ_CORPUS])
+@pytest.mark.parametrize("target", [registry.CORPUS, registry.READ_CORPUS, registry.WRITE_FOLDER, registry.OPEN_FOLDER])
 def test_every_other_registered_target_is_there(target: str) -> None:
     assert callable(registry.load(target))
 

@@ -1,0 +1,144 @@
+"""The model that a run has come to, as its peers on this machine hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic.actors.job import layout
+from elastic.config import RunConfig, load_config
+from elastic.errors import ConfigError, MalformedError, StateError
+from elastic.messages import Digest, RoundIndex
+from elastic.registry import build
+from elastic.reports import StateMeta
+from elastic.state.store import STATE_FOLDER
+from elastic.terms import run_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+META = f"{STATE_FOLDER}/state.json"
+"""In a peer's state directory: what its trainer holds."""
+TRIES = 5
+"""A peer that trains on replaces its files; then the newer ones are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An anchor."""
+
+    config: RunConfig
+    """Of a peer that has it."""
+    round: RoundIndex
+    """The round that starts from it."""
+    digest: Digest
+    tensors: dict[str, Tensor]
+
+    def model(self) -> Any:
+        """The run's model with these params, which it shares."""
+        import torch
+
+        with torch.device("meta"):
+            model = build("model", self.config.shared.model)
+        model.load_state_dict({name: self.tensors[name] for name, _ in model.named_parameters()}, assign=True)
+        return model
+
+
+def peers_of(where: Path, run_file: Path | None) -> list[RunConfig]:
+    """Run files of peers of one run, each with the folder where that peer's state is.
+
+    Args:
+        where: a run file, a peer's state directory, or a folder of them, as of a quickstart.
+        run_file: of that run, for folders without one.
+
+    Raises:
+        ConfigError: there are none, or none that can be read.
+    """
+    if not where.exists():
+        raise ConfigError(f"{where}: there is nothing of that name")
+    if run_file is None:
+        return run_files(where)
+    shared = load_config(run_file)
+    states = [where] if _meta_of(where).exists() else sorted(path.parents[1] for path in where.glob(f"*/{META}"))
+    if not states:
+        raise ConfigError(f"{where}: neither a peer's state directory nor a folder of them (no {META})")
+    return [shared.model_copy(update={"local": shared.local.model_copy(update={"state_dir": path})}) for path in states]
+
+
+def newest(configs: Sequence[RunConfig], where: Path) -> Held:
+    """The anchor of the latest round that any of these peers has got to, checked against its digest.
+
+    Raises:
+        ConfigError: none of them has one yet.
+        StateError: it cannot be read, is damaged, or is of another model than the run file's.
+    """
+    for left in reversed(range(TRIES)):
+        found = [(meta, each) for each in configs if (meta := _read_meta(_meta_of(each.local.state_dir))) is not None]
+        if not found:
+            raise ConfigError(
+                f"{where}: no peer has a model there yet; `elastic quickstart` or `elastic join` makes one"
+            )
+        meta, config = max(found, key=lambda each: each[0].round)
+        path = config.local.state_dir / STATE_FOLDER / "files" / meta.anchor_file
+        try:
+            return _read(config, meta, path)
+        except FileNotFoundError as error:
+            if not left:
+                raise StateError(f"{path}: is not there, though state.json beside it names it") from error
+        except OSError as error:
+            raise StateError(f"{path}: {error.strerror}") from error
+    raise AssertionError("the last try returns or raises")
+
+
+def rebuilt(configs: Sequence[RunConfig], round_: int) -> Held:
+    """The anchor that an earlier round started from, from the genesis and the records of these peers.
+
+    Raises:
+        ConfigError: the run has not got so far.
+        StateError: see `elastic.replay`.
+    """
+    from elastic.replay import replay
+
+    last = None
+    folders = [each.local.state_dir for each in configs]
+    for step in replay(configs[0].shared, folders, until=round_):
+        last = step
+    assert last is not None, "an archive has a genesis"
+    if last.manifest.round + 1 != round_:
+        raise ConfigError(f"--round {round_}: the run has got to round {last.manifest.round + 1}")
+    return Held(configs[0], RoundIndex(round_), last.anchor, last.tensors)
+
+
+def _read(config: RunConfig, meta: StateMeta, path: Path) -> Held:
+    from elastic.train.outer import MOMENTUM
+    from elastic.wire.dense import decode_state
+    from elastic.wire.tree import blob_digest
+
+    like = layout(config)
+    if config.shared.outer.nesterov:
+        like |= {MOMENTUM + name: meta_tensor for name, meta_tensor in like.items()}
+    data = path.read_bytes()
+    if blob_digest(data) != meta.anchor:
+        raise StateError(f"{path}: is damaged: its bytes have another digest than state.json says")
+    try:
+        tensors = decode_state(data, like)
+    except MalformedError as error:
+        raise StateError(f"{path}: {error}; is it the run file of that run?") from error
+    return Held(config, meta.round, meta.anchor, tensors)
+
+
+def _meta_of(folder: Path) -> Path:
+    return folder / META
+
+
+def _read_meta(path: Path) -> StateMeta | None:
+    try:
+        return StateMeta.from_bytes(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}") from error
+    except MalformedError as error:
+        raise StateError(f"{path}: is damaged: {error}") from error
