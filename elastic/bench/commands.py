@@ -240,7 +240,7 @@ def churn(
 @bench.command("trace")
 def trace(
     quick: Annotated[
-        bool, typer.Option("--quick", help="14 stragglers, and 10 pairs of rounds: some five minutes")
+        bool, typer.Option("--quick", help="14 stragglers, and 10 pairs of rounds: some eight minutes")
     ] = False,
     stragglers: Annotated[int, typer.Option(min=0, help="how many are planted; 0: 200, or 14 with --quick")] = 0,
     pairs: Annotated[

@@ -55,7 +55,9 @@ class Scene:
         await self.commit(one, payload)
         await self[one].provide(payload)
 
-    async def gather(self, *, seconds: float = 10.0) -> dict[PeerId, Arrival]:
+    async def gather(
+        self, *, seconds: float = 10.0, patience: float = 0.0, plan: RoundPlan = PLAN
+    ) -> dict[PeerId, Arrival]:
         """The arrivals; `unfetched` is kept."""
 
         async def check(header: ContributionHeader, payload: bytes) -> Verdict:
@@ -70,9 +72,8 @@ class Scene:
             return Verdict(peer=sender, round=header.round, rejected=large)
 
         deadline = Seconds(self.clock.now() + seconds)
-        gathered = await gather(
-            self[ANN], self.clock, PLAN, checks=Checks(check_first, check), until=Until(deadline, decided)
-        )
+        until = Until(deadline, decided, patience=patience)
+        gathered = await gather(self[ANN], self.clock, plan, checks=Checks(check_first, check), until=until)
         self.unfetched = gathered.unfetched
         return gathered.arrivals
 
@@ -158,6 +159,29 @@ async def test_who_commits_to_bytes_that_never_come_has_not_arrived() -> None:
     # then it is known apart from one who said nothing
     assert set(arrivals) == {ANN.peer, CYD.peer}
     assert scene.unfetched == {BOB.peer}
+
+
+@pytest.mark.parametrize(("others", "ends"), [(0, 10.0), (6, 4.0)])
+async def test_patience_is_for_much_that_is_on_its_way_and_not_for_who_withholds_its_bytes(
+    others: int, ends: float
+) -> None:
+    # given one of three whose bytes do not come, or one of nine
+    scene = Scene()
+    roster = (*PLAN.roster, *(Identity.generate().peer for _ in range(others)))
+    await scene.contribute(ANN, b"ann's")
+    await scene.commit(BOB, b"never provided")
+    await scene.contribute(CYD, b"cyd's")
+    # when rounds before came to nothing
+    await scene.gather(seconds=4.0, patience=6.0, plan=PLAN.model_copy(update={"roster": roster}))
+    # then
+    assert ends <= scene.clock.now() < ends + 0.5
+
+
+async def test_patience_is_not_for_who_did_not_even_commit() -> None:
+    scene = Scene()
+    await scene.contribute(ANN, b"ann's")
+    await scene.gather(seconds=4.0, patience=6.0)
+    assert 4.0 <= scene.clock.now() < 4.5
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"{}", b"[]", b"null", b'{"run": "demo"}', b"{" * 500])
