@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from elastic.config import PluginChoice
 from elastic.errors import ConfigError
 from elastic.explain import explain
 from elastic.registry import load, resolve, target_of
+from elastic.sections import PluginChoice
 
 FILE = ".toml"
 """What ends so is a file, and no name."""

@@ -10,10 +10,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from elastic import __version__
-from elastic.audit.commands import incentives, score
+from elastic.audit.commands import incentives, replay, score
 from elastic.bench.commands import bench
 from elastic.check import check_plugins, check_values, notes
-from elastic.config import PluginChoice, RunConfig, load_config
+from elastic.config import RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError
 from elastic.look.commands import dashboard, report, top
 from elastic.models.commands import export, generate
@@ -21,6 +21,7 @@ from elastic.order import amend
 from elastic.plan.commands import plan
 from elastic.plan.describe import described
 from elastic.registry import EXTRAS, resolve, target_of
+from elastic.sections import PluginChoice
 from elastic.tracing.commands import trace
 from elastic.usage import AsMet, spelled_out
 
@@ -74,7 +75,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(incentives, name="incentives")
 app.add_typer(trace, name="trace")
 app.command(context_settings={"allow_extra_args": True})(plan)
-for command in (score, amend, top, report, dashboard, generate, export):
+for command in (score, amend, replay, top, report, dashboard, generate, export):
     app.command()(command)
 
 
@@ -306,62 +307,6 @@ def doctor(
         say(f"{problems} problem{'s' * (problems > 1)} to be mended before `elastic join {run_file}`")
         raise SystemExit(1)
     say(f"nothing stands in the way: elastic join {run_file}")
-
-
-@app.command()
-def replay(
-    where: Annotated[Path, typer.Argument(help="a peer's state directory, or a folder of them, as of a quickstart")],
-    run_file: Annotated[
-        Path | None, typer.Option("--run-file", help="the run file; run.toml in that folder if not given")
-    ] = None,
-    until: Annotated[
-        int | None, typer.Option("--round", min=1, help="rebuild the anchor this round starts from; else the last")
-    ] = None,
-    write: Annotated[Path | None, typer.Option(help="write that anchor here, as peers keep it")] = None,
-) -> None:
-    """Rebuild a run from its records, and check every one.
-
-    From the genesis on: signatures, order, payloads and anchors, bit for bit. Ends with the first record that does not
-    fit. What is damaged in one place and whole in another is named, and the exit code is 1 then too. With --round what
-    only later rounds need is held against the digest in its name. Nothing is believed but the run file, from which
-    seed, model, reducer and outer step are taken. Nothing there is changed.
-    """
-    from elastic.replay import peer_folders
-    from elastic.replay import replay as steps
-
-    folders, bad = peer_folders(where), 0
-    config = load_config(run_file or _one_of([folder / "run.toml" for folder in folders], where))
-    check_plugins(config)
-
-    def damaged(line: str) -> None:
-        nonlocal bad
-        bad += 1
-        say(line)
-
-    for lacking in sorted({path.parent for path in where.glob("*/peer.key")} - set(folders)):
-        say(f"{lacking}: a peer's folder without manifests; left out")
-    last = None
-    for step in steps(config.shared, folders, say, damaged, until):
-        last, counted = step, len(step.manifest.counted)
-        what = "genesis" if step.manifest.round == 0 else f"{counted} counted" if counted else "void"
-        say(f"round {step.manifest.round:4d}: {what}, then anchor {step.anchor[:12]}")
-    assert last is not None, "an archive has a genesis"
-    if until is not None and last.manifest.round + 1 != until:
-        raise ConfigError(f"--round {until}: the run has got to round {last.manifest.round + 1}")
-    but = f", but for {bad} record{'s' * (bad > 1)} named above" if bad else ""
-    say(f"everything fits{but}. The anchor of round {last.manifest.round + 1}: {last.anchor}")
-    say(f"named by {last.witness}" if last.witness else "no record here names that anchor, so none could contradict it")
-    if write is not None:
-        write.write_bytes(last.state())
-        say(f"wrote {write}")
-    raise SystemExit(1 if bad else 0)
-
-
-def _one_of(paths: list[Path], where: Path) -> Path:
-    found = [path for path in paths if path.is_file()]
-    if not found:
-        raise ConfigError(f"{where}: no run.toml there: say which it is with --run-file")
-    return found[0]
 
 
 def validate(config: RunConfig) -> None:

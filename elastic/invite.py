@@ -4,11 +4,12 @@ from pathlib import Path
 
 from elastic.audit.evidence import account_of
 from elastic.check import admission, check_peer
-from elastic.config import PluginChoice, RunConfig
+from elastic.config import RunConfig
 from elastic.errors import ConfigError, MalformedError
 from elastic.messages import GENESIS, Invitation, PeerId
 from elastic.registry import resolve
 from elastic.reports import read_kept
+from elastic.sections import PluginChoice
 from elastic.state.store import write_durably
 from elastic.terms import standing
 from elastic.wire.signing import Identity

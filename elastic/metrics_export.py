@@ -21,7 +21,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, start_http_server
 
-from elastic.config import MetricsConfig
+from elastic.config_local import MetricsConfig
 from elastic.metrics import BOUNDS, INSTRUMENTS, Instrument, Labels, Meters
 from elastic.trace_file import read_secret, run_file_alone
 

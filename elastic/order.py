@@ -12,11 +12,12 @@ import typer
 from elastic.agreement.simplex import quorum
 from elastic.check import check_newcomers, check_peer
 from elastic.choose import by_file, by_name
-from elastic.config import PluginChoice, Shared
+from elastic.config import Shared
 from elastic.errors import ConfigError
 from elastic.messages import GENESIS, MAX_INCENTIVE, MAX_VALIDATORS, Amendment, PeerId, Terms
 from elastic.registry import require_accepted, resolve
 from elastic.reports import ORDER_FILE, Order
+from elastic.sections import PluginChoice
 from elastic.state.store import write_durably
 from elastic.terms import House, changes, incentive_text, run_files
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elastic.config import PluginChoice, Shared
+from elastic.config import Shared
 from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer, TrainerState
 from elastic.errors import ConfigError
 from elastic.hearsay import Hearsay
@@ -15,6 +15,7 @@ from elastic.registry import build
 from elastic.reports import Order, RoundEvidence, Wishes
 from elastic.schedule.absences import Absences
 from elastic.schedule.plan import plan_round
+from elastic.sections import PluginChoice
 from elastic.state.chain import Chain
 from elastic.verify.ratings import Ratings
 from elastic.wire.signing import Identity

@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from elastic.config import PluginChoice, RunConfig
+from elastic.config import RunConfig
 from elastic.errors import ConfigError, ElasticError, MissingExtraError
 from elastic.explain import explain
+from elastic.sections import PluginChoice
 
 KNOWN: dict[str, dict[str, str]] = {
     "model": {"llama": "model_zoo.llama:Llama"},

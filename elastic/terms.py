@@ -9,11 +9,12 @@ import orjson
 from elastic.agreement.charter import Charter
 from elastic.amend import read_order, read_wishes
 from elastic.audit.evidence import RUN_FILE, names_in
-from elastic.config import PluginChoice, RunConfig, load_config
+from elastic.config import RunConfig, load_config
 from elastic.errors import ConfigError
 from elastic.messages import GENESIS, Amendment, Manifest, PeerId, RoundIndex, Terms
 from elastic.names import labels, printable
 from elastic.reports import Wishes
+from elastic.sections import PluginChoice
 from elastic.state.chain import CHAIN_FILE, amendments_in
 from elastic.wire.signing import Identity
 

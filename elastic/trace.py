@@ -31,7 +31,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from elastic.config import TraceConfig
+from elastic.config_local import TraceConfig
 from elastic.errors import MissingExtraError
 from elastic.messages import PeerId, RoundIndex, RoundPlan
 from elastic.trace_ids import fine_trace_id, hex_id, round_trace_id, sampled, span_id, unpack_context

@@ -7,13 +7,14 @@ from typing import cast
 from elastic.actors.journal import Journal
 from elastic.actors.settling import RemoteSettler
 from elastic.audit.evidence import account_of
-from elastic.config import PluginChoice, RunConfig
+from elastic.config import RunConfig
 from elastic.contracts import Incentive, SettledIncentive
 from elastic.errors import ConfigError
 from elastic.guard import Guarded
 from elastic.messages import JSON
 from elastic.peer import memory_of
 from elastic.registry import build, local_settings, require_accepted
+from elastic.sections import PluginChoice
 
 logger = logging.getLogger(__name__)
 

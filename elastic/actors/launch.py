@@ -14,7 +14,8 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from elastic.actors.handle import PeerHandle, lives_in
-from elastic.config import RayConfig, RunConfig
+from elastic.config import RunConfig
+from elastic.config_local import RayConfig
 from elastic.errors import ConfigError, RayUnavailableError
 from elastic.wire.signing import Identity
 

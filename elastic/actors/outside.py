@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from elastic.actors.finding import Finding, Level
 from elastic.actors.job import layout
 from elastic.check import entry_socket
-from elastic.config import NetworkConfig, RunConfig
+from elastic.config import RunConfig
+from elastic.config_local import NetworkConfig
 from elastic.errors import ConfigError, ElasticError, NetworkError, StateError
 from elastic.exchange.dht.bootstrap import Entry
 from elastic.exchange.known import KNOWN_FILE, Known

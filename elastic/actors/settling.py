@@ -10,11 +10,12 @@ import ray
 from ray.exceptions import RayError
 
 from elastic.actors.logs import log_to_file
-from elastic.config import PluginChoice, RunConfig
+from elastic.config import RunConfig
 from elastic.contracts import SettledIncentive, Settler
 from elastic.errors import ConfigError, ElasticError, StateError
 from elastic.messages import JSON, Scoreboard
 from elastic.registry import local_settings, resolve
+from elastic.sections import PluginChoice
 from elastic.wire.signing import Identity
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from elastic.actors.mailbox import Mailbox
 from elastic.actors.ray_train import LeanTorchTrainer, sweep
 from elastic.actors.revival import GiveUp, after_death
 from elastic.actors.worker import train_loop
-from elastic.config import RayConfig
+from elastic.config_local import RayConfig
 from elastic.contracts import TrainerState
 from elastic.errors import ElasticError, TrainerFailedError
 from elastic.messages import Assessment, ContributionHeader, Digest, InnerReport, Manifest, RoundIndex, RoundPlan

@@ -1,4 +1,4 @@
-"""`elastic score` and `elastic incentives …`."""
+"""`elastic score`, `elastic replay` and `elastic incentives …`."""
 
 from math import isfinite
 from pathlib import Path
@@ -40,6 +40,55 @@ def score(
     for move in moves[-rounds:]:
         say(line(move))
     say(LEGEND)
+
+
+def replay(
+    where: Annotated[Path, typer.Argument(help="a peer's state directory, or a folder of them, as of a quickstart")],
+    run_file: Annotated[
+        Path | None, typer.Option("--run-file", help="the run file; run.toml in that folder if not given")
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option("--round", min=1, help="rebuild the anchor this round starts from; else the last")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="write that anchor here, as peers keep it")] = None,
+) -> None:
+    """Rebuild a run from its records, and check every one.
+
+    From the genesis on: signatures, order, payloads and anchors, bit for bit. Ends with the first record that does not
+    fit. What is damaged in one place and whole in another is named, and the exit code is 1 then too. With --round what
+    only later rounds need is held against the digest in its name. Nothing is believed but the run file, from which
+    seed, model, reducer and outer step are taken. Nothing there is changed.
+    """
+    from elastic.check import check_plugins
+    from elastic.replay import peer_folders
+    from elastic.replay import replay as steps
+
+    folders, bad = peer_folders(where), 0
+    config = load_config(run_file or _one_of([folder / "run.toml" for folder in folders], where))
+    check_plugins(config)
+
+    def damaged(line: str) -> None:
+        nonlocal bad
+        bad += 1
+        say(line)
+
+    for lacking in sorted({path.parent for path in where.glob("*/peer.key")} - set(folders)):
+        say(f"{lacking}: a peer's folder without manifests; left out")
+    last = None
+    for step in steps(config.shared, folders, say, damaged, until):
+        last, counted = step, len(step.manifest.counted)
+        what = "genesis" if step.manifest.round == 0 else f"{counted} counted" if counted else "void"
+        say(f"round {step.manifest.round:4d}: {what}, then anchor {step.anchor[:12]}")
+    assert last is not None, "an archive has a genesis"
+    if until is not None and last.manifest.round + 1 != until:
+        raise ConfigError(f"--round {until}: the run has got to round {last.manifest.round + 1}")
+    but = f", but for {bad} record{'s' * (bad > 1)} named above" if bad else ""
+    say(f"everything fits{but}. The anchor of round {last.manifest.round + 1}: {last.anchor}")
+    say(f"named by {last.witness}" if last.witness else "no record here names that anchor, so none could contradict it")
+    if write is not None:
+        write.write_bytes(last.state())
+        say(f"wrote {write}")
+    raise SystemExit(1 if bad else 0)
 
 
 @incentives.command("compare")
@@ -148,3 +197,10 @@ def invite(
     if doubts is not None:
         say(f"warning: as things stand validators do not take it: {doubts}", err=True)
         say("they take it as soon as they think better of this peer; until then the newcomer waits outside", err=True)
+
+
+def _one_of(paths: list[Path], where: Path) -> Path:
+    found = [path for path in paths if path.is_file()]
+    if not found:
+        raise ConfigError(f"{where}: no run.toml there: say which it is with --run-file")
+    return found[0]

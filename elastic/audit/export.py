@@ -7,9 +7,9 @@ from pathlib import Path
 
 from elastic.audit.evidence import Witness, names_in
 from elastic.check import admission
-from elastic.config import PluginChoice
 from elastic.errors import ConfigError
 from elastic.registry import resolve
+from elastic.sections import PluginChoice
 
 DIGITS = 4
 TABLE = "carried"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from elastic.audit.evidence import Witness, run_file_beside
-from elastic.config import PluginChoice, RunConfig, load_config
+from elastic.config import RunConfig, load_config
 from elastic.errors import ConfigError, MalformedError
+from elastic.sections import PluginChoice
 from elastic.terms import standing
 
 WHAT_ELSE = "`elastic incentives compare` and `export` take another incentive after --with"

@@ -14,10 +14,11 @@ import orjson
 import torch
 
 from elastic.bench.simulate import Recipe, Swarm, num_params
-from elastic.config import InnerConfig, OuterConfig, PluginChoice
+from elastic.config import InnerConfig, OuterConfig
 from elastic.errors import ConfigError
 from elastic.reduce.sparseloco import SparseLoCo
 from elastic.registry import BPE, READ_CORPUS, load
+from elastic.sections import PluginChoice
 from elastic.train.tokens import TokenArray
 
 Say = Callable[[str], None]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from elastic.config import NetworkConfig
+from elastic.config_local import NetworkConfig
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.messages import NO_DIGEST, PeerCard, PeerStage, RoundIndex
 from elastic.wire.signing import Identity

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from elastic.config import InnerConfig, OuterConfig, PluginChoice
+from elastic.config import InnerConfig, OuterConfig
 from elastic.reduce.dense import Average
 from elastic.reduce.sparseloco import SparseLoCo
 from elastic.registry import READ_CORPUS, build, load
 from elastic.schedule.assignment import Shuffle, num_train_sequences
+from elastic.sections import PluginChoice
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps
 from elastic.train.outer import initial_anchor, outer_step
 from elastic.train.tokens import Batches, TokenArray, held_out_batches

@@ -19,7 +19,7 @@ from typing import Any
 from hivemind.p2p import PeerID
 from pydantic import BaseModel, ConfigDict
 
-from elastic.config import NetworkConfig
+from elastic.config_local import NetworkConfig
 from elastic.errors import (
     AveragingError,
     ConfigError,

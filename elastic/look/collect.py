@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from elastic.amend import read_wishes
 from elastic.audit.evidence import names_in, run_file_beside
-from elastic.config import PluginChoice, RunConfig, load_config
+from elastic.config import RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError, MalformedError
 from elastic.look.files import Found, Growing, find, read_status
 from elastic.look.gathering import Gathering, bounded
@@ -20,6 +20,7 @@ from elastic.look.scores import Informed, Scores
 from elastic.messages import Manifest, PeerId, Terms
 from elastic.names import ending, labels, printable, short_name
 from elastic.reports import OLD_ROUNDS_FILE, ROUNDS_FILE, PeerStatus, RoundReport, Wishes
+from elastic.sections import PluginChoice
 from elastic.state.chain import CHAIN_FILE
 from elastic.terms import changes
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from elastic.config import PluginChoice, RunConfig
+from elastic.config import RunConfig
 from elastic.errors import ConfigError, ElasticError, MalformedError
 from elastic.guard import Guarded
 from elastic.look.files import Growing
 from elastic.messages import PeerId, RoundIndex
 from elastic.registry import build
 from elastic.reports import EVIDENCE_FILE, OLD_EVIDENCE_FILE, RoundEvidence
+from elastic.sections import PluginChoice
 
 ASSESSED = b'"gain_heldout"'
 """Once in each assessment: enough to count them."""

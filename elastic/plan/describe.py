@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from elastic.config import RayConfig, RunConfig, Section
+from elastic.config import RunConfig
+from elastic.config_local import RayConfig
 from elastic.errors import ConfigError
 from elastic.explain import explain
 from elastic.plan.gpus import Gpu, gpu_named
+from elastic.sections import Section
 
 Amount = Annotated[float, Field(gt=0, le=1e15)]
 Count = Annotated[int, Field(ge=1, le=10**6)]

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from elastic.config import PluginChoice
 from elastic.errors import ConfigError
 from elastic.plan.shape import Tensors
+from elastic.sections import PluginChoice
 
 HEADER_BYTES = 14
 """Before the first tensor; see `elastic.wire.codec`."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from elastic.config import PluginChoice
 from elastic.errors import ConfigError
 from elastic.registry import SHAPES, load, resolve
+from elastic.sections import PluginChoice
 
 LARGEST = 2**31
 """Of any size of a model; products of sizes stay far inside a float."""

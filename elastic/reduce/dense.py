@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from elastic.config import Section
 from elastic.errors import DivergedError
+from elastic.sections import Section
 from elastic.wire.dense import decode_dense, dense_size_bytes, encode_dense
 
 if TYPE_CHECKING:

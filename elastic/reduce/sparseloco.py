@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 
-from elastic.config import Section
 from elastic.errors import DivergedError
 from elastic.reduce import topk
+from elastic.sections import Section
 from elastic.wire import codec
 from elastic.wire.chunks import Array, Sparsity
 from elastic.wire.codec import Part, SparsePayload

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from elastic.config import NetworkConfig
+from elastic.config_local import NetworkConfig
 from elastic.contracts import Exchange
 from elastic.errors import AveragingError, FetchError, NetworkError
 from elastic.exchange.blobs import selection

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic import messages
-from elastic.config import PluginChoice
 from elastic.contracts import Incentive
 from elastic.errors import StateError
 from elastic.guard import Guarded
@@ -26,6 +25,7 @@ from elastic.messages import (
     Verdict,
 )
 from elastic.registry import build
+from elastic.sections import PluginChoice
 from incentives.reputation import Reputation
 from incentives.subnet.backend import Subnet
 from incentives.uniform import Uniform

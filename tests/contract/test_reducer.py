@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from elastic.config import PluginChoice
 from elastic.errors import ElasticError, MalformedError
 from elastic.registry import KNOWN, build
+from elastic.sections import PluginChoice
 
 SHAPES = {"w": (70, 33), "norm": (33,), "scale": (), "none": (0, 4)}
 LIKE = {name: torch.empty(shape, device="meta") for name, shape in SHAPES.items()}

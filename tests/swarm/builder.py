@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from elastic.agreement.charter import Charter
 from elastic.agreement.manifests import check_final, check_manifest
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
-from elastic.config import PluginChoice, Shared
+from elastic.config import Shared
 from elastic.errors import NetworkError
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
@@ -42,6 +42,7 @@ from elastic.registry import build
 from elastic.reports import Order, RoundReport
 from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 from elastic.schedule.clock import ManualClock
+from elastic.sections import PluginChoice
 from elastic.sim.loop import InlineExecutor
 from elastic.state.chain import Chain
 from elastic.state.store import StateStore, read_if_there, write_durably

@@ -17,7 +17,8 @@ import pytest
 pytest.importorskip("obstore")
 
 from elastic.actors import swarm
-from elastic.config import NetworkConfig, parse_config
+from elastic.config import parse_config
+from elastic.config_local import NetworkConfig
 from elastic.errors import NetworkError
 from elastic.exchange.bucket.exchange import BucketExchange
 from elastic.exchange.bucket.store import Bucket, BucketConfig

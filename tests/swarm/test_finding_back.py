@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hivemind.p2p import PeerID
 
-from elastic.config import NetworkConfig
+from elastic.config_local import NetworkConfig
 from elastic.errors import BootstrapError
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.exchange.known import KNOWN_FILE

@@ -17,7 +17,7 @@ from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import ValueWithExpiration
 
-from elastic.config import NetworkConfig
+from elastic.config_local import NetworkConfig
 from elastic.exchange.dht.bootstrap import Node
 from elastic.exchange.dht.identity_validator import MAX_RECORD_BYTES, MAX_TTL_SECONDS, IdentityValidator
 from elastic.exchange.dht.protocol import place_of

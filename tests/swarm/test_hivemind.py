@@ -18,7 +18,7 @@ import pytest
 from hivemind.p2p import PeerID
 
 from elastic import trace
-from elastic.config import NetworkConfig, TraceConfig
+from elastic.config_local import NetworkConfig, TraceConfig
 from elastic.errors import (
     AveragingError,
     BootstrapError,
@@ -47,7 +47,7 @@ from pathlib import Path
 offset = float(sys.argv[2])
 import hivemind.dht.protocol
 hivemind.dht.protocol.get_dht_time = lambda: time.time() + offset
-from elastic.config import NetworkConfig
+from elastic.config_local import NetworkConfig
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.wire.signing import Identity
 

@@ -10,13 +10,13 @@ import pytest
 from elastic.agreement.charter import AMENDMENTS
 from elastic.agreement.talk import MANIFEST
 from elastic.amend import WISH
-from elastic.config import PluginChoice
 from elastic.contracts import Incentive
 from elastic.errors import ConfigError
 from elastic.guard import Guarded
 from elastic.messages import Amendment, ContributionHeader, PeerId, RoundIndex
 from elastic.peer import as_new
 from elastic.reports import Wishes
+from elastic.sections import PluginChoice
 from elastic.testify import SCORES
 from incentives.reputation import Reputation
 from incentives.uniform import Uniform

@@ -9,7 +9,7 @@ import pytest
 from builder import NodeExchange, Swarm
 
 from elastic import trace
-from elastic.config import TraceConfig
+from elastic.config_local import TraceConfig
 from elastic.messages import Digest, PeerId, Seconds
 from elastic.peer import Peer
 from elastic.tracing.culprit import Finding, findings

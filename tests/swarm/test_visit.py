@@ -13,7 +13,8 @@ from hivemind.p2p import PeerID
 
 from elastic.actors.finding import Finding, Level
 from elastic.actors.outside import outside
-from elastic.config import NetworkConfig, RunConfig
+from elastic.config import RunConfig
+from elastic.config_local import NetworkConfig
 from elastic.errors import NetworkError
 from elastic.exchange.dht.bootstrap import Entry, Node, run_bootstrap
 from elastic.exchange.hivemind import HivemindExchange

@@ -11,9 +11,10 @@ import pytest
 from elastic.amend import read_order
 from elastic.audit.evidence import Witness
 from elastic.audit.own import own_incentive
-from elastic.config import PluginChoice, RunConfig, load_config
+from elastic.config import RunConfig, load_config
 from elastic.messages import Amendment, Manifest, PeerId, RoundIndex
 from elastic.reports import ORDER_FILE, WISHES_FILE, Order, RoundEvidence, Wishes
+from elastic.sections import PluginChoice
 from elastic.state.chain import CHAIN_FILE, Chain
 from elastic.wire.signing import Identity
 from tests.unit.conftest import Run

@@ -10,12 +10,13 @@ import pytest
 from elastic.actors import backend as room
 from elastic.actors.backend import Backend
 from elastic.actors.journal import Journal
-from elastic.config import PluginChoice, RunConfig, parse_config
+from elastic.config import RunConfig, parse_config
 from elastic.errors import ConfigError, StateError
 from elastic.messages import Evidence, Invitation, PeerId, RoundIndex, Verdict
 from elastic.peer import memory_of
 from elastic.registry import local_settings
 from elastic.reports import RoundEvidence
+from elastic.sections import PluginChoice
 from elastic.wire.signing import Identity
 from incentives.reputation import Reputation
 from incentives.subnet.backend import Subnet

@@ -13,9 +13,10 @@ from elastic.bench.reducer import Setup, draw, llama_shapes, measure, num_params
 from elastic.bench.reducer import table as reducer_table
 from elastic.bench.sim import collect
 from elastic.bench.simulate import Recipe, Swarm
-from elastic.config import InnerConfig, OuterConfig, PluginChoice
+from elastic.config import InnerConfig, OuterConfig
 from elastic.errors import ConfigError
 from elastic.reduce.sparseloco import SparseLoCo
+from elastic.sections import PluginChoice
 from elastic.sim.world import Outcome
 from tests.fuzz.sparse import run as fuzz
 

@@ -11,7 +11,6 @@ import pytest
 
 pytest.importorskip("obstore")
 
-from elastic.config import PluginChoice
 from elastic.errors import ConfigError, FetchError, NetworkError
 from elastic.exchange.bucket import exchange as bucket_module
 from elastic.exchange.bucket import uploads
@@ -21,6 +20,7 @@ from elastic.exchange.bucket.store import Bucket, BucketConfig, surplus
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
 from elastic.messages import Digest, PeerCard, PeerStage, RoundIndex, digest_of
 from elastic.registry import resolve
+from elastic.sections import PluginChoice
 from elastic.wire.signing import Identity
 from elastic.wire.tree import CHUNK_BYTES, Table
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from elastic.config import PluginChoice, RunConfig, Section, load_config, parse_config
+from elastic.config import RunConfig, load_config, parse_config
 from elastic.errors import ConfigError
+from elastic.sections import PluginChoice, Section
 
 ROOT = Path(__file__).parents[2]
 PEER = "12D3KooW" + "A" * 44

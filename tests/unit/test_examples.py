@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from elastic.check import check_plugins, check_values, notes
-from elastic.config import PluginChoice, load_config
+from elastic.config import load_config
 from elastic.contracts import Incentive
 from elastic.messages import ContributionHeader, Digest, Evidence, PeerId, RejectReason, RoundIndex, Verdict
 from elastic.registry import build
+from elastic.sections import PluginChoice
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PEERS = [PeerId("12D3KooW" + letter * 44) for letter in "ABCDEFGH"]

@@ -18,7 +18,7 @@ from test_tracing import spans
 from trace_cases import RUN, jaeger_v1, otlp
 
 from elastic import trace
-from elastic.config import TraceConfig
+from elastic.config_local import TraceConfig
 from elastic.errors import ConfigError
 from elastic.messages import RoundIndex
 from elastic.trace_ids import hex_trace, round_trace_id

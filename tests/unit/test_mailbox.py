@@ -7,7 +7,7 @@ import pytest
 
 from elastic import trace
 from elastic.actors.mailbox import Command, Mailbox, Reply
-from elastic.config import TraceConfig
+from elastic.config_local import TraceConfig
 from elastic.errors import ConfigError, DivergedError, TrainerFailedError, TrainerLostError
 from elastic.messages import PeerId
 

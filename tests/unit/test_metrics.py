@@ -23,7 +23,7 @@ from elastic import metrics_export, trace
 from elastic.actors.mailbox import Mailbox
 from elastic.actors.measuring import Measuring, alarms, landed_ago
 from elastic.check import check_values, notes
-from elastic.config import MetricsConfig, TraceConfig
+from elastic.config_local import MetricsConfig, TraceConfig
 from elastic.errors import ConfigError, MissingExtraError
 from elastic.messages import PeerId, RejectReason
 from elastic.metrics import FAILED, INSTRUMENTS, MAX_PEERS, OTHER, Instrument, Meters, PeerTally, reason_of

@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from elastic.actors import outside
 from elastic.actors.finding import Level
 from elastic.actors.outside import bandwidth, reach
-from elastic.config import NetworkConfig, RunConfig
+from elastic.config import RunConfig
+from elastic.config_local import NetworkConfig
 from elastic.exchange.probe.server import Status
 from elastic.exchange.probe.visit import Answer, ports_of
 from elastic.messages import PeerId

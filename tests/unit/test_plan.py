@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic.config import PluginChoice
 from elastic.errors import ConfigError
 from elastic.plan import memory, view
 from elastic.plan.advice import changes, line_needed, obstacles, path
@@ -20,6 +19,7 @@ from elastic.plan.payload import payload_bytes, tensor_bytes
 from elastic.plan.shape import Tensors, block_params, flops_per_token, sizes_of, tensors_of
 from elastic.plan.simulate import Life, grow, play
 from elastic.plan.work import ADD, ADD_PAYLOAD, DECODE, DECODE_PAYLOAD
+from elastic.sections import PluginChoice
 from tests.unit.plan_cases import case, covenant
 
 SPARSE = PluginChoice(name="sparseloco")

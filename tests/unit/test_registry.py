@@ -9,10 +9,10 @@ import pytest
 from pydantic import BaseModel
 
 from elastic import registry
-from elastic.config import PluginChoice
 from elastic.errors import ConfigError, MissingExtraError
 from elastic.reduce.sparseloco import SparseLoCo
 from elastic.registry import build, load, resolve
+from elastic.sections import PluginChoice
 from incentives.uniform import Uniform
 
 NEEDED: dict[str, dict[str, Any]] = {"bucket": {"url": "file:///bucket"}, "subnet": {"netuid": 3}}

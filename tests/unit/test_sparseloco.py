@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sparseloco_cases import HARD, RULES, compiled, densities, draw, entries, kinds, one, quick, reducer, seeds, shapes
 
-from elastic.config import PluginChoice
 from elastic.errors import ConfigError, ElasticError
 from elastic.reduce.sparseloco import SparseLoCo
 from elastic.reduce.topk import choose, select, split_levels, values_of
 from elastic.registry import build
+from elastic.sections import PluginChoice
 from elastic.wire import codec
 from elastic.wire.packing import levels_of, round_levels
 

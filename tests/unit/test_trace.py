@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from elastic import trace, trace_file
-from elastic.config import TraceConfig
+from elastic.config_local import TraceConfig
 from elastic.errors import MissingExtraError
 from elastic.messages import Digest, PeerId, RoundIndex, RoundPlan
 
@@ -260,7 +260,7 @@ def test_off_loads_no_sdk_and_costs_nothing() -> None:
 import sys
 from pathlib import Path
 from elastic import trace
-from elastic.config import TraceConfig
+from elastic.config_local import TraceConfig
 trace.setup(TraceConfig(exporter="off"), run="r", peer="p", name="", state_dir=Path("nowhere"))
 with trace.span("x", a=1) as span:
     span.set_attribute("b", 2)

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from test_trace import PEERS, attributes, lines, plan
 
 from elastic import trace, trace_file
-from elastic.config import TraceConfig
+from elastic.config_local import TraceConfig
 from elastic.trace_ids import fine_trace_id, pack_context, sampled
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from trace_cases import RUN, Case, jaeger_v1, otlp, usual
 
 from elastic import trace
-from elastic.config import TraceConfig
+from elastic.config_local import TraceConfig
 from elastic.messages import PeerId, RoundIndex
 from elastic.trace_ids import hex_trace, round_trace_id
 from elastic.tracing.culprit import findings, tally

@@ -10,7 +10,7 @@ from test_trace import PEERS, plan
 from elastic import trace
 from elastic.actors.mailbox import Command
 from elastic.actors.worker import execute
-from elastic.config import TraceConfig
+from elastic.config_local import TraceConfig
 from elastic.errors import DivergedError, TrainerFailedError
 from elastic.tracing.files import read_files, trace_files
 

@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from elastic.bench.attack.conduct import UNLUCKY, Conduct
 from elastic.bench.attack.member import CARD_SECONDS, Member
-from elastic.config import PluginChoice, Shared
+from elastic.config import Shared
 from elastic.exchange.memory import MemoryNetwork
 from elastic.messages import JSON, PeerId, RoundPlan
 from elastic.registry import READ_CORPUS, build, load
 from elastic.schedule.assignment import assigned_sequences, num_train_sequences
+from elastic.sections import PluginChoice
 from elastic.sim.loop import VirtualClock
 from elastic.state.store import StateStore
 from elastic.train.session import Parts, Session, Worker

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from elastic.bench.churn.swarm import RUN
-from elastic.config import NetworkConfig
+from elastic.config_local import NetworkConfig
 from elastic.errors import FetchError
 from elastic.exchange.hivemind import HivemindExchange
 from elastic.life import announced

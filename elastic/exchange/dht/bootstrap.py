@@ -20,7 +20,7 @@ from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 
-from elastic.config import NetworkConfig
+from elastic.config_local import NetworkConfig
 from elastic.errors import (
     BootstrapError,
     ClockSkewError,

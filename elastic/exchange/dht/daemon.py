@@ -12,7 +12,7 @@ from typing import Any
 
 from hivemind.p2p import P2P, P2PDaemonError
 
-from elastic.config import NetworkConfig
+from elastic.config_local import NetworkConfig
 from elastic.errors import ConfigError, NetworkError, PortTakenError
 
 STARTUP_SECONDS = 60.0

@@ -15,7 +15,7 @@ from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 
-from elastic.config import NetworkConfig
+from elastic.config_local import NetworkConfig
 from elastic.errors import NetworkError
 from elastic.exchange.dht.bootstrap import Entry
 from elastic.exchange.dht.daemon import check_can_listen, start_daemon, stop_daemon

@@ -1,0 +1,124 @@
+"""[local] of the run file: this machine. Its values are nobody else's business, and not part of the run's digest."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from elastic.sections import PluginChoice, Positive, PositiveSeconds, Section, Strings, TomlPath
+
+
+class RayConfig(Section):
+    """[local.ray]: the Ray cluster of this peer."""
+
+    address: str = "auto"
+    """Address of a running cluster ("127.0.0.1:6379"), or "auto": the one `ray start` made on this machine."""
+    workers: Positive = 1
+    """Ray Train workers that share the inner steps."""
+    gpu: bool = False
+    """One GPU per worker (NCCL); false: CPU (gloo)."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that Ray sets aside for each worker."""
+    threads: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Torch threads per worker; 0: the machine's cores divided by the workers."""
+
+
+class NetworkConfig(Section):
+    """[local.network]: this peer's place in the DHT."""
+
+    bootstrap: Strings = ()
+    """Addresses of entry points, "/ip4/…/tcp/…/p2p/12D3Koo…", as `elastic bootstrap` prints them."""
+    host: str = "0.0.0.0"
+    """Address to listen on; "127.0.0.1" keeps a trial on this machine."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """TCP port to listen on; 0: any free one. Fix it if you forward a port."""
+    announce: Strings = ()
+    """Addresses to tell others instead of the ones found, e.g. "/dns4/peer.example.org/tcp/4001"."""
+    listen: bool = True
+    """False: dial out only, for a peer that nobody can dial. It serves over connections that it dialled, and keeps \
+no records for others."""
+    map_port: bool = True
+    """Ask the router to forward the port (UPnP, NAT-PMP); never on loopback."""
+    relays: Strings = ()
+    """Peers that pass small messages on to one nobody can dial, "/ip4/…/tcp/…/p2p/12D3Koo…". Payloads do not travel \
+through relays, which cut them off."""
+    hole_punching: bool = False
+    """Let libp2p find out whether we can be dialled, and try to get through two routers at once; it needs `relays`."""
+    bootstrap_seconds: PositiveSeconds = 60.0
+    """Give up when no entry point answered for this long."""
+    card_seconds: Annotated[float, Field(ge=1, le=600)] = 20.0
+    """A peer that stopped renewing its card is gone after this long."""
+    upload_mbps: Annotated[float, Field(ge=0)] = 0.0
+    """Payloads and anchors leave at most so fast, in megabits per second, to all together; 0: no limit."""
+
+
+class TraceConfig(Section):
+    """[local.trace]: OpenTelemetry."""
+
+    exporter: Literal["file", "otlp", "off"] = "file"
+    """"file": OTLP-JSON lines in the state directory; "otlp": to `endpoint`; "off": costs nothing."""
+    endpoint: str = "http://127.0.0.1:4318/v1/traces"
+    """OTLP/HTTP endpoint, Jaeger's by default."""
+    authorization: TomlPath | None = None
+    """File with what that endpoint wants in the Authorization header, "Basic …" or "Bearer …"."""
+    sample: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The part of all rounds that is traced. Which ones follows from their trace ids: peers with the same value trace \
+the same rounds."""
+    fine: bool = False
+    """Also a span per inner step and per chunk, in a trace of this peer's own for each round; many."""
+
+
+class MetricsConfig(Section):
+    """[local.metrics]: numbers through OpenTelemetry; docs/metrics.md has them all. Off unless one of these is set."""
+
+    prometheus: Annotated[str, Field(pattern=r"^(|(\[[0-9A-Fa-f:]+\]|[^\s:\[\]/]+):[0-9]{1,5})$")] = ""
+    """Where Prometheus may ask, "127.0.0.1:9464"; port 0: any free one, which `elastic status` tells."""
+    otlp: Annotated[str, Field(pattern=r"^(|https?://\S+)$")] = ""
+    """OTLP/HTTP endpoint to send them to, "http://127.0.0.1:4318/v1/metrics"."""
+    seconds: Annotated[float, Field(ge=1, le=3600)] = 15.0
+    """Between two times that they are sent there."""
+    authorization: TomlPath | None = None
+    """File with what that endpoint wants in the Authorization header, "Basic …" or "Bearer …"."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether they go anywhere."""
+        return bool(self.prometheus or self.otlp)
+
+    @model_validator(mode="after")
+    def _has_a_port(self) -> "MetricsConfig":
+        if self.prometheus and int(self.prometheus.rpartition(":")[2]) > 65535:
+            raise ValueError(f'prometheus = "{self.prometheus}": a port is 65535 at most')
+        return self
+
+
+class Local(Section):
+    """[local]: this machine."""
+
+    name: Annotated[str, Field(max_length=64)] = ""
+    """A name for people; the peer id is the identity."""
+    state_dir: TomlPath = Path("runs/peer")
+    """Where anchor, residual, manifests, payloads, log and traces lie. Relative paths: from the run file's folder."""
+    key: TomlPath | None = None
+    """The peer's private key; default: `peer.key` in the state directory, made at the first start."""
+    corpus: TomlPath | None = None
+    """Path of the text, if `shared.data.corpus` is not one that ships with the project."""
+    exchange: PluginChoice = PluginChoice(name="hivemind")
+    """How records and bytes travel between peers."""
+    incentive: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
+    """What the run's incentive needs to know of this machine, such as a wallet; most need nothing."""
+    incentives: Strings = ()
+    """Incentives of others, "package.module:Class", that this peer takes up if the run agrees on them while it goes \
+on; those that come with the project it always does."""
+    ray: RayConfig = RayConfig()
+    """The Ray cluster."""
+    network: NetworkConfig = NetworkConfig()
+    """The place in the DHT."""
+    trace: TraceConfig = TraceConfig()
+    """Where spans go."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Where numbers go."""
+    report: TomlPath | None = None
+    """Append one JSON object per round to this file, too; `rounds.jsonl` in the state directory has the newest."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """How much goes to `peer.log` in the state directory."""
