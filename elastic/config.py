@@ -44,7 +44,10 @@ class DataConfig(Section):
 
 
 class InnerConfig(Section):
-    """[shared.inner]: the inner optimizer, AdamW. Defaults: SparseLoCo, arXiv 2508.15706."""
+    """[shared.inner]: the inner steps. Defaults: SparseLoCo, arXiv 2508.15706."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """"muon": Muon for the matrices of the layers, AdamW for embeddings, output and gains."""
 
     steps: Positive = 30
     """H, inner steps per round; a slower peer may do fewer."""
@@ -53,7 +56,7 @@ class InnerConfig(Section):
     sequence_length: Annotated[int, Field(ge=8, le=2**24)] = 128
     """Tokens per sequence."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate; Muon's steps are scaled to be as large as AdamW's."""
     warmup_steps: Annotated[int, Field(ge=0, le=2**40)] = 20
     """Inner steps, counted over the run, to reach the peak."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -62,6 +65,8 @@ class InnerConfig(Section):
     """AdamW's decay of the mean of the gradients."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """AdamW's decay of the mean of their squares."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Muon's decay of the mean of the gradients."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Part of a parameter that decays per step, times the learning rate."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0

@@ -23,6 +23,19 @@ class RayConfig(Section):
     """Torch threads per worker; 0: the machine's cores divided by the workers."""
 
 
+class TrainConfig(Section):
+    """[local.train]: how this machine computes the inner steps. What is learned is the same, to rounding."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """"bf16": products and activations in bfloat16, for GPUs; parameters, gradients and moments stay fp32."""
+    micro_batch: Annotated[int, Field(ge=0, le=2**40)] = 0
+    """Sequences that a worker computes at once; 0: all of its part of a batch. Fewer need less memory."""
+    recompute: bool = False
+    """Keep no activations of a layer, compute them again in the backward pass: a third more work, far less memory."""
+    compile: bool = False
+    """torch.compile each layer: a minute at the start, faster from then on, most of all on GPUs."""
+
+
 class NetworkConfig(Section):
     """[local.network]: this peer's place in the DHT."""
 
@@ -112,6 +125,8 @@ class Local(Section):
 on; those that come with the project it always does."""
     ray: RayConfig = RayConfig()
     """The Ray cluster."""
+    train: TrainConfig = TrainConfig()
+    """How the inner steps are computed."""
     network: NetworkConfig = NetworkConfig()
     """The place in the DHT."""
     trace: TraceConfig = TraceConfig()

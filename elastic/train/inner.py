@@ -1,16 +1,19 @@
-"""Inner steps: AdamW on local tokens, the schedule counted over the whole run."""
+"""Inner steps: the optimizer on local tokens, the schedule counted over the whole run."""
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from elastic.config import InnerConfig
 from elastic.errors import DivergedError
 from elastic.messages import InnerReport
+from elastic.train.muon import Muon
+from elastic.train.pieces import Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +26,22 @@ class Stop:
 
 
 def make_optimizer(model: nn.Module, config: InnerConfig) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, gains do not, as is usual for Llama-style models."""
-    params = [param for param in model.parameters() if param.requires_grad]
+    """AdamW, or Muon for the matrices of the layers and AdamW for the rest; gains do not decay.
+
+    Layers are the model's `blocks`, if it has them; embedding and output are not among them.
+    """
+    params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    muon = [name for name, p in params.items() if config.optimizer == "muon" and "blocks." in name and p.ndim == 2]
+    rest = [param for name, param in params.items() if name not in muon]
     groups = [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    if not muon:
+        return adamw
+    return Muon([params[name] for name in muon], adamw, momentum=config.momentum, decay=config.weight_decay)
 
 
 def learning_rate(step: int, total_steps: int, config: InnerConfig) -> float:
@@ -50,7 +61,7 @@ def warm_up(step: int, config: InnerConfig) -> float:
 def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, nothing more
     loss_of: Callable[[Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[Tensor],
+    batches: Iterable[Sequence[Piece]],
     *,
     learning_rates: Callable[[int], float],
     clip_norm: float,
@@ -61,7 +72,7 @@ def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, not
 
     Args:
         loss_of: tokens (B, T+1) → scalar mean loss in nats, ready for `backward`.
-        batches: this worker's tokens, one (B, T+1) int64 tensor per inner step.
+        batches: this worker's part of each inner step, in pieces; equally many on all workers.
         learning_rates: index of the step in this round → learning rate.
         on_step: told of each step and its loss; whether to stop behind it.
 
@@ -76,21 +87,34 @@ def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, not
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = learning_rates(step)
-        loss = loss_of(batch)
-        loss.backward()
+        losses.append(_accumulate(loss_of, batch))
         nn.utils.clip_grad_norm_(params, clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-        tokens += batch.shape[0] * (batch.shape[1] - 1)
+        tokens += sum(piece.num_tokens for piece in batch)
         enough = on_step(step, losses[-1])
         if stop.agree(enough or time.perf_counter() - start > stop.after_seconds):
             break
     values = torch.stack(losses).tolist()  # one wait for the device, at the end
-    finite = all(map(math.isfinite, values)) and all(bool(torch.isfinite(param).all()) for param in params)
+    finite = all(map(math.isfinite, values)) and all(bool(torch.isfinite(local(param)).all()) for param in params)
     if stop.agree(not finite):
         raise DivergedError("the inner steps diverged (not finite any more): lower shared.inner.learning_rate")
     return InnerReport(
         steps=len(values), tokens=tokens, first_loss=values[0], last_loss=values[-1],
         mean_loss=sum(values) / len(values), seconds=time.perf_counter() - start,
     )  # fmt: skip
+
+
+def _accumulate(loss_of: Callable[[Tensor], Tensor], batch: Sequence[Piece]) -> Tensor:
+    """Gradients of a worker's part of a step, added up; returns its part of the mean loss."""
+    total = torch.zeros(())
+    for piece in batch:
+        loss = loss_of(piece.tokens_BT) * piece.weight
+        loss.backward()
+        total = total.to(loss.device) + loss.detach()
+    return total
+
+
+def local(param: Tensor) -> Tensor:
+    """This worker's part of a param, which is all of it unless it is sharded."""
+    return param.to_local() if isinstance(param, DTensor) else param
