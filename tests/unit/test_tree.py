@@ -1,9 +1,11 @@
 """The digest of a blob: equal to its definition, and nothing of the blob can change without it."""
 
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -100,3 +102,38 @@ def test_the_table_of_a_blob_is_not_the_blobs_digest() -> None:
 def test_chunks_add_up_to_the_blob() -> None:
     for size in (0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 10**9):
         assert sum(tree.chunk_size(size, index) for index in range(tree.num_chunks(size))) == size
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("chunks", [0, 1, 2, 3, 4, 5, 11])
+@pytest.mark.parametrize("rest", [0, 1, CHUNK_BYTES - 1])
+def test_threads_and_processes_find_what_one_would(tmp_path: Path, chunks: int, rest: int) -> None:
+    # given
+    data, path = blob(chunks * CHUNK_BYTES + rest), tmp_path / "blob"
+    path.write_bytes(data)
+    # then in memory, from a file, and from parts of it, it is the table of the definition
+    expected = b"".join(
+        sha256(data[start : start + CHUNK_BYTES]).digest() for start in range(0, len(data), CHUNK_BYTES)
+    )
+    assert Table.of(data) == Table.of_file(path) == Table(len(data), expected)
+    assert Table.of(data).digest == reference(data)
+    for parts in (1, 2, 3, 8):
+        taken = [tree.part_of(len(data), part, parts) for part in range(parts)]
+        assert Table.joined(len(data), [tree.chunk_hashes(path, *each) for each in taken]) == Table.of(data)
+
+
+def test_a_file_that_shrinks_is_not_hashed_as_if_it_had_not(tmp_path: Path) -> None:
+    # given a file that is shorter than whoever shares it out believes
+    path = tmp_path / "blob"
+    path.write_bytes(blob(CHUNK_BYTES))
+    # when / then
+    with pytest.raises(OSError, match="shorter than it should be"):
+        tree.chunk_hashes(path, 0, 2)
