@@ -28,7 +28,7 @@ from elastic.messages import (
     Terms,
     View,
 )
-from elastic.reports import Carried, StateMeta
+from elastic.reports import Carried, StateMeta, TrainerState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,30 +47,6 @@ class Clock(Protocol):
         ...
 
     async def sleep(self, seconds: Seconds) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerState:
-    """What the trainer holds, also right after a restart."""
-
-    round: RoundIndex
-    """The round whose anchor it holds."""
-    anchor: Digest
-    size_bytes: int
-    """Size of the anchor's canonical bytes, the same on every peer of a run."""
-    state_path: str
-    """File with exactly those bytes, to be served to joiners."""
-    pending: Pending | None = None
-    """A contribution made and not yet settled by a manifest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A contribution of ours between `compress` and the manifest of its round; survives a crash."""
-
-    round: RoundIndex
-    inner: InnerReport
-    payload: bytes
 
 
 class Trainer(Protocol):
@@ -148,6 +124,10 @@ class Reducer(Protocol):
 
         `like` may name some of the tensors only. With `out`, tensors of the same shapes, it may be written there.
         """
+        ...
+
+    def join(self, payloads: Sequence[Payload]) -> Payload:
+        """Payloads of some tensors each, none of which two have, as one of all of them."""
         ...
 
     def encode(self, payload: Payload) -> bytes: ...
@@ -323,6 +303,14 @@ class StateStore(Protocol):
 
     def write_file(self, name: str, data: bytes) -> str:
         """Write durably under a new name; counts for nothing until `commit`. Returns the path."""
+        ...
+
+    def create(self, name: str, size: int) -> str:
+        """A file of that size for several to write parts of; counts for nothing until it is adopted and committed."""
+        ...
+
+    def adopt(self, temporary: str, name: str) -> str:
+        """Give a file that was created, and is whole, a name that `commit` may refer to."""
         ...
 
     def commit(self, meta: StateMeta) -> None:

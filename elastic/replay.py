@@ -26,7 +26,7 @@ from elastic.registry import build
 from elastic.reports import StateMeta, fits
 from elastic.state.chain import CHAIN_FILE
 from elastic.state.store import ANCHOR_PREFIX, STATE_FOLDER
-from elastic.train.outer import Turns, initial_anchor, outer_steps
+from elastic.train.outer import Turns, outer_steps, with_momentum
 from elastic.wire.dense import encode_state
 from elastic.wire.tree import Table, blob_digest
 
@@ -92,7 +92,7 @@ def replay(
     model = build("model", shared.model)
     model.initialize(shared.seed)
     like = {name: torch.empty(param.shape, device="meta") for name, param in model.named_parameters()}
-    anchor = initial_anchor(dict(model.named_parameters()), shared.outer)
+    anchor = with_momentum({name: param.detach() for name, param in model.named_parameters()}, shared.outer)
     del model
     reducer, turns = build("reducer", shared.reducer), Turns(like)
     digest, round_ = blob_digest(encode_state(anchor)), GENESIS

@@ -34,10 +34,13 @@ class Llama(nn.Module):  # type: ignore[misc]
 
     What a trainer may rely on, of this and of any other model named in a run file:
         `Model(config)` costs memory only, and none under `torch.device("meta")`;
-        `initialize(seed)` gives the same bits on every machine;
+        `initialize(seed)` gives the same bits on every machine; a model that has `initial_values(seed)` gives them
+            as (name, tensor), one by one;
         `model(tokens_BT)` gives logits_BTV, `model.loss(tokens_BT1)` a scalar in nats per token;
         `generate(prompt_1T, num_tokens, temperature, generator)` gives tokens_1T; a model that has `stream`, with the
             same arguments, gives the new ones one by one;
+        `blocks`, if it has them, are its layers: sharded, recomputed and compiled one by one, and, if they are
+            matrices, taken for hidden ones by Muon;
         `config` is what it was made from; all state is in its parameters (no buffers).
     """
 
@@ -160,13 +163,22 @@ class Llama(nn.Module):  # type: ignore[misc]
         are uniform: integers from a CPU Mersenne twister, each exact in fp32, times one constant, which
         IEEE 754 rounds alike everywhere. Parameters are visited in the order of their names. Norms are one.
         """
-        generator = torch.Generator("cpu").manual_seed(seed)
+        params = dict(self.named_parameters())
         with torch.no_grad():
-            for name, param in sorted(self.named_parameters()):
-                if param.ndim == 1:
-                    param.fill_(1.0)
-                else:
-                    fill_uniform(param, self.initial_std(name), generator)
+            for name, value in self.initial_values(seed):
+                params[name].copy_(value)
+
+    def initial_values(self, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """What `initialize` sets, in its order: name and fp32 tensor, one in memory at a time.
+
+        Also of a model on the meta device: whoever holds a part of the model needs no memory for all of it.
+        """
+        generator = torch.Generator("cpu").manual_seed(seed)
+        for name, param in sorted(self.named_parameters()):
+            value = torch.ones(param.shape)
+            if param.ndim > 1:
+                fill_uniform(value, self.initial_std(name), generator)
+            yield name, value
 
     def initial_std(self, name: str) -> float:
         """Standard deviation of a matrix: sqrt(2 / 5D), less for what adds to the residual stream.

@@ -7,9 +7,10 @@ from elastic.actors.job import assigner, layout, load_corpus
 from elastic.agreement.charter import Charter
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.config import RunConfig
-from elastic.contracts import Exchange, Trainer, TrainerState
+from elastic.contracts import Exchange, Trainer
 from elastic.peer import Peer
 from elastic.registry import build
+from elastic.reports import TrainerState
 from elastic.schedule.clock import WallClock
 from elastic.state.chain import CHAIN_FILE, Chain
 from elastic.state.store import STATE_FOLDER, StateStore, read_if_there, write_durably
@@ -50,9 +51,13 @@ def session_parts(config: RunConfig) -> Parts:
     Raises:
         ConfigError, MissingCorpusError, StateError: the user's to mend.
     """
+    import torch
+
     shared, corpus = config.shared, load_corpus(config)
+    with torch.device("meta"):  # the session makes room for this worker's part of it
+        model = build("model", shared.model)
     return Parts(
-        model=build("model", shared.model), corpus=corpus, assign=assigner(config, len(corpus.tokens)),
+        model=model, corpus=corpus, assign=assigner(config, len(corpus.tokens)),
         reducer=build("reducer", shared.reducer),
         store=StateStore(config.local.state_dir / STATE_FOLDER, keep_anchors=KEEP_ANCHORS),
     )  # fmt: skip

@@ -6,7 +6,7 @@ them. An incarnation is one life of the worker group; when a new one says hello,
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elastic import trace
@@ -75,8 +75,14 @@ class Mailbox:
         if self._fatal:
             raise self._fatal
 
-    async def call(self, verb: str, *args: Any, everyone: bool = False) -> Any:
+    async def call(self, verb: str, *args: Any, everyone: bool = False, others: tuple[Any, ...] | None = None) -> Any:
         """Have rank 0 (or all ranks) run a verb of the session; returns rank 0's value.
+
+        Args:
+            verb: of the session.
+            args: its arguments.
+            everyone: all ranks are asked.
+            others: they are, and the others get these arguments: what is large, and only rank 0 needs, goes once.
 
         Raises:
             TrainerLostError: the group was restarted before it answered, or the mailbox is closed.
@@ -87,13 +93,14 @@ class Mailbox:
             raise TrainerLostError("the trainer is closed")
         group = self._group
         assert group is not None
-        ranks = range(group.world_size) if everyone else range(1)
+        ranks = range(group.world_size) if everyone or others is not None else range(1)
         self._serial += 1
         command = Command(self._serial, verb, args, trace.carrier(), time.time())
+        for_others = command if others is None else replace(command, args=others)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[command.serial] = (future, len(ranks))
         for rank in ranks:
-            group.queues[rank].put_nowait(command)
+            group.queues[rank].put_nowait(for_others if rank else command)
         try:
             return await future
         finally:

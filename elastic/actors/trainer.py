@@ -17,9 +17,9 @@ from elastic.actors.ray_train import LeanTorchTrainer, sweep
 from elastic.actors.revival import GiveUp, after_death
 from elastic.actors.worker import train_loop
 from elastic.config_local import RayConfig
-from elastic.contracts import TrainerState
 from elastic.errors import ElasticError, TrainerFailedError
 from elastic.messages import Assessment, ContributionHeader, Digest, InnerReport, Manifest, RoundIndex, RoundPlan
+from elastic.reports import TrainerState
 
 logger = logging.getLogger(__name__)
 
@@ -68,29 +68,29 @@ class RayTrainer:
         return report
 
     async def compress(self, plan: RoundPlan, inner: InnerReport) -> bytes:
-        payload: bytes = await self._mailbox.call("compress", plan, inner)
+        payload: bytes = await self._mailbox.call("compress", plan, inner, everyone=True)
         return payload
 
     async def outer_step(self, manifest: Manifest, payloads: Mapping[Digest, bytes]) -> Digest:
-        digest: Digest = await self._mailbox.call("outer_step", manifest, dict(payloads))
+        digest: Digest = await self._mailbox.call("outer_step", manifest, dict(payloads), everyone=True)
         return digest
 
     async def load(self, state: bytes, round_: RoundIndex, settled: Manifest | None = None) -> Digest:
-        digest: Digest = await self._mailbox.call("load", state, round_, settled)
+        digest: Digest = await self._mailbox.call("load", state, round_, settled, others=(None, round_, settled))
         return digest
 
     async def assess(
         self, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int, beside: bytes | None = None
     ) -> Assessment:
-        assessment: Assessment = await self._mailbox.call("assess", plan, header, payload, seed, beside)
+        assessment: Assessment = await self._mailbox.call("assess", plan, header, payload, seed, beside, everyone=True)
         return assessment
 
     async def evaluate(self, max_sequences: int) -> float:
-        loss: float = await self._mailbox.call("evaluate", max_sequences)
+        loss: float = await self._mailbox.call("evaluate", max_sequences, everyone=True)
         return loss
 
     async def generate(self, prompt: str, num_tokens: int) -> str:
-        text: str = await self._mailbox.call("generate", prompt, num_tokens)
+        text: str = await self._mailbox.call("generate", prompt, num_tokens, everyone=True)
         return text
 
     async def close(self) -> None:

@@ -22,7 +22,8 @@ from elastic.actors.mailbox import Command, Reply
 from elastic.errors import ConfigError, ElasticError, TrainerFailedError
 from elastic.state.store import claim
 from elastic.train.gpu import gpu_memory
-from elastic.train.session import Session, Worker
+from elastic.train.session import Session
+from elastic.train.workers import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ BUGS = (
     OSError,
 )
 """What broken code or a broken machine raises; everything else may pass."""
+OUT_OF_MEMORY = (
+    "out of memory; in [local.train] set micro_batch to fewer sequences (1 needs least), recompute = true or "
+    'precision = "bf16", or share the model among more workers (local.ray.workers)'
+)
 TAKEOVER_SECONDS = 20.0
 """For the worker of the last life to be dead: two would write the same files."""
 TOLD = frozenset({"inner_steps", "compress", "outer_step", "assess", "load"})
@@ -87,12 +92,13 @@ def make_session(job: Job, rank: int, world_size: int, peer: Any) -> Session:
         ConfigError, MissingCorpusError, StateError: the user's to mend.
     """
     shared, ray_config = job.config.shared, job.config.local.ray
-    if shared.inner.batch_size % world_size:
+    if shared.inner.batch_size < world_size:
         raise ConfigError(
-            f"shared.inner.batch_size = {shared.inner.batch_size} cannot be divided by local.ray.workers = {world_size}"
+            f"local.ray.workers = {world_size}, but there are only shared.inner.batch_size = "
+            f"{shared.inner.batch_size} sequences in a batch for them to share"
         )
     torch.set_num_threads(ray_config.threads or max(1, (os.cpu_count() or 1) // world_size))
-    worker = Worker(rank, world_size, str(ray.train.torch.get_device()))
+    worker = Worker(rank, world_size, str(ray.train.torch.get_device()), job.config.local.train)
     return Session(shared, session_parts(job.config), worker=worker, on_step=_Progress(peer, rank))
 
 
@@ -146,13 +152,21 @@ def _is_a_lost_partner(error: Exception, world_size: int) -> bool:
     """With several workers, one that dies makes the others' collectives fail with RuntimeErrors: Ray Train must restart
     the group, so this worker has to fail too, and say nothing that would end the peer.
     """
-    return world_size > 1 and isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError)
+    ours = isinstance(error, NotImplementedError) or _is_out_of_memory(error)
+    return world_size > 1 and isinstance(error, RuntimeError) and not ours
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """A GPU's, which has a class of its own, or the host's, which torch tells by its text."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _as_ours(what: str, error: Exception) -> ElasticError:
     """One line for the user; a bug leaves its traceback in the log."""
     if isinstance(error, ElasticError):
         return error
+    if _is_out_of_memory(error):
+        return TrainerFailedError(f"{what}: {OUT_OF_MEMORY}")
     logger.error("%s failed: %s", what, traceback.format_exc())
     first = str(error).strip().splitlines()[:1] or [""]
     return TrainerFailedError(f"{what} failed: {type(error).__name__}: {first[0][:300]} (traceback in peer.log)")

@@ -22,7 +22,8 @@ from elastic.registry import READ_CORPUS, build, load
 from elastic.schedule.assignment import Shuffle, num_train_sequences
 from elastic.sections import PluginChoice
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps
-from elastic.train.outer import initial_anchor, outer_step
+from elastic.train.outer import outer_step, with_momentum
+from elastic.train.pieces import Piece
 from elastic.train.tokens import Batches, TokenArray, held_out_batches
 
 HELD_OUT = 0.05
@@ -113,7 +114,8 @@ class Swarm:
         """Inner steps, payloads and one outer step; yields the bytes that a peer sends in a round."""
         recipe = self.recipe
         reducer: Any = SparseLoCo(recipe.reducer) if recipe.method == "sparseloco" else Average(Average.Config())
-        anchor = initial_anchor(self.params, recipe.outer)
+        start = {name: param.detach().clone() for name, param in self.params.items()}
+        anchor = with_momentum(start, recipe.outer)
         optimizers = [make_optimizer(self.model, recipe.inner) for _ in range(recipe.peers)]
         self.residuals = [{name: torch.zeros(param.shape) for name, param in self.params.items()} for _ in optimizers]
         for round_ in count():
@@ -137,7 +139,7 @@ class Swarm:
     def _inner_steps(self, optimizer: torch.optim.Optimizer, batches: Iterator[Tensor], round_: int) -> None:
         inner, offset = self.recipe.inner, round_ * self.recipe.inner.steps
         run_inner_steps(
-            self.model.loss, optimizer, batches,
+            self.model.loss, optimizer, ([Piece(batch)] for batch in batches),
             learning_rates=lambda step: learning_rate(offset + step, self.recipe.steps, inner),
             clip_norm=inner.clip_norm, stop=Stop(1e9),
         )  # fmt: skip

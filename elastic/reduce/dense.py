@@ -78,6 +78,9 @@ class Average:
             name: _mean([(payload[name]["values"], share) for payload, share in parts], like[name]) for name in like
         }
 
+    def join(self, payloads: Sequence[Payload]) -> Payload:
+        return {name: fields for each in payloads for name, fields in each.items()}
+
     def encode(self, payload: Payload) -> bytes:
         return encode_dense({name: fields["values"] for name, fields in payload.items()})
 

@@ -257,6 +257,9 @@ class SparseLoCo:
             start += block.size * block.num_chunks
         return np.concatenate(places), topk.energy(entries)
 
+    def join(self, payloads: Sequence[SparsePayload]) -> SparsePayload:
+        return SparsePayload(self.sparsity, {name: part for each in payloads for name, part in each.parts.items()})
+
     def encode(self, payload: SparsePayload) -> bytes:
         return codec.encode(payload)
 

@@ -9,7 +9,6 @@ at any point `state.json` is the old one or the new one, and all files it names 
 rules of POSIX rename and fsync as in "All File Systems Are Not Created Equal" (OSDI 2014).
 """
 
-import errno
 import fcntl
 import logging
 import os
@@ -19,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from elastic import trace
-from elastic.errors import MalformedError, StateError
+from elastic.errors import MalformedError, StateError, state_error
 from elastic.reports import StateMeta
 
 logger = logging.getLogger(__name__)
@@ -96,6 +95,17 @@ class StateStore:
             return str(path)
         write_durably(path, data)
         return str(path)
+
+    def create(self, name: str, size: int) -> str:
+        path = self._files / (name + _TEMPORARY)
+        with _explained(path), path.open("wb") as file:
+            if size:
+                os.posix_fallocate(file.fileno(), 0, size)
+        return str(path)
+
+    def adopt(self, temporary: str, name: str) -> str:
+        os.replace(temporary, self._path(name))
+        return str(self._path(name))
 
     def commit(self, meta: StateMeta) -> None:
         """Make these files the state, on disk when this returns; drop those no longer needed.
@@ -213,20 +223,6 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def state_error(path: Path, error: OSError) -> StateError:
-    """What went wrong with a file of ours and what to do about it, in one line."""
-    advice = {
-        errno.ENOSPC: "free some space on that disk",
-        errno.EDQUOT: "free some of your quota on that disk",
-        errno.EFBIG: "the limit on file sizes is too low (ulimit -f, or the file system's)",
-        errno.EACCES: "make it readable and writable for this user",
-        errno.EPERM: "make it readable and writable for this user",
-        errno.EROFS: "that file system is read-only; choose another local.state_dir",
-        errno.EIO: "that disk is failing; choose another local.state_dir",
-    }.get(error.errno or 0, "choose another local.state_dir if this stays")
-    return StateError(f"{path}: {error.strerror or error}; {advice}")
 
 
 @contextmanager

@@ -10,16 +10,19 @@ Source: Gauntlet, arXiv 2505.21684, whose validators drew other tokens for each 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from elastic.messages import Assessment, ContributionHeader, RoundPlan
 from elastic.train.tokens import cut
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from elastic.train.session import Session
 
 Sequences = npt.NDArray[np.int64]
@@ -28,7 +31,6 @@ WORST = -10.0
 """A relative gain is not measured below this; a loss that is no number counts as this."""
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
 def assess(
     session: Session, plan: RoundPlan, header: ContributionHeader, payload: bytes, seed: int, beside: bytes | None
 ) -> Assessment:
@@ -52,10 +54,7 @@ def assess(
         parts.append((session.reducer.decode(beside, session.like), 0.0))
     session.anchor_into_params()
     before = _loss(session, own), _loss(session, others)
-    step = session.shared.scoring.step * session.shared.outer.learning_rate
-    for some, room in session.turns:
-        for name, value in session.reducer.aggregate(parts, some, out=room).items():
-            session.params[name].copy_(session.anchor[name] - value * step)
+    session.fitted.fill(partial(_tried, session, parts), session.owners)
     after = _loss(session, own), _loss(session, others)
     return Assessment(
         peer=header.peer, round=plan.round,
@@ -90,12 +89,20 @@ def _draw(rng: np.random.Generator, some: Sequences, session: Session) -> Sequen
     return rng.choice(some, count, replace=False)
 
 
+def _tried(session: Session, parts: Sequence[tuple[Any, float]], name: str) -> Tensor:
+    """θ' of one tensor."""
+    step = session.shared.scoring.step * session.shared.outer.learning_rate
+    found = session.reducer.aggregate(parts, {name: session.like[name]})[name]
+    return session.anchor[name] - found * step
+
+
 def _loss(session: Session, sequences: Sequences) -> float:
-    inner, losses = session.shared.inner, 0.0
-    for start in range(0, len(sequences), inner.batch_size):
-        batch = cut(session.corpus.tokens, sequences[start : start + inner.batch_size], inner.sequence_length)
-        losses += session.model.loss(batch.to(session.worker.device)).item() * len(batch)
-    return losses / len(sequences)
+    inner = session.shared.inner
+    starts = range(0, len(sequences), inner.batch_size)
+    return session.mean_loss(
+        cut(session.corpus.tokens, sequences[start : start + inner.batch_size], inner.sequence_length)
+        for start in starts
+    )
 
 
 def _gain(before: float, after: float) -> float:

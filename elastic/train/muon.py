@@ -22,7 +22,11 @@ LIKE_ADAMW = 0.2
 class Muon(torch.optim.Optimizer):  # type: ignore[misc]
     """For some groups of params Muon, for the others AdamW; learning rates of both are set in `param_groups`."""
 
-    def __init__(self, matrices: list[nn.Parameter], adamw: torch.optim.AdamW, *, momentum: float, decay: float) -> None:
+    param_groups: list[dict[str, Any]]
+
+    def __init__(
+        self, matrices: list[nn.Parameter], adamw: torch.optim.AdamW, *, momentum: float, decay: float
+    ) -> None:
         """Of fresh parts.
 
         Args:

@@ -13,12 +13,10 @@ MOMENTUM = "outer.momentum/"
 """Prefix of the outer momentum among the anchor's tensors: it is shared state and part of the digest."""
 
 
-def initial_anchor(params: Mapping[str, Tensor], config: OuterConfig) -> dict[str, Tensor]:
-    """θ as fp32 copies on the CPU, and zero momentum beside it if the outer optimizer has any."""
-    anchor = {name: param.detach().cpu().float().clone() for name, param in params.items()}
-    if config.nesterov:
-        anchor |= {MOMENTUM + name: value.new_zeros(value.shape) for name, value in anchor.items()}
-    return anchor
+def with_momentum(anchor: Mapping[str, Tensor], config: OuterConfig) -> dict[str, Tensor]:
+    """θ, and zero momentum beside it if the outer optimizer has any."""
+    momentum = {MOMENTUM + name: torch.zeros_like(value) for name, value in anchor.items() if config.nesterov}
+    return {**anchor, **momentum}
 
 
 def outer_step(anchor: dict[str, Tensor], update: Mapping[str, Tensor], config: OuterConfig) -> None:

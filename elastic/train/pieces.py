@@ -20,21 +20,20 @@ class Piece:
         return self.tokens_BT.shape[0] * (self.tokens_BT.shape[1] - 1) if self.weight else 0
 
 
-def pieces(batch_BT: Tensor, batch_size: int, world_size: int, most: int = 0) -> list[Piece]:
+def pieces(mine_BT: Tensor, any_BT: Tensor, batch_size: int, world_size: int, most: int = 0) -> list[Piece]:
     """A worker's sequences, at most `most` at once (0: all), as many pieces as every other worker has.
 
     With sharded params the workers must go through the model equally often: one that has no sequences left does so with
     one that does not count.
 
     Args:
-        batch_BT: of this worker; some have one sequence more than others.
+        mine_BT: sequences of this worker; some have one more than others, and some perhaps none.
+        any_BT: what to go through the model with, without counting it.
         batch_size: sequences of all workers.
-        world_size: how many workers there are, none without a sequence.
+        world_size: how many workers there are.
         most: sequences of a piece.
     """
     largest = -(-batch_size // world_size)
     count = -(-largest // (most or largest))
-    parts = batch_BT.tensor_split(count)
-    return [
-        Piece(part, len(part) * world_size / batch_size) if len(part) else Piece(batch_BT[:1], 0.0) for part in parts
-    ]
+    parts = mine_BT.tensor_split(count)
+    return [Piece(part, len(part) * world_size / batch_size) if len(part) else Piece(any_BT, 0.0) for part in parts]

@@ -23,6 +23,8 @@ from elastic.errors import ElasticError
 
 T = TypeVar("T")
 
+PLAIN = TrainConfig()
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -31,7 +33,7 @@ class Worker:
     rank: int = 0
     world_size: int = 1
     device: str = "cpu"
-    how: TrainConfig = TrainConfig()
+    how: TrainConfig = PLAIN
 
     def any(self, flag: bool) -> bool:
         """True on all workers if it is true on one, so that they decide alike."""

@@ -47,7 +47,8 @@ from elastic.sim.loop import InlineExecutor
 from elastic.state.chain import Chain
 from elastic.state.store import StateStore, read_if_there, write_durably
 from elastic.train.local import LocalTrainer
-from elastic.train.session import Parts, Session, Worker
+from elastic.train.session import Parts, Session
+from elastic.train.workers import Worker
 from elastic.wire.signing import Identity
 from model_zoo.corpus import read_corpus
 

@@ -216,7 +216,7 @@ def poison(session: Any, how: str) -> None:
         steps_left.pop()
         if not steps_left:
             with torch.no_grad():
-                next(iter(session.params.values())).fill_(float("inf"))
+                next(iter(session.fitted.params.values())).fill_(float("inf"))
 
     steps_left = list(range(session.shared.inner.steps))
     if how == "the loss is not a number":

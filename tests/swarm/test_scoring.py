@@ -107,7 +107,7 @@ async def test_an_assessment_is_the_gain_of_the_outer_step_it_tries(tmp_path: Pa
             from elastic.train.tokens import cut
 
             with torch.no_grad():
-                for name, param in session.params.items():
+                for name, param in session.fitted.params.items():
                     param.copy_(anchor[name])
                 batches = kept["assigned"].reshape(-1, LONG["batch_size"])
                 losses = [session.model.loss(cut(session.corpus.tokens, each, 32)).item() for each in batches]

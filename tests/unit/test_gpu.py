@@ -13,7 +13,8 @@ from elastic.messages import ContributionHeader, Digest, Manifest, PeerId, Round
 from elastic.registry import build
 from elastic.state.store import StateStore
 from elastic.train.gpu import gpu_memory
-from elastic.train.session import Parts, Session, Worker
+from elastic.train.session import Parts, Session
+from elastic.train.workers import Worker
 from elastic.wire.signing import Identity
 from elastic.wire.tree import blob_digest
 

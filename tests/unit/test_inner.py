@@ -11,6 +11,7 @@ from torch import nn
 from elastic.config import InnerConfig
 from elastic.errors import DivergedError
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps
+from elastic.train.pieces import Piece
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
@@ -39,7 +40,7 @@ def test_no_warm_up_starts_at_the_peak() -> None:
 
 def inner(loss: Any, stop: Stop, steps: int = 4) -> Any:
     model = nn.Linear(2, 1)
-    batches = (torch.ones(3, 9, dtype=torch.int64) for _ in range(steps))
+    batches = ([Piece(torch.ones(3, 9, dtype=torch.int64))] for _ in range(steps))
     optimizer = make_optimizer(model, InnerConfig())
     return run_inner_steps(
         lambda batch: loss(model(torch.ones(2)).sum()), optimizer, batches,
@@ -61,7 +62,7 @@ def test_who_is_told_that_it_is_enough_stops_behind_the_step() -> None:
     model = nn.Linear(2, 1)
     report = run_inner_steps(
         lambda batch: model(torch.ones(2)).sum(), make_optimizer(model, InnerConfig()),
-        (torch.ones(3, 9, dtype=torch.int64) for _ in range(4)),
+        ([Piece(torch.ones(3, 9, dtype=torch.int64))] for _ in range(4)),
         learning_rates=lambda step: 0.1, clip_norm=1.0, stop=Stop(100.0), on_step=lambda step, loss: step == 1,
     )  # fmt: skip
     assert report.steps == 2

@@ -19,7 +19,8 @@ from elastic.schedule.plan import plan_round
 from elastic.state.store import StateStore
 from elastic.train.inner import learning_rate
 from elastic.train.outer import MOMENTUM
-from elastic.train.session import Parts, Session, Worker
+from elastic.train.session import Parts, Session
+from elastic.train.workers import Worker
 from elastic.wire.dense import decode_state
 from elastic.wire.signing import Identity
 from elastic.wire.tree import blob_digest
@@ -137,11 +138,11 @@ def test_what_bf16_cannot_say_of_the_anchor_is_not_mistaken_for_learning(tmp_pat
     # given a model in bf16 that learns nothing
     session, _ = founded(tmp_path, shared())
     session.model.bfloat16()
-    session.params = dict(session.model.named_parameters())
-    session._start_from_anchor()
+    session.fitted.params = dict(session.model.named_parameters())
+    session.anchor_into_params()
     # when / then
-    assert all(not value.any() for value in session._pseudo_gradient().values())
-    assert any(not torch.equal(session.anchor[n], p.detach().float()) for n, p in session.params.items())
+    assert all(not value.any() for value in session.pseudo_gradient().values())
+    assert any(not torch.equal(session.anchor[n], p.detach().float()) for n, p in session.fitted.params.items())
 
 
 # --- settling --------------------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def test_an_uncounted_contribution_goes_back_into_the_residual(tmp_path: Path) -
     session, head = founded(tmp_path, shared())
     plan = plan_of(session, head)
     inner = session.inner_steps(plan)
-    done = {name: session.anchor[name] - param.detach() for name, param in session.params.items()}
+    done = {name: session.anchor[name] - param.detach() for name, param in session.fitted.params.items()}
     payload = session.compress(plan, inner)
     others = contributed(founded(tmp_path / "other", shared(seed=1))[0], head)
     # when
@@ -297,7 +298,7 @@ def test_the_momentum_is_resumed_and_part_of_the_digest(tmp_path: Path) -> None:
     momentum = {name: value for name, value in again.anchor.items() if name.startswith(MOMENTUM)}
     assert sum(value.abs().sum() for value in momentum.values()) > 0
     assert same(again.anchor, session.anchor)
-    assert {MOMENTUM + name for name in again.params} == set(momentum)
+    assert {MOMENTUM + name for name in again.fitted.params} == set(momentum)
 
 
 def test_two_fresh_sessions_hold_the_same_anchor(tmp_path: Path) -> None:

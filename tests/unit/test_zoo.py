@@ -196,7 +196,7 @@ def test_who_trains_from_an_old_anchor_still_holds_the_right_one(tmp_path: Path)
     done(lambda: kind.train(me, plan(here, 2)))
     # then its params are near the old one
     assert me.session.anchor is right
-    assert max((me.session.params[name] - right[name]).abs().min() for name in me.session.params) > 0.5
+    assert max((me.session.fitted.params[name] - right[name]).abs().min() for name in me.session.fitted.params) > 0.5
 
 
 def test_validators_in_league_praise_friends_and_slander_the_rest(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from elastic.schedule.assignment import assigned_sequences, num_train_sequences
 from elastic.sections import PluginChoice
 from elastic.sim.loop import VirtualClock
 from elastic.state.store import StateStore
-from elastic.train.session import Parts, Session, Worker
+from elastic.train.session import Parts, Session
+from elastic.train.workers import Worker
 from elastic.wire.signing import Identity
 
 RUN = "attack"

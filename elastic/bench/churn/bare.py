@@ -33,7 +33,8 @@ from elastic.peer import Peer
 from elastic.reports import RoundReport
 from elastic.schedule.clock import WallClock
 from elastic.train.local import LocalTrainer
-from elastic.train.session import Session, Worker
+from elastic.train.session import Session
+from elastic.train.workers import Worker
 from elastic.wire.signing import Identity
 
 T = TypeVar("T")
