@@ -20,7 +20,7 @@ from elastic.actors.job import Job
 from elastic.actors.logs import log_to_file, trace_to
 from elastic.actors.mailbox import Command, Reply
 from elastic.errors import ConfigError, ElasticError, TrainerFailedError
-from elastic.state.store import claim
+from elastic.state.claim import claim
 from elastic.train.gpu import gpu_memory
 from elastic.train.session import Session, Worker
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from elastic import trace
 from elastic.errors import MalformedError, StateError
 from elastic.messages import Manifest, RoundIndex
-from elastic.state.store import state_error, sync_directory
+from elastic.state.files import state_error, sync_directory
 
 CHAIN_FILE = "chain.jsonl"
 """Its name in a peer's state directory."""
