@@ -25,6 +25,9 @@ A peer's misbehaviour is a Verdict and an unlucky round is a Skip; neither is an
 `__init__`: Ray rebuilds exceptions from their arguments when they cross processes.
 """
 
+import errno
+from pathlib import Path
+
 
 class ElasticError(Exception):
     """Base of all errors raised by this project; its message is one line for a person."""
@@ -104,3 +107,17 @@ class BugError(ElasticError):
 
 class DivergedError(ElasticError):
     """Inner steps ended in NaN or infinity; the anchor and the residual are as before."""
+
+
+def state_error(path: Path, error: OSError) -> StateError:
+    """What went wrong with a file of ours and what to do about it, in one line."""
+    advice = {
+        errno.ENOSPC: "free some space on that disk, or keep fewer anchors (local.checkpoints)",
+        errno.EDQUOT: "free some of your quota on that disk, or keep fewer anchors (local.checkpoints)",
+        errno.EFBIG: "the limit on file sizes is too low (ulimit -f, or the file system's)",
+        errno.EACCES: "make it readable and writable for this user",
+        errno.EPERM: "make it readable and writable for this user",
+        errno.EROFS: "that file system is read-only; choose another local.state_dir",
+        errno.EIO: "that disk is failing; choose another local.state_dir",
+    }.get(error.errno or 0, "choose another local.state_dir if this stays")
+    return StateError(f"{path}: {error.strerror or error}; {advice}")

@@ -4,7 +4,6 @@ A file is written under a temporary name and renamed. What dies halfway leaves a
 a lock on it tells that someone is still at it.
 """
 
-import errno
 import fcntl
 import os
 import secrets
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from elastic import trace
-from elastic.errors import StateError
+from elastic.errors import state_error
 from elastic.wire.files import write_at
 
 TEMPORARY = ".tmp"
@@ -147,20 +146,6 @@ def sweep(directory: Path) -> None:
         with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-
-
-def state_error(path: Path, error: OSError) -> StateError:
-    """What went wrong with a file of ours and what to do about it, in one line."""
-    advice = {
-        errno.ENOSPC: "free some space on that disk, or keep fewer anchors (local.checkpoints)",
-        errno.EDQUOT: "free some of your quota on that disk, or keep fewer anchors (local.checkpoints)",
-        errno.EFBIG: "the limit on file sizes is too low (ulimit -f, or the file system's)",
-        errno.EACCES: "make it readable and writable for this user",
-        errno.EPERM: "make it readable and writable for this user",
-        errno.EROFS: "that file system is read-only; choose another local.state_dir",
-        errno.EIO: "that disk is failing; choose another local.state_dir",
-    }.get(error.errno or 0, "choose another local.state_dir if this stays")
-    return StateError(f"{path}: {error.strerror or error}; {advice}")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from elastic.errors import MalformedError, StateError
+from elastic.errors import MalformedError, StateError, state_error
 from elastic.messages import RoundIndex
 from elastic.reports import StateMeta
 from elastic.state.background import Background
@@ -29,7 +29,6 @@ from elastic.state.files import (
     Temporary,
     explained,
     read_if_there,
-    state_error,
     sweep,
     sync_directory,
     sync_file,
