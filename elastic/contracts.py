@@ -293,28 +293,41 @@ class Agreement(Protocol):
 
 
 class StateStore(Protocol):
-    """Durable files of one trainer: a directory outside, a temporary one in tests."""
+    """Files of one trainer: a directory outside, a temporary one in tests. One process commits."""
 
-    def load(self) -> StateMeta | None:
-        """What was committed last; None at the first start."""
+    def candidates(self) -> Sequence[StateMeta]:
+        """The newest state, and behind it what was known to be on the disk: a power failure may garble the first."""
+        ...
+
+    def restore(self, meta: StateMeta) -> None:
+        """Take one of the candidates for the state."""
         ...
 
     def read_file(self, name: str) -> bytes: ...
 
     def write_file(self, name: str, data: bytes) -> str:
-        """Write durably under a new name; counts for nothing until `commit`. Returns the path."""
+        """Write under a new name; counts for nothing until `commit`. Returns the path."""
         ...
 
     def create(self, name: str, size: int) -> str:
-        """A file of that size for several to write parts of; counts for nothing until it is adopted and committed."""
+        """A temporary of that size for several processes to write into. Returns its path."""
         ...
 
     def adopt(self, temporary: str, name: str) -> str:
-        """Give a file that was created, and is whole, a name that `commit` may refer to."""
+        """Give it its name, now that all have written; counts for nothing until `commit`. Returns the path."""
+        ...
+
+    def discard(self, temporary: str) -> None:
+        """Remove a temporary that is not adopted."""
         ...
 
     def commit(self, meta: StateMeta) -> None:
-        """Make these files the state, in one step, and drop files that are no longer needed."""
+        """Make these files the state, in one step: SIGKILL loses nothing from here on, and a power failure no more than
+        a round. Drop files that are no longer needed."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until what was committed outlives a power failure, too."""
         ...
 
     def path_of(self, name: str) -> str: ...

@@ -112,8 +112,8 @@ class DivergedError(ElasticError):
 def state_error(path: Path, error: OSError) -> StateError:
     """What went wrong with a file of ours and what to do about it, in one line."""
     advice = {
-        errno.ENOSPC: "free some space on that disk",
-        errno.EDQUOT: "free some of your quota on that disk",
+        errno.ENOSPC: "free some space on that disk, or keep fewer anchors (local.checkpoints)",
+        errno.EDQUOT: "free some of your quota on that disk, or keep fewer anchors (local.checkpoints)",
         errno.EFBIG: "the limit on file sizes is too low (ulimit -f, or the file system's)",
         errno.EACCES: "make it readable and writable for this user",
         errno.EPERM: "make it readable and writable for this user",

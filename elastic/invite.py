@@ -10,7 +10,7 @@ from elastic.messages import GENESIS, Invitation, PeerId
 from elastic.registry import resolve
 from elastic.reports import read_kept
 from elastic.sections import PluginChoice
-from elastic.state.store import write_durably
+from elastic.state.files import write_durably
 from elastic.terms import standing
 from elastic.wire.signing import Identity
 

@@ -18,7 +18,7 @@ from elastic.messages import GENESIS, MAX_INCENTIVE, MAX_VALIDATORS, Amendment, 
 from elastic.registry import require_accepted, resolve
 from elastic.reports import ORDER_FILE, Order
 from elastic.sections import PluginChoice
-from elastic.state.store import write_durably
+from elastic.state.files import write_durably
 from elastic.terms import House, changes, incentive_text, run_files
 
 say = typer.echo

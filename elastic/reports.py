@@ -225,6 +225,8 @@ class StateMeta(Message):
     residual_file: FileName | None = None
     """None: the residual is zero."""
     pending: PendingMeta | None = None
+    sizes: dict[FileName, Annotated[int, Field(ge=0)]] = {}  # noqa: RUF012 (pydantic copies it)
+    """Bytes of each file; the store writes them down, and looks whether they are still so."""
 
     def files(self) -> frozenset[str]:
         """Names of all files it refers to."""

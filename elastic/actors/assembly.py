@@ -13,7 +13,8 @@ from elastic.registry import build
 from elastic.reports import TrainerState
 from elastic.schedule.clock import WallClock
 from elastic.state.chain import CHAIN_FILE, Chain
-from elastic.state.store import STATE_FOLDER, StateStore, read_if_there, write_durably
+from elastic.state.files import read_if_there, write_durably
+from elastic.state.store import STATE_FOLDER, StateStore
 from elastic.train.session import Parts
 from elastic.wire.signing import Identity
 
@@ -59,5 +60,5 @@ def session_parts(config: RunConfig) -> Parts:
     return Parts(
         model=model, corpus=corpus, assign=assigner(config, len(corpus.tokens)),
         reducer=build("reducer", shared.reducer),
-        store=StateStore(config.local.state_dir / STATE_FOLDER, keep_anchors=KEEP_ANCHORS),
+        store=StateStore(config.local.state_dir / STATE_FOLDER, keep_last=KEEP_ANCHORS),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from elastic.actors.finding import Finding, Level
 from elastic.check import entry_socket
 from elastic.config import RunConfig
 from elastic.errors import ElasticError, StateError
-from elastic.state.store import is_claimed
+from elastic.state.claim import is_claimed
 from elastic.view import size
 from elastic.wire.signing import Identity
 

@@ -25,7 +25,7 @@ from elastic.exchange.probe.server import Kind, Status
 from elastic.exchange.probe.visit import Answer, TooOldError, Visit, ports_of, visiting
 from elastic.messages import PeerId
 from elastic.registry import build
-from elastic.state.store import claim
+from elastic.state.claim import claim
 from elastic.view import size
 from elastic.wire.signing import Identity
 

@@ -28,7 +28,7 @@ from elastic.metrics import Meters
 from elastic.peer import Peer
 from elastic.reports import PeerStatus, RoundReport
 from elastic.schedule.clock import WallClock
-from elastic.state.store import claim
+from elastic.state.claim import claim
 from elastic.wire.signing import Identity
 
 if TYPE_CHECKING:

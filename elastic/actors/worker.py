@@ -20,7 +20,7 @@ from elastic.actors.job import Job
 from elastic.actors.logs import log_to_file, trace_to
 from elastic.actors.mailbox import Command, Reply
 from elastic.errors import ConfigError, ElasticError, TrainerFailedError
-from elastic.state.store import claim
+from elastic.state.claim import claim
 from elastic.train.gpu import gpu_memory
 from elastic.train.session import Session
 from elastic.train.workers import Worker
@@ -73,6 +73,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
             return
         ray.get(peer.worker_hello.remote(rank, world_size, incarnation))
         serve(session, peer, incarnation)
+        if session.worker.rank == 0:
+            session.store.flush()
 
 
 def serve(session: Session, peer: Any, incarnation: str) -> None:

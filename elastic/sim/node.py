@@ -22,7 +22,7 @@ from elastic.reports import RoundReport
 from elastic.sim.network import CARD_SECONDS, RECORD_SECONDS, SimExchange
 from elastic.sim.trainer import LedgerReducer, LedgerTrainer
 from elastic.state.chain import CHAIN_FILE, Chain
-from elastic.state.store import read_if_there, write_durably
+from elastic.state.files import read_if_there, write_durably
 from elastic.wire.signing import Identity
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class SimNode:
         return self._task is not None and not self._task.done()
 
     def start(self) -> None:
-        """A life: everything is built from the disk. One at a time, as `state.store.claim` has it outside."""
+        """A life: everything is built from the disk. One at a time, as `state.claim.claim` has it outside."""
         if self.alive or self.left:
             return  # two blows fell at once, and both let it come back
         self.lives += 1

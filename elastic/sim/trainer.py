@@ -24,7 +24,7 @@ from elastic.messages import (
     Seconds,
 )
 from elastic.reports import Pending, TrainerState
-from elastic.state.store import read_if_there, write_durably
+from elastic.state.files import read_if_there, write_durably
 from elastic.wire.tree import blob_digest
 
 if TYPE_CHECKING:

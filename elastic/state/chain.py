@@ -9,7 +9,7 @@ from pathlib import Path
 from elastic import trace
 from elastic.errors import MalformedError, StateError, state_error
 from elastic.messages import Manifest, RoundIndex
-from elastic.state.store import sync_directory
+from elastic.state.files import sync_directory
 
 CHAIN_FILE = "chain.jsonl"
 """Its name in a peer's state directory."""

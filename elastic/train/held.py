@@ -9,6 +9,7 @@ is still to be settled. The folder is on one machine, or on a file system that a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,25 +67,34 @@ class Held:
         """
         self._residuals = StateLayout.of(self.like)
         self._anchors = StateLayout.of(with_momentum(self.like, outer))
-        meta = self._found()
-        if meta is None:
-            self._read_residual()
-            anchor = {name: value.detach().cpu().float().clone() for name, value in initial() if name in self.mine}
-            self.anchor = with_momentum(anchor, outer)
-            self.commit_anchor(RoundIndex(0))
-            return
-        self.meta, self._residual_file = meta, meta.residual_file
-        try:
-            self._read_anchor(Path(self.store.path_of(meta.anchor_file)), meta.anchor)
-            self._read_residual()
-            self.pending = self._read_pending(meta.pending) if meta.pending else None
-        except MalformedError as error:
-            raise StateError(DAMAGED.format(error, REMEDY)) from error
+        found = self._candidates()
+        for number, meta in enumerate(found):
+            try:
+                self._take(meta)
+            except MalformedError as error:
+                if number == len(found) - 1:
+                    raise StateError(DAMAGED.format(error, REMEDY)) from error
+            else:
+                if number:
+                    self._on_first(partial(self.store.restore, meta))
+                return
+        self._residual_file = None
+        self._read_residual()
+        anchor = {name: value.detach().cpu().float().clone() for name, value in initial() if name in self.mine}
+        self.anchor = with_momentum(anchor, outer)
+        self.commit_anchor(RoundIndex(0))
 
-    def _found(self) -> StateMeta | None:
-        found = self.worker.together(lambda: self.store.load() if self.worker.rank == 0 else None)
-        told = self.worker.tell(b"" if found is None else found.canonical())
-        return StateMeta.from_bytes(told) if told else None
+    def _candidates(self) -> list[StateMeta]:
+        """What may be on disk, the newest first; after a power failure the first may be garbled."""
+        found = self._on_first(self.store.candidates) or []
+        told = self.worker.tell(b"\n".join(meta.canonical() for meta in found))
+        return [StateMeta.from_bytes(line) for line in told.splitlines()]
+
+    def _take(self, meta: StateMeta) -> None:
+        self.meta, self._residual_file = meta, meta.residual_file
+        self._read_anchor(Path(self.store.path_of(meta.anchor_file)), meta.anchor)
+        self._read_residual()
+        self.pending = self._read_pending(meta.pending) if meta.pending else None
 
     def _read_anchor(self, path: Path, expected: Digest | None = None) -> Digest:
         """Take the anchor of a file; returns its digest."""
@@ -157,10 +167,10 @@ class Held:
         """
         path = self._new_file("fetched", self._anchors.size)
         try:
-            self._on_first(lambda: path.write_bytes(state or b""))
+            self._on_first(lambda: _overwrite(path, state or b""))
             self._read_anchor(path)
         finally:
-            self._on_first(lambda: path.unlink(missing_ok=True))
+            self._on_first(lambda: self.store.discard(str(path)))
 
     def commit_anchor(self, round_: RoundIndex) -> Digest:
         """Write the anchor, and make it the one that this trainer holds for that round; its digest."""
@@ -209,3 +219,11 @@ class Held:
                 raise state_error(path, error) from error
 
         return self.worker.together(explained)
+
+
+def _overwrite(path: Path, data: bytes) -> None:
+    """Another length than the file's will be noticed when it is read."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise state_error(path, error) from error

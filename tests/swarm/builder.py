@@ -45,7 +45,8 @@ from elastic.schedule.clock import ManualClock
 from elastic.sections import PluginChoice
 from elastic.sim.loop import InlineExecutor
 from elastic.state.chain import Chain
-from elastic.state.store import StateStore, read_if_there, write_durably
+from elastic.state.files import read_if_there, write_durably
+from elastic.state.store import StateStore
 from elastic.train.local import LocalTrainer
 from elastic.train.session import Parts, Session
 from elastic.train.workers import Worker

@@ -23,7 +23,7 @@ from elastic.exchange.probe import server as probe
 from elastic.exchange.probe import visit as visits
 from elastic.exchange.probe.server import MEASURE_BYTES, PROTOCOL, REQUEST, RESPONSE, Kind, Status
 from elastic.exchange.probe.visit import TooOldError, Visit, ports_of, visiting
-from elastic.state.store import claim
+from elastic.state.claim import claim
 from elastic.wire.signing import Identity
 
 LOOPBACK = NetworkConfig(host="127.0.0.1")

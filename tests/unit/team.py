@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from elastic.agreement.manifests import draft, genesis
 from elastic.config import Shared
 from elastic.config_local import TrainConfig
-from elastic.messages import Counted, PeerId, RoundIndex
+from elastic.messages import Counted, PeerId
 from elastic.registry import build
 from elastic.schedule.plan import plan_round
 from elastic.state.store import StateStore
@@ -74,9 +74,8 @@ def two_rounds(one: Session) -> dict[str, Any]:
         counted = [Counted(peer=PEER, payload=blob_digest(payload), size_bytes=len(payload), share=1.0)]
         head = draft(head, one.state().anchor, counted, [PEER], PEER)
         one.outer_step(head, {blob_digest(payload): payload})
-    return {
-        "losses": losses, "evaluated": one.evaluate(7), "anchor": one.state().anchor, "generated": one.generate("abc", 6),
-    }  # fmt: skip
+    looked = {"evaluated": one.evaluate(7), "generated": one.generate("abc", 6)}
+    return {"losses": losses, "anchor": one.state().anchor, **looked}
 
 
 def team(work: Callable[..., None], world_size: int, folder: Path, *args: Any) -> list[Any]:

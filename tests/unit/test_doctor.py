@@ -14,7 +14,7 @@ import pytest
 from elastic.actors import doctor
 from elastic.actors.doctor import Level
 from elastic.config import RunConfig
-from elastic.state.store import claim, is_claimed
+from elastic.state.claim import claim, is_claimed
 from elastic.wire.signing import Identity
 
 ENTRY = f"/ip4/127.0.0.1/tcp/%d/p2p/{Identity.generate().peer}"

@@ -1,10 +1,12 @@
 """Durable files: a crash between any two steps leaves the old state or the new one, and nothing else."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,9 +28,9 @@ from elastic.messages import (
     digest_of,
 )
 from elastic.reports import PendingMeta, StateMeta
-from elastic.state import store as store_module
 from elastic.state.chain import Chain
-from elastic.state.store import StateStore, claim
+from elastic.state.claim import claim
+from elastic.state.store import META_FILES, StateStore
 
 PEER = PeerId("12D3KooW" + "A" * 44)
 
@@ -72,9 +74,10 @@ def test_written_but_not_committed_counts_for_nothing(tmp_path: Path) -> None:
 
 
 def test_old_files_are_dropped_but_for_the_newest_anchors(tmp_path: Path) -> None:
-    store = StateStore(tmp_path, keep_anchors=2)
+    store = StateStore(tmp_path, keep_last=2)
     for round_ in range(1, 5):
         write_state(store, round_)
+    store.flush()
     assert names(tmp_path) == {"anchor-3.bin", "anchor-4.bin", "residual-4.bin", "payload-4.bin"}
 
 
@@ -96,8 +99,11 @@ def test_a_commit_needs_its_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"round": 1}', b"\0" * 100])
 def test_a_damaged_state_says_what_to_do(tmp_path: Path, damage: bytes) -> None:
-    write_state(StateStore(tmp_path), 1)
-    (tmp_path / "state.json").write_bytes(damage)
+    store = StateStore(tmp_path)
+    write_state(store, 1)
+    store.flush()
+    for name in META_FILES:
+        (tmp_path / name).write_bytes(damage)
     with pytest.raises(StateError, match=r"damaged.*remove .* to fetch the state from the swarm"):
         StateStore(tmp_path).load()
 
@@ -115,25 +121,26 @@ class Crash(BaseException):
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, error: Callable[[], BaseException]) -> None:
-    """From the step-th call on, every system call that changes the disk fails."""
-    done = 0
+    """From the step-th call on, every system call of this thread that changes the disk fails."""
+    done, here = 0, threading.current_thread()
 
     def wrapped(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             nonlocal done
-            done += 1
-            if done > step:
-                raise error()
+            if threading.current_thread() is here:
+                done += 1
+                if done > step:
+                    raise error()
             return call(*args, **kwargs)
 
         return run
 
-    for name in ("replace", "fsync"):
-        monkeypatch.setattr(store_module.os, name, wrapped(getattr(os, name)))
+    for name in ("posix_fallocate", "pwrite", "replace"):
+        monkeypatch.setattr(os, name, wrapped(getattr(os, name)))
 
 
 STEPS = 4 * 3
-"""Four files, each: sync, rename, sync the directory."""
+"""Four files, each: reserve space, write, rename."""
 
 
 @pytest.mark.parametrize("step", range(STEPS + 1))
@@ -143,6 +150,7 @@ def test_a_failure_at_any_step_leaves_the_old_state_or_the_new(
 ) -> None:
     store = StateStore(tmp_path)
     old = write_state(store, 1)
+    store.flush()
     with pytest.MonkeyPatch.context() as patch:
         fail_at(patch, step, error)
         if step < STEPS:
@@ -150,9 +158,10 @@ def test_a_failure_at_any_step_leaves_the_old_state_or_the_new(
                 write_state(store, 2)
         else:
             write_state(store, 2)
+    store.flush()
     loaded = StateStore(tmp_path).load()
     assert loaded is not None
-    assert loaded.round == (1 if step < STEPS - 1 else 2)
+    assert loaded.round == (1 if step < STEPS else 2)
     assert loaded == old or loaded.round == 2
     assert store.read_file(loaded.anchor_file) == f"anchor of {loaded.round}".encode()
     assert not [name for name in names(tmp_path) | set(os.listdir(tmp_path)) if name.endswith(".tmp")]
@@ -171,7 +180,7 @@ def test_errors_are_one_line_with_a_path_and_a_way_out(
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store_module.os, "fsync", refuse)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(StateError, match=advice) as caught:
         store.write_file("anchor-1.bin", b"data")
     assert str(tmp_path / "files" / "anchor-1.bin") in str(caught.value)
@@ -203,7 +212,7 @@ def test_leftovers_are_swept_but_not_from_under_a_writer(tmp_path: Path) -> None
     leftover, busy = tmp_path / "files" / "a.bin.tmp", tmp_path / "files" / "b.bin.tmp"
     leftover.write_bytes(b"half")
     with busy.open("wb") as file:
-        store_module.fcntl.flock(file, store_module.fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)
         StateStore(tmp_path)
     assert not leftover.exists()
     assert busy.exists()
@@ -227,7 +236,7 @@ def test_a_killed_owner_leaves_no_lock(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from elastic.state.store import claim
+from elastic.state.claim import claim
 with claim(Path({str(tmp_path)!r})):
     sys.stdout.write("mine"); sys.stdout.flush()
     time.sleep(60)
