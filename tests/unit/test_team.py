@@ -1,0 +1,175 @@
+"""The workers of a peer: one, two and four of them train alike, hold a part each, and fail together or not at all."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from team import session, shared, team, two_rounds
+
+from elastic.errors import DivergedError, ElasticError
+from elastic.train.pieces import pieces
+from elastic.train.session import Session
+from elastic.train.workers import Worker, owners
+from elastic.wire.dense import decode_state
+from elastic.wire.tree import blob_digest
+
+INNER = {"steps": 3, "batch_size": 6, "sequence_length": 8, "warmup_steps": 1}
+MUON = {"inner": {**INNER, "optimizer": "muon"}}
+
+
+def alone(folder: Path, how: dict[str, Any] | None = None, **changes: Any) -> Session:
+    return session(folder, shared(**changes), Worker(how=Worker().how.model_copy(update=how or {})))
+
+
+def train(worker: Worker, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    one = session(folder / "state", shared(**changes), worker)
+    return {**two_rounds(one), "held": sum(value.numel() for value in one.residual.values())}
+
+
+def alike(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    assert found["losses"] == pytest.approx(expected["losses"], rel=tolerance)
+    assert found["evaluated"] == pytest.approx(expected["evaluated"], rel=tolerance)
+
+
+@pytest.mark.parametrize("changes", [{}, MUON], ids=["adamw", "muon"])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_several_workers_train_like_one_and_hold_a_part_each(
+    tmp_path: Path, world_size: int, changes: dict[str, Any]
+) -> None:
+    # given a batch that four workers cannot share evenly, and pieces of two sequences
+    expected = two_rounds(alone(tmp_path / "alone", **changes))
+    # when
+    told = team(train, world_size, tmp_path / "several", {"micro_batch": 2, "recompute": world_size == 2}, changes)
+    # then
+    assert {each["anchor"] for each in told} == {told[0]["anchor"]}
+    alike(told[0], expected, 1e-5)
+    assert told[0]["generated"] == expected["generated"]
+    num_params = sum(meta.numel() for meta in alone(tmp_path / "alone", **changes).like.values())
+    held = [each["held"] for each in told]
+    assert sum(held) == num_params and max(held) <= num_params / world_size + 24 * 2 * 16
+
+
+def test_what_several_workers_wrote_is_read_by_any_number_of_them(tmp_path: Path) -> None:
+    # given two workers' state, one file as a joiner would fetch it
+    told = team(train, 2, tmp_path, {}, {})
+    # when
+    one = alone(tmp_path / "state")
+    # then
+    assert one.state().anchor == told[0]["anchor"]
+    data = Path(one.state().state_path).read_bytes()
+    assert blob_digest(data) == told[0]["anchor"] and decode_state(data, one.anchor).keys() == one.anchor.keys()
+    # and four go on from there as one would
+    shutil.copytree(tmp_path / "state", tmp_path / "copy")
+    mine = one.evaluate(5)
+    assert team(goes_on, 4, tmp_path) == [pytest.approx([mine, 3], rel=1e-5)] * 4
+
+
+def goes_on(worker: Worker, folder: Path) -> list[float]:
+    one = session(folder / "copy", shared(), worker)
+    return [one.evaluate(5), float(one.state().round)]
+
+
+def test_bf16_learns_alike_on_one_worker_and_on_two_and_about_what_fp32_does(tmp_path: Path) -> None:
+    exact = two_rounds(alone(tmp_path / "fp32"))
+    (one,) = team(train, 1, tmp_path / "one", {"precision": "bf16"}, {})
+    two = team(train, 2, tmp_path / "two", {"precision": "bf16"}, {})
+    for found in (one, *two):
+        assert found["losses"] != exact["losses"]
+        alike(found, exact, 1e-2)
+
+
+def test_a_large_vocabulary_is_done_in_pieces_on_several_workers_too(tmp_path: Path) -> None:
+    expected = two_rounds(alone(tmp_path / "alone"))
+    told = team(train_in_pieces, 2, tmp_path, {})
+    alike(told[0], expected, 1e-5)
+
+
+def train_in_pieces(worker: Worker, folder: Path) -> dict[str, Any]:
+    from model_zoo import llama
+
+    llama.LOGITS_AT_ONCE = 16 * 5  # of 16 tokens: the loss of five positions at once
+    return train(worker, folder, {})
+
+
+# --- failing together ------------------------------------------------------------------------------------------------
+
+
+def test_steps_that_diverge_on_one_worker_leave_everything_as_it_was(tmp_path: Path) -> None:
+    told = team(diverges, 2, tmp_path)
+    assert [each["raised"] for each in told] == [True, True]
+    assert all(each["before"] == each["after"] for each in told)
+    assert told[0]["anchor"] == told[1]["anchor"]
+
+
+def diverges(worker: Worker, folder: Path) -> dict[str, Any]:
+    one = session(folder / "state", shared(), worker)
+    before = two_rounds(one) and {name: value.tolist() for name, value in one.residual.items()}
+    plan = SimpleNamespace(round=one.state().round, train_seconds=100.0, slot=0)
+    reducer, raised = one.reducer.compress, False
+    if worker.rank == 1:  # its tensors only
+        one.reducer.compress = lambda delta, *rest, **how: reducer(  # type: ignore[method-assign]
+            {name: value * float("nan") for name, value in delta.items()}, *rest, **how
+        )
+    report = one.inner_steps(plan)  # type: ignore[arg-type]
+    try:
+        one.compress(plan, report)  # type: ignore[arg-type]
+    except DivergedError:
+        raised = True
+    after = {name: value.tolist() for name, value in one.residual.items()}
+    return {"raised": raised, "before": before, "after": after, "anchor": one.state().anchor}
+
+
+def test_bytes_get_around_and_what_fails_on_one_fails_on_all_with_the_same_words(tmp_path: Path) -> None:
+    told = team(talks, 3, tmp_path)
+    assert told == [[["", "b", "cc"], "hello", [3.0, 6.0], "DivergedError: not on my watch"]] * 3
+
+
+def talks(worker: Worker, folder: Path) -> list[Any]:
+    def work() -> None:
+        if worker.rank == 1:
+            raise DivergedError("not on my watch")
+
+    gathered = [each.decode() for each in worker.gather(b"abc"[worker.rank : worker.rank + 1] * worker.rank)]
+    told = worker.tell(b"hello" if worker.rank == 0 else None).decode()
+    sums = worker.sums([1.0, 2.0])
+    try:
+        worker.together(work)
+    except ElasticError as error:
+        return [gathered, told, sums, f"{type(error).__name__}: {error}"]
+    return []
+
+
+# --- who has what ----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 1000), max_size=40), st.integers(1, 9))
+def test_every_tensor_has_one_owner_and_nobody_has_much_more_than_its_part(sizes: list[int], world_size: int) -> None:
+    like = {f"w{number}": torch.empty(size, device="meta") for number, size in enumerate(sizes)}
+    found = owners(like, world_size)
+    assert found.keys() == like.keys() and set(found.values()) <= set(range(world_size))
+    loads = [sum(like[name].numel() for name in found if found[name] == rank) for rank in range(world_size)]
+    assert max(loads) <= sum(sizes) / world_size + max(sizes, default=0)
+    assert found == owners(dict(reversed(like.items())), world_size)
+
+
+@given(st.integers(1, 20), st.integers(1, 6), st.integers(0, 7))
+def test_pieces_are_all_sequences_once_and_weigh_alike_on_any_number_of_workers(
+    batch_size: int, world_size: int, most: int
+) -> None:
+    # given sequences with a loss of their own each
+    batch = torch.arange(batch_size, dtype=torch.int64)[:, None].repeat(1, 4)
+    # when
+    each = [pieces(batch[rank::world_size], batch[:1], batch_size, world_size, most) for rank in range(world_size)]
+    # then
+    assert len({len(found) for found in each}) == 1
+    seen = [row for found in each for piece in found if piece.weight for row in piece.tokens_BT[:, 0].tolist()]
+    assert sorted(seen) == list(range(batch_size))
+    assert sum(piece.num_tokens for found in each for piece in found) == batch_size * 3
+    assert all(len(piece.tokens_BT) <= most for found in each for piece in found if most)
+    mean = sum(piece.weight * float(piece.tokens_BT.double().mean()) for found in each for piece in found) / world_size
+    assert mean == pytest.approx(float(batch.double().mean()))
