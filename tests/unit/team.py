@@ -78,18 +78,31 @@ def two_rounds(one: Session) -> dict[str, Any]:
     return {"losses": losses, "anchor": one.state().anchor, **looked}
 
 
-def team(work: Callable[..., None], world_size: int, folder: Path, *args: Any) -> list[Any]:
-    """Have `world_size` processes do `work(rank, world_size, folder, *args)`; what each wrote with `tell`."""
+def team(work: Callable[..., Any], world_size: int, folder: Path, *args: Any, killed: int = 0) -> list[Any]:
+    """Have that many processes do `work(worker, folder, *args)`, where the first of `args`, if any, are [local.train].
+
+    Returns:
+        What each of them returned, in the order of ranks; the last `killed` die instead.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    mp.spawn(_member, (work, world_size, folder, args), nprocs=world_size)
-    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(world_size)]
+    processes = mp.spawn(_member, (work, world_size, folder, args, killed > 0), nprocs=world_size, join=False)
+    for process in processes.processes:
+        process.join(timeout=200)
+    for process in processes.processes:
+        process.kill()  # changes nothing if it has ended
+    codes = [process.exitcode for process in processes.processes]
+    assert codes == [0] * (world_size - killed) + [9] * killed, f"{codes}: see the processes' output"
+    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(world_size - killed)]
 
 
-def _member(rank: int, work: Callable[..., Any], world_size: int, folder: Path, args: tuple[Any, ...]) -> None:
+def _member(
+    rank: int, work: Callable[..., Any], world_size: int, folder: Path, args: tuple[Any, ...], alone: bool
+) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     meeting = folder / f"meeting-{world_size}"
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
     told = work(Worker(rank, world_size, "cpu", TrainConfig(**(args[0] if args else {}))), folder, *args[1:])
     (folder / f"told-{rank}.json").write_text(json.dumps(told))
-    dist.barrier()  # nobody takes its half of a connection away while another still needs it
+    if not alone:
+        dist.barrier()  # nobody takes its half of a connection away while another still needs it
     os._exit(0)  # gloo's threads and an interpreter that ends do not go together: now and then it aborts

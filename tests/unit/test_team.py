@@ -1,5 +1,6 @@
 """The workers of a peer: one, two and four of them train alike, hold a part each, and fail together or not at all."""
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,6 +123,50 @@ def diverges(worker: Worker, folder: Path) -> dict[str, Any]:
         raised = True
     after = {name: value.tolist() for name, value in one.residual.items()}
     return {"raised": raised, "before": before, "after": after, "anchor": one.state().anchor}
+
+
+@pytest.mark.parametrize("verb", ["inner_steps", "compress", "outer_step"])
+def test_a_worker_that_dies_fails_the_others_and_the_state_is_one_of_before_or_after(tmp_path: Path, verb: str) -> None:
+    # given two workers, of which one is killed in the middle of a verb
+    (told,) = team(outlives, 2, tmp_path, {}, verb, killed=1)
+    # then the other hears of it, as Ray Train must to start the group again
+    assert told["heard"] == "RuntimeError"
+    # and one, or any number, goes on from a round's beginning
+    one = alone(tmp_path / "state")
+    assert (one.state().anchor, one.state().round) == (told["anchor"], told["round"])
+    assert (one.pending is not None) is (verb == "outer_step")
+    assert one.inner_steps(told_plan(one)).steps == 3
+
+
+def told_plan(one: Session) -> Any:
+    return SimpleNamespace(round=one.state().round, train_seconds=100.0, slot=0)
+
+
+def outlives(worker: Worker, folder: Path, verb: str) -> dict[str, Any]:
+    one = session(folder / "state", shared(), worker)
+    two_rounds(one)
+    found = {"anchor": one.state().anchor, "round": one.state().round}
+    plan = told_plan(one)
+    dies = worker.rank == 1
+
+    def die(*args: Any, **how: Any) -> Any:
+        os._exit(9)
+
+    try:
+        if dies and verb == "inner_steps":
+            one.on_step = die
+        report = one.inner_steps(plan)
+        if dies and verb == "compress":
+            one.reducer.compress = die  # type: ignore[method-assign]
+        payload = one.compress(plan, report)
+        if dies:
+            one.reducer.aggregate = die  # type: ignore[method-assign]
+        one.outer_step(SimpleNamespace(void=False, round=plan.round, counted=[
+            SimpleNamespace(payload=blob_digest(payload), share=1.0)], applies=lambda digest: True,
+        ), {blob_digest(payload): payload})  # fmt: skip
+    except RuntimeError as error:
+        return {**found, "heard": type(error).__name__ if type(error) is RuntimeError else "RuntimeError"}
+    return {**found, "heard": ""}
 
 
 def test_bytes_get_around_and_what_fails_on_one_fails_on_all_with_the_same_words(tmp_path: Path) -> None:
