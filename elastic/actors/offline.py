@@ -32,7 +32,8 @@ corpus = "pride_and_prejudice"      # ships with the project; a text of your own
 sha256 = "{sha256}"  # (yours) of the text
 tokenizer = "bytes"                 # or "bpe" with vocab_size, also in [shared.model]
 
-[shared.inner]                      # AdamW on each peer's own tokens
+[shared.inner]                      # on each peer's own tokens
+optimizer = "adamw"                 # or "muon" for the matrices of the layers
 steps = 30                          # inner steps per round (H)
 batch_size = 8                      # sequences per step
 sequence_length = 128
@@ -87,6 +88,12 @@ name = "hivemind"                   # or "bucket": payloads through a bucket of 
 address = "auto"                    # the cluster that `ray start --head` made here, or "host:port"
 workers = 1                         # Ray Train workers that share the inner steps
 gpu = false                         # true: one GPU per worker
+
+[local.train]                       # what is learned is the same, to rounding; docs/training.md
+precision = "fp32"                  # "bf16": products in bfloat16, for GPUs
+# micro_batch = 0                   # sequences that a worker computes at once; fewer need less memory; 0: all it has
+# recompute = false                 # true: less memory for a third more work
+# compile = false                   # true: faster after a minute's start, most of all on GPUs
 
 [local.trace]
 exporter = "file"                   # "file": traces.jsonl in state_dir; "otlp": to endpoint (Jaeger); "off"

@@ -9,14 +9,17 @@ from typing import Any
 import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, ResizeDecision
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 
 class OwnCluster(FixedScalingPolicy):  # type: ignore[misc]
-    """As many workers as configured, without asking the AutoscalingCoordinator: a detached actor that outlives us."""
+    """As many workers as configured, or as the cluster still has room for.
+
+    It does not ask the AutoscalingCoordinator, a detached actor that outlives us.
+    """
 
     def __init__(self, scaling_config: Any, owner: str) -> None:
         super().__init__(scaling_config=scaling_config)
@@ -27,8 +30,22 @@ class OwnCluster(FixedScalingPolicy):  # type: ignore[misc]
         OwnedGroup.owner = self._owner
         TrainController.worker_group_cls = OwnedGroup
 
+    def make_decision_for_non_running_worker_group(self) -> ResizeDecision:
+        """Before each start: a machine that was lost is not waited for, the others share its work."""
+        each = self.scaling_config._resources_per_worker_not_none
+        return ResizeDecision(room_for(self.scaling_config.num_workers, each, ray.cluster_resources()), each)
+
     def _maybe_send_resource_request(self) -> None:
         """Nothing to request."""
+
+
+def room_for(wanted: int, each: dict[str, float], there_is: dict[str, float]) -> int:
+    """Workers to start: `wanted`, or as many as all that there is would do for, and one at least.
+
+    What others of the cluster use is not looked at: what a group that ended has just freed still counts as used.
+    """
+    most = [int(there_is.get(kind, 0.0) / amount + 1e-6) for kind, amount in each.items() if amount]
+    return max(1, min([wanted, *most]))
 
 
 class OwnedGroup(WorkerGroup):  # type: ignore[misc]

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from test_trace import PEERS, plan
+from torch import OutOfMemoryError
 
 from elastic import trace
 from elastic.actors.mailbox import Command
+from elastic.actors.ray_train import room_for
 from elastic.actors.worker import execute
 from elastic.config_local import TraceConfig
 from elastic.errors import DivergedError, TrainerFailedError
@@ -68,3 +70,24 @@ def test_what_a_worker_does_for_a_round_is_a_span_of_it_and_each_step_one_of_the
     assert worker.parent == spans["round.inner"].id and worker.trace == spans["round.inner"].trace
     assert worker.number("rank") == 1 and worker.number("waited_s") > 0
     assert set(spans) == {"round", "round.inner", "fine.round", "fine.inner_steps", "fine.step"}
+
+
+@pytest.mark.parametrize(
+    ("there_is", "workers"),
+    [({"CPU": 8.0, "GPU": 8.0}, 4), ({"CPU": 8.0, "GPU": 3.0}, 3), ({"CPU": 8.0}, 1), ({"GPU": 4.0}, 4)],
+)
+def test_a_group_is_started_with_what_is_left_of_the_cluster(there_is: dict[str, float], workers: int) -> None:
+    assert room_for(4, {"GPU": 1.0}, there_is) == workers
+
+
+def test_parts_of_a_cpu_add_up() -> None:
+    assert room_for(20, {"CPU": 0.1}, {"CPU": 1.0}) == 10 and room_for(3, {"CPU": 0.0}, {}) == 3
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), OutOfMemoryError("x")]
+)
+def test_whoever_runs_out_of_memory_is_told_the_knobs_and_not_started_again(error: Exception) -> None:
+    reply = execute(session(error, 2), Command(1, "verb", ()))
+    assert isinstance(reply.error, TrainerFailedError)
+    assert all(knob in str(reply.error) for knob in ("micro_batch", "recompute", "bf16", "local.ray.workers"))
