@@ -17,9 +17,6 @@ from elastic.state.store import STATE_FOLDER, StateStore
 from elastic.train.session import Parts
 from elastic.wire.signing import Identity
 
-KEEP_ANCHORS = 4
-"""Anchors kept on disk: a joiner fetches one while rounds go on."""
-
 
 def assemble(
     config: RunConfig,
@@ -51,9 +48,9 @@ def session_parts(config: RunConfig) -> Parts:
     Raises:
         ConfigError, MissingCorpusError, StateError: the user's to mend.
     """
-    shared, corpus = config.shared, load_corpus(config)
+    shared, corpus, kept = config.shared, load_corpus(config), config.local.checkpoints
     return Parts(
         model=build("model", shared.model), corpus=corpus, assign=assigner(config, len(corpus.tokens)),
         reducer=build("reducer", shared.reducer),
-        store=StateStore(config.local.state_dir / STATE_FOLDER, keep_last=KEEP_ANCHORS),
+        store=StateStore(config.local.state_dir / STATE_FOLDER, kept.keep_last, kept.keep_every),
     )  # fmt: skip

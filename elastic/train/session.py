@@ -114,18 +114,25 @@ class Session:
         )  # fmt: skip
 
     def _resume(self) -> None:
-        meta = self.store.load()
-        if meta is None:
-            self._commit_anchor(RoundIndex(0))
-            return
+        candidates, wrong = self.store.candidates(), None
+        for meta in candidates:
+            try:
+                self._take(meta)
+            except MalformedError as error:
+                wrong = wrong or error
+            else:
+                self.store.restore(meta)
+                return
+        if wrong is not None:
+            raise StateError(f"the state on disk is damaged, or of another model ({wrong}): remove the state "
+                             "directory to fetch it from the swarm again") from wrong  # fmt: skip
+        self._commit_anchor(RoundIndex(0))
+
+    def _take(self, meta: StateMeta) -> None:
         self.meta, self._residual_file = meta, meta.residual_file
-        try:
-            self._take_anchor(self.store.read_file(meta.anchor_file), meta.anchor)
-            self._read_residual()
-            self.pending = self._read_pending(meta.pending) if meta.pending else None
-        except MalformedError as error:
-            raise StateError(f"the state on disk is damaged, or of another model ({error}): remove the state "
-                             "directory to fetch it from the swarm again") from error  # fmt: skip
+        self._take_anchor(self.store.read_file(meta.anchor_file), meta.anchor)
+        self._read_residual()
+        self.pending = self._read_pending(meta.pending) if meta.pending else None
 
     def _take_anchor(self, data: bytes, expected: Digest) -> None:
         if blob_digest(data) != expected:

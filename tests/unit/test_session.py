@@ -174,6 +174,7 @@ def test_an_uncounted_contribution_goes_back_into_the_residual(tmp_path: Path) -
         assert torch.allclose(value, done[name], rtol=2**-23, atol=float(done[name].abs().max()) * 2**-23)
     # and again after a restart
     assert same(make(tmp_path, shared()).residual, session.residual)
+    session.store.flush()
     assert payload not in [path.read_bytes() for path in tmp_path.rglob("*.bin")]
 
 
