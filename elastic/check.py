@@ -161,6 +161,11 @@ def notes(config: RunConfig) -> list[str]:
             f"local.metrics.prometheus listens on {host}: whoever reaches that port reads this peer's numbers, without "
             "a password; 127.0.0.1 is for this machine only"
         )
+    if (every := config.local.checkpoints.keep_every) > shared.rounds:
+        found.append(
+            f"local.checkpoints.keep_every = {every} is more than shared.rounds = {shared.rounds}: no anchor is kept "
+            "for good; write fewer, or 0"
+        )
     if not config.local.network.bootstrap:
         found.append(
             "local.network.bootstrap is empty: right for the run's first peer (a validator); every other peer needs "

@@ -105,6 +105,15 @@ class MetricsConfig(Section):
         return self
 
 
+class CheckpointsConfig(Section):
+    """[local.checkpoints]: which anchors stay on this peer's disk; docs/checkpoints.md."""
+
+    keep_last: Annotated[int, Field(ge=2, le=1000)] = 4
+    """So many of the newest: a joiner fetches one while rounds go on."""
+    keep_every: Annotated[int, Field(ge=0, le=2**40)] = 0
+    """Also the one that every N-th round starts from, for good, to evaluate or export it; 0: none."""
+
+
 class Local(Section):
     """[local]: this machine."""
 
@@ -129,6 +138,8 @@ on; those that come with the project it always does."""
     """How the inner steps are computed."""
     network: NetworkConfig = NetworkConfig()
     """The place in the DHT."""
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    """What stays on the disk."""
     trace: TraceConfig = TraceConfig()
     """Where spans go."""
     metrics: MetricsConfig = MetricsConfig()

@@ -25,7 +25,7 @@ from elastic.messages import GENESIS, Counted, Digest, Manifest, RoundIndex
 from elastic.registry import build
 from elastic.reports import StateMeta, fits
 from elastic.state.chain import CHAIN_FILE
-from elastic.state.store import ANCHOR_PREFIX, STATE_FOLDER
+from elastic.state.store import ANCHOR_PREFIX, META_FILES, STATE_FOLDER
 from elastic.train.outer import Turns, outer_steps, with_momentum
 from elastic.wire.dense import encode_state
 from elastic.wire.tree import Table, blob_digest
@@ -262,7 +262,8 @@ class _Held:
                 self._rest.add(path)
                 if found := _ANCHOR.fullmatch(path.name):
                     self._files.setdefault(RoundIndex(int(found[1])), []).append(path)
-            self._read_meta(folder / STATE_FOLDER / "state.json", files)
+            for name in META_FILES:
+                self._read_meta(folder / STATE_FOLDER / name, files)
 
     def _read_meta(self, path: Path, files: Path) -> None:
         if not path.is_file():
@@ -273,9 +274,11 @@ class _Held:
             raise StateError(f"{path}: {error}") from error
         for name in sorted(meta.files()):
             # A peer that runs on drops files, but only once `state.json` names others.
-            if not (files / name).is_file() and path.read_bytes() == meta.canonical():
-                raise StateError(f"{path}: names {name}, which is not there")
-        self._holds[path.parent.parent] = meta.round
+            size = (files / name).stat().st_size if (files / name).is_file() else None
+            if (size is None or size != meta.sizes.get(name, size)) and path.read_bytes() == meta.canonical():
+                raise StateError(f"{path}: names {name}, which is not there as it says")
+        holder = path.parent.parent
+        self._holds[holder] = max(meta.round, self._holds.get(holder, GENESIS))
         self._named.setdefault(meta.round, []).append((str(path), meta.anchor))
         self._files.setdefault(meta.round, []).append(files / meta.anchor_file)
 

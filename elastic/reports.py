@@ -3,9 +3,9 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from elastic.errors import MalformedError
 from elastic.messages import (
@@ -227,6 +227,12 @@ class StateMeta(Message):
     pending: PendingMeta | None = None
     sizes: dict[FileName, Annotated[int, Field(ge=0)]] = {}  # noqa: RUF012 (pydantic copies it)
     """Bytes of each file; the store writes them down, and looks whether they are still so."""
+
+    @model_validator(mode="after")
+    def _sizes_are_of_its_files(self) -> Self:
+        if self.sizes and self.sizes.keys() != self.files():
+            raise ValueError("sizes: of other files")
+        return self
 
     def files(self) -> frozenset[str]:
         """Names of all files it refers to."""

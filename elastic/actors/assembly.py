@@ -18,9 +18,6 @@ from elastic.state.store import STATE_FOLDER, StateStore
 from elastic.train.session import Parts
 from elastic.wire.signing import Identity
 
-KEEP_ANCHORS = 4
-"""Anchors kept on disk: a joiner fetches one while rounds go on."""
-
 
 def assemble(
     config: RunConfig,
@@ -54,11 +51,11 @@ def session_parts(config: RunConfig) -> Parts:
     """
     import torch
 
-    shared, corpus = config.shared, load_corpus(config)
+    shared, corpus, kept = config.shared, load_corpus(config), config.local.checkpoints
     with torch.device("meta"):  # the session makes room for this worker's part of it
         model = build("model", shared.model)
     return Parts(
         model=model, corpus=corpus, assign=assigner(config, len(corpus.tokens)),
         reducer=build("reducer", shared.reducer),
-        store=StateStore(config.local.state_dir / STATE_FOLDER, keep_last=KEEP_ANCHORS),
+        store=StateStore(config.local.state_dir / STATE_FOLDER, kept.keep_last, kept.keep_every),
     )  # fmt: skip

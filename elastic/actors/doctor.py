@@ -29,8 +29,8 @@ SKEW_SECONDS = 3.0
 """Records of a peer whose clock is further off than this are refused by Hivemind."""
 NTP_ZERO = 2_208_988_800
 """Seconds from 1900, where NTP begins, to 1970."""
-STATE_COPIES = 8
-"""fp32 copies of the model on disk at most: anchors that joiners fetch, residuals, and files being written."""
+RESIDUALS = 3
+"""fp32 copies of the model on disk, beside the anchors: the newest, the one on its way there, and one being written."""
 MEMORY_COPIES = 8
 """fp32 copies of the model in a trainer's memory: params, gradients, moments, anchor, residual, update, and more."""
 PROCESS_BYTES = 700 * 10**6
@@ -109,16 +109,26 @@ def disk(config: RunConfig, model: int) -> Finding:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         return Finding("disk", Level.PROBLEM, f"{there} is a file: choose another local.state_dir")
-    free, state = shutil.disk_usage(there).free, STATE_COPIES * model
+    state, kept = _state_bytes(config, model)
+    free = shutil.disk_usage(there).free
     room = f"{size(free)} free in {there}"
     if not os.access(there, os.W_OK):
         return Finding("disk", Level.PROBLEM, f"{there} cannot be written: choose another local.state_dir")
     if free < state + 10**9:
-        return Finding("disk", Level.PROBLEM, f"{room}; the state of this run takes {size(state)}: make room")
-    if free < state + DISK_BYTES:
-        more = f"state {size(state)} and payloads {size(DISK_BYTES)}"
+        says = f"the state of this run takes {size(state)}: make room, or lower local.checkpoints.keep_last"
+        return Finding("disk", Level.PROBLEM, f"{room}; {says}")
+    if free < state + kept + DISK_BYTES:
+        more = f"state {size(state)}, payloads {size(DISK_BYTES)}"
+        more += f", anchors for good {size(kept)} (local.checkpoints.keep_every)" if kept else ""
         return Finding("disk", Level.WARNING, f"{room}; a long run fills {more}")
     return Finding("disk", Level.OK, room)
+
+
+def _state_bytes(config: RunConfig, model: int) -> tuple[int, int]:
+    """What the trainer has on the disk at most, and what it will have kept for good in the end."""
+    checkpoints, anchor = config.local.checkpoints, model * (2 if config.shared.outer.nesterov else 1)
+    for_good = config.shared.rounds // checkpoints.keep_every if checkpoints.keep_every else 0
+    return (checkpoints.keep_last + 1) * anchor + RESIDUALS * model, for_good * anchor
 
 
 def memory(config: RunConfig, model: int) -> Finding:

@@ -19,7 +19,7 @@ from elastic.actors.assembly import session_parts
 from elastic.actors.job import Job
 from elastic.actors.logs import log_to_file, trace_to
 from elastic.actors.mailbox import Command, Reply
-from elastic.errors import ConfigError, ElasticError, TrainerFailedError
+from elastic.errors import ConfigError, ElasticError, StateError, TrainerFailedError
 from elastic.state.claim import claim
 from elastic.train.gpu import gpu_memory
 from elastic.train.session import Session
@@ -73,8 +73,16 @@ def train_loop(loop_config: dict[str, Any]) -> None:
             return
         ray.get(peer.worker_hello.remote(rank, world_size, incarnation))
         serve(session, peer, incarnation)
-        if session.worker.rank == 0:
-            session.store.flush()
+        if rank == 0:
+            _put_away(session)
+
+
+def _put_away(session: Session) -> None:
+    """Wait for the disk, so that a peer that left loses nothing to a power failure."""
+    try:
+        session.store.flush()
+    except StateError as error:
+        logger.error("%s", error)  # what is there is enough to come back to, and there is nobody to tell
 
 
 def serve(session: Session, peer: Any, incarnation: str) -> None:

@@ -17,6 +17,12 @@ say = typer.echo
 RunFile = Annotated[
     Path | None, typer.Option("--run-file", help="the run file, for a peer's state directory without one")
 ]
+Round = Annotated[
+    int | None,
+    typer.Option(
+        "--round", min=1, help="the run's model that this round starts from, kept or rebuilt; else the newest"
+    ),
+]
 
 
 class Precision(StrEnum):
@@ -26,7 +32,7 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-def generate(
+def generate(  # noqa: PLR0913 - options of a command
     where: Annotated[
         Path,
         typer.Argument(
@@ -38,6 +44,7 @@ def generate(
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="how many tokens at most")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token")] = 0.7,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="another one gives another text")] = 0,
+    round_: Round = None,
     run_file: RunFile = None,
 ) -> None:
     """Let a model continue a text.
@@ -50,7 +57,7 @@ def generate(
     from elastic.models.opened import open_model
     from elastic.models.speak import harmless, speak
 
-    opened = open_model(where, run_file)
+    opened = open_model(where, run_file, round_)
     pieces = speak(opened, prompt, tokens, temperature, seed)
     first = next(pieces, "")  # what is wrong with the prompt is said before anything is shown
     try:
@@ -64,9 +71,7 @@ def generate(
 def export(
     where: Annotated[Path, typer.Argument(help="a run file, a peer's state directory, or a quickstart's folder")],
     out: Annotated[Path, typer.Argument(help="the folder to write; it must not be there, or be empty")],
-    round_: Annotated[
-        int | None, typer.Option("--round", min=1, help="the model this round starts from, rebuilt; else the newest")
-    ] = None,
+    round_: Round = None,
     precision: Annotated[Precision, typer.Option("--dtype", help="float32 keeps every bit")] = Precision.FLOAT32,
     run_file: RunFile = None,
 ) -> None:

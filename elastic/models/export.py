@@ -5,7 +5,7 @@ from pathlib import Path
 from elastic.actors.job import load_corpus
 from elastic.errors import ConfigError
 from elastic.models.card import card
-from elastic.models.held import Held, newest, peers_of, rebuilt
+from elastic.models.held import Held, newest, of_round, peers_of
 from elastic.registry import WRITE_FOLDER, load
 
 
@@ -17,7 +17,7 @@ def export(where: Path, out: Path, round_: int | None, dtype: str, run_file: Pat
         StateError: the run's records are damaged.
     """
     configs = peers_of(where, run_file)
-    held = newest(configs, where) if round_ is None else rebuilt(configs, round_)
+    held = newest(configs, where) if round_ is None else of_round(configs, round_)
     model, tokenizer = held.model(), load_corpus(held.config).tokenizer
     text = card(held, configs, sum(param.numel() for param in model.parameters()))
     try:

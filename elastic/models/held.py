@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,15 @@ from elastic.config import RunConfig, load_config
 from elastic.errors import ConfigError, MalformedError, StateError
 from elastic.messages import Digest, RoundIndex
 from elastic.registry import build
-from elastic.reports import StateMeta
-from elastic.state.store import STATE_FOLDER
+from elastic.reports import StateMeta, fits
+from elastic.state.chain import CHAIN_FILE, manifests_in
+from elastic.state.store import ANCHOR_PREFIX, STATE_FOLDER
 from elastic.terms import run_files
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 META = f"{STATE_FOLDER}/state.json"
 """In a peer's state directory: what its trainer holds."""
@@ -83,7 +87,7 @@ def newest(configs: Sequence[RunConfig], where: Path) -> Held:
         meta, config = max(found, key=lambda each: each[0].round)
         path = config.local.state_dir / STATE_FOLDER / "files" / meta.anchor_file
         try:
-            return _read(config, meta, path)
+            return _read(config, meta.round, path, meta.anchor)
         except FileNotFoundError as error:
             if not left:
                 raise StateError(f"{path}: is not there, though state.json beside it names it") from error
@@ -92,13 +96,15 @@ def newest(configs: Sequence[RunConfig], where: Path) -> Held:
     raise AssertionError("the last try returns or raises")
 
 
-def rebuilt(configs: Sequence[RunConfig], round_: int) -> Held:
-    """The anchor that an earlier round started from, from the genesis and the records of these peers.
+def of_round(configs: Sequence[RunConfig], round_: int) -> Held:
+    """The anchor that an earlier round started from: kept by one of these peers, or rebuilt from their records.
 
     Raises:
         ConfigError: the run has not got so far.
         StateError: see `elastic.replay`.
     """
+    if (kept := _kept(configs, round_)) is not None:
+        return kept
     from elastic.replay import replay
 
     last = None
@@ -111,22 +117,38 @@ def rebuilt(configs: Sequence[RunConfig], round_: int) -> Held:
     return Held(configs[0], RoundIndex(round_), last.anchor, last.tensors)
 
 
-def _read(config: RunConfig, meta: StateMeta, path: Path) -> Held:
+def _kept(configs: Sequence[RunConfig], round_: int) -> Held | None:
+    """The anchor of an earlier round, if one of these peers still has it; a damaged one is as good as none."""
+    for config in configs:
+        folder = config.local.state_dir
+        named = {each.round: each.anchor for each in manifests_in(folder / CHAIN_FILE)}.get(RoundIndex(round_))
+        for path in sorted((folder / STATE_FOLDER / "files").glob(f"{ANCHOR_PREFIX}-{round_:08d}-*.bin")):
+            try:
+                return _read(config, RoundIndex(round_), path, named)
+            except (OSError, StateError) as error:
+                logger.warning("%s: left out: %s", path, error)
+    return None
+
+
+def _read(config: RunConfig, round_: RoundIndex, path: Path, digest: Digest | None) -> Held:
+    """An anchor's file; without a digest that it must have, its name tells."""
     from elastic.train.outer import MOMENTUM
-    from elastic.wire.dense import decode_state
-    from elastic.wire.tree import blob_digest
+    from elastic.wire.dense import StateLayout
+    from elastic.wire.tree import Table
 
     like = layout(config)
     if config.shared.outer.nesterov:
         like |= {MOMENTUM + name: meta_tensor for name, meta_tensor in like.items()}
-    data = path.read_bytes()
-    if blob_digest(data) != meta.anchor:
-        raise StateError(f"{path}: is damaged: its bytes have another digest than state.json says")
+    found = Table.of_file(path).digest
+    if found != digest if digest else not fits(path.name, found):
+        raise StateError(
+            f"{path}: is damaged: its bytes have another digest than {'the run' if digest else 'its name'} says"
+        )
     try:
-        tensors = decode_state(data, like)
+        tensors = StateLayout.of(like).read(path)
     except MalformedError as error:
         raise StateError(f"{path}: {error}; is it the run file of that run?") from error
-    return Held(config, meta.round, meta.anchor, tensors)
+    return Held(config, round_, found, tensors)
 
 
 def _meta_of(folder: Path) -> Path:

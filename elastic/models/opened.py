@@ -8,7 +8,7 @@ from typing import Any
 
 from elastic.actors.job import load_corpus
 from elastic.errors import ConfigError
-from elastic.models.held import newest, peers_of
+from elastic.models.held import newest, of_round, peers_of
 from elastic.registry import OPEN_FOLDER, load
 
 SIGN = "config.json"
@@ -29,16 +29,24 @@ class Opened:
     """What it is, for people."""
 
 
-def open_model(where: Path, run_file: Path | None = None) -> Opened:
+def open_model(where: Path, run_file: Path | None = None, round_: int | None = None) -> Opened:
     """The model of a folder that `elastic export` or `transformers` wrote; or a run's newest, see `held.peers_of`.
+
+    Args:
+        where: such a folder, or a run's.
+        run_file: of that run, for folders without one.
+        round_: of a run, the model that this round starts from, instead of the newest.
 
     Raises:
         ConfigError: there is none, or a folder that is not as it should be.
         StateError: the run's is damaged.
     """
     if (where / SIGN).is_file():
+        if round_ is not None:
+            raise ConfigError(f"--round {round_}: {where} holds one model, not a run")
         return _of_folder(where)
-    held = newest(peers_of(where, run_file), where)
+    configs = peers_of(where, run_file)
+    held = newest(configs, where) if round_ is None else of_round(configs, round_)
     text = f"run {held.config.shared.run}, before round {held.round}, anchor {held.digest[:12]}"
     return Opened(held.model(), load_corpus(held.config).tokenizer, frozenset(), text)
 

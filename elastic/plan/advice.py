@@ -149,11 +149,6 @@ def _fibre(case: Case) -> Case | None:
     return case.with_plan(peers=groups)
 
 
-def _hashing(case: Case) -> Case | None:
-    cores = min(group.cores for group in case.plan.peers)
-    return case.with_plan(hash_threads=cores) if case.plan.hash_threads < cores else None
-
-
 def _disks(case: Case) -> Case | None:
     groups = tuple(
         group.model_copy(update={"disk_gb_per_second": max(FAST_DISK, group.disk_gb_per_second)})
@@ -180,7 +175,6 @@ def _longer(case: Case) -> Case:
 _CANDIDATES: dict[str, Callable[[Case], Case | None]] = {
     **{f'topology = "{name}"': _way(name) for name in TOPOLOGIES},
     f"lines of {FAST_MBPS:,.0f}/{FAST_MBPS:,.0f} Mb/s": _fibre,
-    "hash anchor and residual on all cores (not built yet)": _hashing,
     f"disks of {FAST_DISK:g} GB/s": _disks,
     "overlap: train while payloads travel (not built yet)": _overlap,
     "half the entries in a payload (k)": _fewer_entries,

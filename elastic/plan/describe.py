@@ -95,8 +95,6 @@ class Plan(Section):
     """A layer's activations are computed again in the backward pass."""
     overlap: bool = False
     """The next round's inner steps begin while a round's payloads travel. NOT BUILT YET: to see what it would give."""
-    hash_threads: Count = 1
-    """Threads that hash anchor and residual before they are written; one today."""
     talk_seconds: Annotated[float, Field(ge=0, le=3600)] = 4.2
     """What commitments and agreement take, beside the bytes. Measured: a round of 5.2 s with 1 s of training, six
     peers, 40 ms apart (docs/churn.md); two busy cores are in it."""

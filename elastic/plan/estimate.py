@@ -189,13 +189,13 @@ def estimate(case: Case) -> Estimate:
         Phase("exchange", exchange.seconds, f"{way}: {exchange.limit}"),
         Phase("commit and agree", case.plan.talk_seconds, "measured on a small swarm"),
         *max(
-            (after(case.load, case.plan, group, exchange.seconds) for group in case.plan.peers),
+            (after(case.load, group, exchange.seconds) for group in case.plan.peers),
             key=lambda found: sum(phase.seconds for phase in found),
         ),
     ]
     state = 4.0 * case.sizes.num_params() * (2 if case.shared.outer.nesterov else 1)
     lines, group = case.lines(), case.plan.peers[0]
-    join = fetch_seconds(state, lines[0], lines) + written(state, case.plan, group)
+    join = fetch_seconds(state, lines[0], lines) + written(state, group)
     return Estimate(case, tuple(shares), transfers, way, tuple(phases), join)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from elastic.config_local import CheckpointsConfig
 from elastic.plan.describe import PeerGroup, Plan
 from elastic.plan.shape import Sizes, block_params
 
@@ -145,12 +146,12 @@ def host_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
 
 
 def disk_room(load: Load, group: PeerGroup) -> Room:
-    """The state directory, while an anchor is written."""
+    """The state directory, while an anchor is written, with `local.checkpoints` as it is by itself."""
     params = float(load.sizes.num_params())
-    state = 4 * params * (2 if load.nesterov else 1)
+    state, kept = 4 * params * (2 if load.nesterov else 1), CheckpointsConfig().keep_last
     items = (
-        Item("anchors", 3 * state, "two, and the next one being written"),
-        Item("residuals", 8 * params, "fp32, one, and the next one being written"),
+        Item("anchors", (kept + 1) * state, f"keep_last = {kept}, and the next one being written"),
+        Item("residuals", 12 * params, "fp32: two that commits name, and the next one being written"),
         Item("payloads", load.payloads * load.payload_bytes, "of one round; more are kept as there is room"),
     )
     return Room("disk", items, group.disk_gb * 1e9)

@@ -47,11 +47,11 @@ def before(load: Load, plan: Plan, group: PeerGroup) -> list[Phase]:
     return [
         Phase("offload", moved, "parameters to the host, and the anchor back"),
         Phase("compress", _on_cores(COMPRESS * params, params, group), f"{group.cores} cores"),
-        Phase("write residual", written(4 * params, plan, group), "hash and disk, 4 P"),
+        Phase("write residual", written(4 * params, group), "hash and disk, 4 P"),
     ]
 
 
-def after(load: Load, plan: Plan, group: PeerGroup, exchange_seconds: float) -> list[Phase]:
+def after(load: Load, group: PeerGroup, exchange_seconds: float) -> list[Phase]:
     """From the payloads' arrival until the next round can begin; they are decoded as they come, but for the last."""
     params = float(load.sizes.num_params())
     one = _on_cores(DECODE_PAYLOAD * params, 0, group)
@@ -61,13 +61,13 @@ def after(load: Load, plan: Plan, group: PeerGroup, exchange_seconds: float) -> 
     return [
         Phase("decode", decode, "what is not done while others arrive"),
         Phase("outer step", add, f"{load.payloads:.3g} payloads, {group.cores} cores"),
-        Phase("write anchor", written(state, plan, group), "hash and disk, 4 P" + (" twice" if load.nesterov else "")),
+        Phase("write anchor", written(state, group), "hash and disk, 4 P" + (" twice" if load.nesterov else "")),
     ]
 
 
-def written(size: float, plan: Plan, group: PeerGroup) -> float:
-    """Seconds to hash so many bytes, and then to put them on the disk."""
-    hashing = size / (HASH_BYTES_PER_SECOND * min(plan.hash_threads, group.cores))
+def written(size: float, group: PeerGroup) -> float:
+    """Seconds to hash so many bytes on all cores, and to put them on the disk, which may go on beside what follows."""
+    hashing = size / min(HASH_BYTES_PER_SECOND * group.cores, group.memory_gb_per_second * 1e9)
     return hashing + size / (group.disk_gb_per_second * 1e9)
 
 

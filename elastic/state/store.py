@@ -17,7 +17,7 @@ import filecmp
 import logging
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from elastic.errors import MalformedError, StateError, state_error
@@ -129,11 +129,8 @@ class StateStore:
             StateError: no space, no permission, or the name is taken; the committed state is untouched.
         """
         path = self._path(name)
-        if name in self._taken() and self.read_file(name) == data:
-            return str(path)
-        self._refuse_taken(name)
-        write_whole(path, data)
-        self._named(name)
+        if not self._is_there(name, lambda: self.read_file(name) == data):
+            write_whole(path, data)
         return str(path)
 
     def create(self, name: str, size: int) -> str:
@@ -163,11 +160,8 @@ class StateStore:
         path, made = self._path(name), self._temporaries.pop(temporary)
         try:
             with explained(path):
-                if name in self._taken() and filecmp.cmp(made.path, path, shallow=False):
-                    return str(path)
-                self._refuse_taken(name)
-                made.adopt(path)
-            self._named(name)
+                if not self._is_there(name, lambda: filecmp.cmp(made.path, path, shallow=False)):
+                    made.adopt(path)
             return str(path)
         finally:
             made.discard()
@@ -188,6 +182,8 @@ class StateStore:
         """
         sizes = self._sizes(meta)
         self._background.check()
+        if self._synced is None:
+            self._sync(meta)  # the first: there would be nothing to fall back to
         self._wait_for_the_round_before(meta)
         write_whole(self._meta, _with_sizes(meta, sizes))
         self._current = meta
@@ -241,13 +237,15 @@ class StateStore:
         metas = (self._committed(), *self._background.held(), self._synced)
         return frozenset().union(*(meta.files() for meta in metas if meta))
 
-    def _refuse_taken(self, name: str) -> None:
-        if name in self._taken():
-            raise StateError(f"{self._path(name)}: belongs to the committed state; choose a new name, then commit")
-
-    def _named(self, name: str) -> None:
+    def _is_there(self, name: str, same: Callable[[], bool]) -> bool:
+        """Whether a state has that file, which then has to be the same; from now on it is no garbage."""
         with self._lock:
             self._garbage.discard(name)
+        if name not in self._taken():
+            return False
+        if not same():
+            raise StateError(f"{self._path(name)}: belongs to the committed state; choose a new name, then commit")
+        return True
 
     def _wait_for_the_round_before(self, meta: StateMeta) -> None:
         before = self._committed()
@@ -267,7 +265,8 @@ class StateStore:
             sync_file(self._path(name))
         with explained(self._files):
             sync_directory(self._files)
-            sync_file(self._meta)  # this state's or a later one's, and never older than the safe one
+            if self._meta.exists():
+                sync_file(self._meta)  # this state's or a later one's: never older than the safe one
             sync_directory(self.directory)
         write_durably(self._safe, _with_sizes(meta, self._sizes(meta)))
         self._synced = meta

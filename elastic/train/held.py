@@ -67,17 +67,17 @@ class Held:
         """
         self._residuals = StateLayout.of(self.like)
         self._anchors = StateLayout.of(with_momentum(self.like, outer))
-        found = self._candidates()
-        for number, meta in enumerate(found):
+        wrong: MalformedError | None = None
+        for meta in self._candidates():
             try:
                 self._take(meta)
             except MalformedError as error:
-                if number == len(found) - 1:
-                    raise StateError(DAMAGED.format(error, REMEDY)) from error
+                wrong = wrong or error
             else:
-                if number:
-                    self._on_first(partial(self.store.restore, meta))
+                self._on_first(partial(self.store.restore, meta))
                 return
+        if wrong is not None:
+            raise StateError(DAMAGED.format(wrong, REMEDY)) from wrong
         self._residual_file = None
         self._read_residual()
         anchor = {name: value.detach().cpu().float().clone() for name, value in initial() if name in self.mine}

@@ -47,4 +47,4 @@ class LocalTrainer:
         return await self.run(lambda: self._session.generate(prompt, num_tokens))
 
     async def close(self) -> None:
-        return None
+        await self.run(self._session.store.flush)

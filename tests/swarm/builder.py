@@ -175,6 +175,7 @@ class Node:
     task: asyncio.Task[str] | None = None
     peer: Any = None
     life: Any = None
+    store: StateStore | None = None
 
     @property
     def id(self) -> PeerId:
@@ -230,13 +231,15 @@ class Node:
         except CrashError as crash:
             return f"crashed at {crash}"
         finally:
+            if self.store is not None:
+                self.store.flush()  # no thread of this life writes in the next one
             await exchange.close()
 
     async def _assemble(self, exchange: MemoryExchange) -> Peer:
         shared, me = self.swarm.shared, identity(self.name)
         chain = Chain(self.directory / "chain.jsonl")
         session = make_session(shared, self.directory / "state")
-        session.on_step = lambda step, loss: self.life.leaving
+        session.on_step, self.store = lambda step, loss: self.life.leaving, session.store
         trainer = PacedTrainer(session, self)
         ballot = self.directory / BALLOT_FILE
         agreement = Quorum(

@@ -141,6 +141,29 @@ async def test_the_model_of_an_earlier_round_is_rebuilt(run: Run, tmp_path: Path
     assert "error: --round 9: the run has got to round 4" in elastic("export", folder, tmp_path / "o", "--round", 9)
 
 
+async def test_the_anchor_of_an_earlier_round_is_taken_from_who_kept_it(
+    run: Run, tmp_path: Path, elastic: Elastic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a peer that has it still, and no way to rebuild it
+    folder, chain = run[0], manifests_in(run[0] / "bob" / CHAIN_FILE)
+    (kept,) = (folder / "bob" / "state" / "files").glob("anchor-00000003-*.bin")
+    with monkeypatch.context() as patch:
+        patch.setattr("elastic.replay.replay", lambda *_, **__: pytest.fail("it was rebuilt"))
+        # when
+        said = elastic("export", folder, tmp_path / "out", "--round", 3)
+        text = elastic("generate", folder / "bob", PROMPT, "--round", 3)
+        # then
+        assert f"before round 3, anchor {chain[3].anchor}" in said
+        assert text == elastic("generate", tmp_path / "out", PROMPT) != elastic("generate", folder / "bob", PROMPT)
+        assert "holds one model" in elastic("generate", tmp_path / "out", PROMPT, "--round", 3)
+        # and a damaged one is left out
+        spoil(next((folder / "ann" / "state" / "files").glob("anchor-00000003-*.bin")))
+        assert f"anchor {chain[3].anchor}" in elastic("export", folder, tmp_path / "again", "--round", 3)
+    # and without a whole one, the damaged one is named
+    spoil(kept)
+    assert "another anchor of round 3 than was replayed" in elastic("export", folder, tmp_path / "o", "--round", 3)
+
+
 async def test_one_seed_gives_one_text_from_wherever_the_model_is(run: Run, tmp_path: Path, elastic: Elastic) -> None:
     # given
     folder = run[0]

@@ -209,7 +209,7 @@ async def test_a_silent_contributor_delays_one_round_and_keeps_its_work(tmp_path
         twin.outer_step(swarm.check_chain("cyd")[0], {})
         twin.inner_steps(plan)
         for name, kept in cyd.session.residual.items():
-            done = twin.anchor[name] - twin.params[name].detach()
+            done = twin.anchor[name] - twin.fitted.params[name].detach()
             assert torch.allclose(kept, done, rtol=2**-23, atol=float(done.abs().max()) * 2**-23)
         # and it counts again
         await swarm.finish()

@@ -35,12 +35,12 @@ LONG = {"steps": 4, "batch_size": 4, "sequence_length": 32}
 def flipped(node: Node) -> None:
     """From now on it sends the opposite of what it learned."""
     session = node.session
-    honest = session._pseudo_gradient
+    honest = session.pseudo_gradient
 
     def opposite() -> dict[str, Any]:
         return {name: value.neg_() for name, value in honest().items()}
 
-    session._pseudo_gradient = opposite  # type: ignore[method-assign]
+    session.pseudo_gradient = opposite  # type: ignore[method-assign]
 
 
 def evidence_of(node: Node) -> list[RoundEvidence]:

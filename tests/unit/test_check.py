@@ -275,6 +275,8 @@ def test_notes_on_what_is_allowed_and_unusual() -> None:
     assert "`elastic bootstrap`" in note
     (note,) = notes(config(**{**usual, "shared.agreement.validators": three[:2]}))
     assert note.startswith("shared.agreement.validators names 2: the run stands still while one of them is down")
+    (note,) = notes(config(**usual, **{"local.checkpoints.keep_every": 10**6}))
+    assert note.startswith("local.checkpoints.keep_every = 1000000 is more than shared.rounds")
     subnet = {"shared.incentive": {"name": "subnet", "netuid": 3}}
     (note,) = notes(config(**usual, **subnet))
     assert "[local.incentive] is empty" in note

@@ -74,6 +74,25 @@ def test_a_disk_that_will_be_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert doctor.disk(config(tmp_path), 10**6).level is level
 
 
+@pytest.mark.parametrize(
+    ("checkpoints", "level", "knob"),
+    [
+        ({}, Level.OK, ""),
+        ({"keep_last": 100}, Level.PROBLEM, "lower local.checkpoints.keep_last"),
+        ({"keep_every": 1}, Level.WARNING, "(local.checkpoints.keep_every)"),
+    ],
+)
+def test_a_disk_on_which_too_much_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, int], level: Level, knob: str
+) -> None:
+    # given room for 50 anchors of a run of 100 rounds, and for payloads
+    monkeypatch.setattr(
+        doctor.shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(1, 0, 50 * 10**9)
+    )
+    found = doctor.disk(config(tmp_path, checkpoints=checkpoints), 10**9)
+    assert found.level is level and knob in found.says
+
+
 def test_a_model_that_is_too_large_for_this_machine(tmp_path: Path) -> None:
     assert doctor.memory(config(tmp_path), 10**6).level is Level.OK
     assert doctor.memory(config(tmp_path), 10**13).level is Level.WARNING

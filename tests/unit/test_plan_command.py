@@ -44,7 +44,7 @@ def test_the_page_has_everything_that_the_plan_promises(elastic: Run) -> None:
     assert (code, err) == (0, "")
     for part in (
         "70,599,843,840 parameters", "a payload is 1.34 GB, 210 times smaller", "GPU: AdamW", "memory: residual",
-        "disk: anchors", "origin", "swarm", "bucket (used)", "inner steps", "write anchor", "utilisation 47.6%",
+        "disk: anchors", "origin", "swarm", "bucket (used)", "inner steps", "write anchor", "utilisation 61.5%",
         "tokens, $", "In the way", "What limits", "What to change", "Checked against our own measured runs",
         "70 s take 4.5 Gb/s down",
     ):  # fmt: skip
