@@ -71,9 +71,10 @@ def _more_room(case: Case, gpu: str, room: Room) -> str:
     if room.place != "GPU":
         return f"it takes a {room.place} of {room.used / 1e9:,.0f} GB"
     plan, group = case.plan, next(group for group in case.plan.peers if group.gpu == gpu)
-    frugal = plan.model_copy(update={"checkpointing": True, "micro_batch": 1, "sharding": "fsdp"})
+    least = plan.train.model_copy(update={"recompute": True, "micro_batch": 1, "precision": "bf16"})
+    frugal = plan.model_copy(update={"train": least})
     if gpu_room(case.load, frugal, group).fits:
-        return 'write checkpointing = true, micro_batch = 1, sharding = "fsdp"'
+        return 'write recompute = true, micro_batch = 1, precision = "bf16" in [local.train]'
     gpus = group.gpus
     while gpus < MOST_GPUS:
         gpus *= 2

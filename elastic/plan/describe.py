@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from elastic.config import RunConfig
-from elastic.config_local import RayConfig
+from elastic.config_local import RayConfig, TrainConfig
 from elastic.errors import ConfigError
 from elastic.explain import explain
 from elastic.plan.gpus import Gpu, gpu_named
@@ -85,14 +85,8 @@ class Plan(Section):
     topology: Topology = "swarm"
     """How payloads travel. "origin": each from its maker to everyone; "swarm": everyone passes on; "bucket": each maker
     puts its own where others read it."""
-    precision: Literal["mixed", "bf16", "fp32"] | None = None
-    """"mixed": fp32 parameters, products in bf16. Left out: that, and fp32 on CPUs."""
-    sharding: Literal["fsdp", "copies"] = "fsdp"
-    """Parameters, gradients and AdamW's states in shards over a peer's GPUs, or all on each."""
-    micro_batch: Count = 1
-    """Sequences that a GPU has in work at a time; what is missing to the batch is accumulated."""
-    checkpointing: bool = True
-    """A layer's activations are computed again in the backward pass."""
+    train: TrainConfig = TrainConfig()
+    """How they compute the inner steps; left out: as [local.train] of this file says."""
     overlap: bool = False
     """The next round's inner steps begin while a round's payloads travel. NOT BUILT YET: to see what it would give."""
     talk_seconds: Annotated[float, Field(ge=0, le=3600)] = 4.2
@@ -119,6 +113,7 @@ def described(config: RunConfig) -> Plan:
         tree["peers"] = [_own(config.local.ray)]
     if "topology" not in tree and config.local.exchange.name == "bucket":
         tree["topology"] = "bucket"
+    tree.setdefault("train", config.local.train.model_dump())
     try:
         return Plan.model_validate(tree)
     except ValidationError as error:

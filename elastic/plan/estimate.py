@@ -62,9 +62,8 @@ class Case:
     @property
     def load(self) -> Load:
         """What every peer works with."""
-        return Load(
-            self.sizes, self.shared.inner.sequence_length, self.payload, self.makers, bool(self.shared.outer.nesterov)
-        )
+        inner, nesterov = self.shared.inner, bool(self.shared.outer.nesterov)
+        return Load(self.sizes, inner.sequence_length, inner.batch_size, self.payload, self.makers, nesterov)
 
     @property
     def step_tokens(self) -> int:

@@ -51,44 +51,38 @@ class Load:
 
     sizes: Sizes
     sequence_length: int
+    batch_size: int
+    """Sequences of an inner step, which the peer's workers share."""
     payload_bytes: float
     payloads: float
     """That a round brings, its own among them."""
     nesterov: bool
 
 
-def precision_of(plan: Plan, group: PeerGroup) -> str:
-    """What the plan says, or what is usual there."""
-    return plan.precision or ("fp32" if group.gpu == "cpu" else "mixed")
-
-
 def gpu_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
     """One GPU of a peer, at the worst moment of an inner step: the backward pass of the last layer.
 
-    Sources: ZeRO, arXiv 1910.02054, section 3, for the states; we do not keep fp32 gradients beside bf16 ones.
+    Sources: ZeRO, arXiv 1910.02054, section 3, for the states, all of which are fp32.
     Activations as in Korthikanti et al., arXiv 2205.05198, section 4, for our blocks: see `activation_bytes`.
     """
-    sizes, precision = load.sizes, precision_of(plan, group)
-    params = float(sizes.num_params())
-    shards = group.gpus if plan.sharding == "fsdp" else 1
-    stored, computed = (2, 2) if precision == "bf16" else (4, 2) if precision == "mixed" else (4, 4)
-    tokens = plan.micro_batch * load.sequence_length
+    sizes, shards, train = load.sizes, group.gpus, plan.train
+    params, computed = float(sizes.num_params()), 2 if train.precision == "bf16" else 4
+    mine = -(-load.batch_size // shards)
+    tokens = min(mine, train.micro_batch or mine) * load.sequence_length
     layer = activation_bytes(sizes, computed) * tokens
     inputs = sizes.dim * tokens * computed
     items = [
-        Item("parameters", stored * params / shards, f"{stored} P/S"),
-        Item("gradients", stored * params / shards, f"{stored} P/S"),
-        Item("AdamW", 2 * stored * params / shards, f"two means, {2 * stored} P/S"),
+        Item("parameters", 4 * params / shards, "fp32, 4 P/S"),
+        Item("gradients", 4 * params / shards, "fp32, 4 P/S"),
+        Item("AdamW", 8 * params / shards, "two means, 8 P/S"),
     ]
     if shards > 1:
         outside = params - sizes.layers * block_params(sizes)
         whole = computed * (2 * outside + 3 * block_params(sizes))
         items.append(Item("gathered", whole, "embeddings and two blocks whole, their gradients and one block's"))
-    elif precision == "mixed":
-        items.append(Item("bf16 copies", 2 * params, "2 P, made by autocast"))
-    if shards == 1 and group.gpus > 1:
-        items.append(Item("gradients on their way", stored * params, f"{stored} P: buckets of the all-reduce"))
-    if plan.checkpointing:
+    elif computed == 2:
+        items.append(Item("bf16 copies", 2 * params, "2 P, from one step to the next"))
+    if train.recompute:
         kept, how = sizes.layers * inputs + layer, "inputs of all layers, and one layer whole"
     else:
         kept, how = sizes.layers * layer, "all layers: nothing is computed again"

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from elastic.plan.describe import PeerGroup, Plan
-from elastic.plan.memory import Load, precision_of
+from elastic.plan.memory import Load
 from elastic.plan.shape import flops_per_token
 
 HASH_BYTES_PER_SECOND = 1e9
@@ -42,8 +42,7 @@ def flops_per_second(group: PeerGroup) -> float:
 def before(load: Load, plan: Plan, group: PeerGroup) -> list[Phase]:
     """Between the last inner step and the payload's being offered."""
     params = float(load.sizes.num_params())
-    stored = 2 if precision_of(plan, group) == "bf16" else 4
-    moved = 2 * stored * params / (group.gpus * group.device.host_bandwidth)
+    moved = 2 * 4 * params / (group.gpus * group.device.host_bandwidth)
     return [
         Phase("offload", moved, "parameters to the host, and the anchor back"),
         Phase("compress", _on_cores(COMPRESS * params, params, group), f"{group.cores} cores"),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from elastic.config import OuterConfig
-from elastic.train.outer import MOMENTUM, initial_anchor, outer_step
+from elastic.train.outer import MOMENTUM, outer_step, with_momentum
 
 
 @pytest.mark.parametrize("nesterov", [0.0, 0.9])
@@ -14,7 +14,7 @@ def test_the_outer_step_is_that_of_torch(nesterov: float) -> None:
     # given torch's SGD, fed the updates as gradients
     config = OuterConfig(learning_rate=0.7, nesterov=nesterov)
     params = {"a": torch.randn(5, 3), "b": torch.randn(4)}
-    anchor = initial_anchor(params, config)
+    anchor = with_momentum(params, config)
     reference = {name: nn.Parameter(value.clone()) for name, value in params.items()}
     sgd = torch.optim.SGD(reference.values(), lr=0.7, momentum=nesterov, nesterov=nesterov > 0)
     for _ in range(4):
@@ -35,7 +35,7 @@ def test_the_outer_step_rounds_as_separate_operations_do(nesterov: float) -> Non
     # given a slow reference in numpy, one operation at a time
     config = OuterConfig(learning_rate=0.7, nesterov=nesterov)
     params = {"a": torch.randn(1000)}
-    anchor = initial_anchor(params, config)
+    anchor = with_momentum(params, config)
     theta, momentum = params["a"].numpy().copy(), np.zeros(1000, np.float32)
     mu, alpha = np.float32(nesterov), np.float32(0.7)
     for _ in range(3):
