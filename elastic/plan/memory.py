@@ -125,7 +125,7 @@ def host_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
     items = [
         Item("anchor", 4 * params, "fp32, 4 P"),
         Item("residual", 4 * params, "fp32, 4 P"),
-        Item("Δ, then what is written", 4 * params, "4 P: never both at a time"),
+        Item("Δ", 4 * params, "fp32, 4 P"),
         Item(
             "payloads", load.payloads * load.payload_bytes, f"{load.payloads:.3g} of {load.payload_bytes / 1e9:.3g} GB"
         ),
