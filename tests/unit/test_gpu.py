@@ -1,14 +1,20 @@
 """What a GPU computes is what others compute: checked where there is one."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from team import session as session_of_a_team
+from team import shared as shared_of_a_team
+from team import two_rounds
 from test_session import CORPUS, after, contributed, plan_of, shared
+from test_team import INNER
 
 from elastic.agreement.manifests import genesis
 from elastic.config import Shared
+from elastic.config_local import TrainConfig
 from elastic.messages import ContributionHeader, Digest, Manifest, PeerId, RoundIndex
 from elastic.registry import build
 from elastic.state.store import StateStore
@@ -83,3 +89,28 @@ def gain(validator: Session, head: Manifest, payload: bytes) -> float:
         payload=blob_digest(payload), size_bytes=len(payload), steps=2, tokens=100, loss=2.0,
     )  # fmt: skip
     return validator.assess(plan, header, payload, 7).gain_heldout
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"micro_batch": 1, "recompute": True},
+        {"precision": "bf16"},
+        {"precision": "bf16", "recompute": True, "compile": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_gpu_learns_what_a_cpu_does_however_it_computes(tmp_path: Path, optimizer: str, how: dict[str, Any]) -> None:
+    config = shared_of_a_team(inner={**INNER, "optimizer": optimizer})
+    exact = two_rounds(session_of_a_team(tmp_path / "cpu", config, Worker()))
+    found = two_rounds(session_of_a_team(tmp_path / "gpu", config, Worker(device="cuda", how=TrainConfig(**how))))
+    assert found["losses"] == pytest.approx(exact["losses"], rel=3e-2)
+    assert found["evaluated"] == pytest.approx(exact["evaluated"], rel=3e-2)
+
+
+def test_between_rounds_nothing_of_anchor_and_residual_is_on_the_gpu(tmp_path: Path) -> None:
+    one = session_of_a_team(tmp_path, shared_of_a_team(), Worker(device="cuda"))
+    two_rounds(one)
+    assert {value.device.type for value in (*one.anchor.values(), *one.residual.values())} == {"cpu"}

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,6 +83,15 @@ def test_bf16_learns_alike_on_one_worker_and_on_two_and_about_what_fp32_does(tmp
     for found in (one, *two):
         assert found["losses"] != exact["losses"]
         alike(found, exact, 1e-2)
+
+
+def test_compiled_and_recomputed_layers_learn_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a compiler that traces as ever, and leaves the products as they are: C++ would take a minute
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    # when
+    found = two_rounds(alone(tmp_path / "compiled", {"compile": True, "recompute": True, "micro_batch": 4}))
+    # then
+    alike(found, two_rounds(alone(tmp_path / "plain")), 1e-5)
 
 
 def test_a_large_vocabulary_is_done_in_pieces_on_several_workers_too(tmp_path: Path) -> None:
