@@ -28,7 +28,7 @@ from elastic.messages import (
     Terms,
     View,
 )
-from elastic.reports import Carried, StateMeta
+from elastic.reports import Carried, StateMeta, TrainerState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,30 +47,6 @@ class Clock(Protocol):
         ...
 
     async def sleep(self, seconds: Seconds) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerState:
-    """What the trainer holds, also right after a restart."""
-
-    round: RoundIndex
-    """The round whose anchor it holds."""
-    anchor: Digest
-    size_bytes: int
-    """Size of the anchor's canonical bytes, the same on every peer of a run."""
-    state_path: str
-    """File with exactly those bytes, to be served to joiners."""
-    pending: Pending | None = None
-    """A contribution made and not yet settled by a manifest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A contribution of ours between `compress` and the manifest of its round; survives a crash."""
-
-    round: RoundIndex
-    inner: InnerReport
-    payload: bytes
 
 
 class Trainer(Protocol):

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elastic.config import Shared
-from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer, TrainerState
+from elastic.contracts import Agreement, Clock, Exchange, Incentive, Reducer, Trainer
 from elastic.errors import ConfigError
 from elastic.hearsay import Hearsay
 from elastic.messages import JSON, Evidence, Invitation, Manifest, PeerId, RoundIndex, RoundPlan, Scoreboard, digest_of
 from elastic.registry import build
-from elastic.reports import Order, RoundEvidence, Wishes
+from elastic.reports import Order, RoundEvidence, TrainerState, Wishes
 from elastic.schedule.absences import Absences
 from elastic.schedule.plan import plan_round
 from elastic.sections import PluginChoice

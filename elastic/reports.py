@@ -80,6 +80,30 @@ class Carried:
     """What it did this for, if it said so; see `elastic.trace_ids.pack_context`. Anyone may say anything."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A contribution of ours between `compress` and the manifest of its round; survives a crash."""
+
+    round: RoundIndex
+    inner: InnerReport
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """What the trainer holds, also right after a restart."""
+
+    round: RoundIndex
+    """The round whose anchor it holds."""
+    anchor: Digest
+    size_bytes: int
+    """Size of the anchor's canonical bytes, the same on every peer of a run."""
+    state_path: str
+    """File with exactly those bytes, to be served to joiners."""
+    pending: Pending | None = None
+    """A contribution made and not yet settled by a manifest."""
+
+
 class RoundEvidence(Message):
     """One round as one peer's incentive sees it: a line of `evidence.jsonl`."""
 

@@ -7,9 +7,10 @@ from elastic.actors.job import assigner, layout, load_corpus
 from elastic.agreement.charter import Charter
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.config import RunConfig
-from elastic.contracts import Exchange, Trainer, TrainerState
+from elastic.contracts import Exchange, Trainer
 from elastic.peer import Peer
 from elastic.registry import build
+from elastic.reports import TrainerState
 from elastic.schedule.clock import WallClock
 from elastic.state.chain import CHAIN_FILE, Chain
 from elastic.state.files import read_if_there, write_durably

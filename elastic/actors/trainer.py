@@ -17,9 +17,9 @@ from elastic.actors.ray_train import LeanTorchTrainer, sweep
 from elastic.actors.revival import GiveUp, after_death
 from elastic.actors.worker import train_loop
 from elastic.config_local import RayConfig
-from elastic.contracts import TrainerState
 from elastic.errors import ElasticError, TrainerFailedError
 from elastic.messages import Assessment, ContributionHeader, Digest, InnerReport, Manifest, RoundIndex, RoundPlan
+from elastic.reports import TrainerState
 
 logger = logging.getLogger(__name__)
 

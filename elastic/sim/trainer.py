@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elastic.contracts import Pending, TrainerState
 from elastic.errors import MalformedError
 from elastic.messages import (
     Assessment,
@@ -24,6 +23,7 @@ from elastic.messages import (
     RoundPlan,
     Seconds,
 )
+from elastic.reports import Pending, TrainerState
 from elastic.state.files import read_if_there, write_durably
 from elastic.wire.tree import blob_digest
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from elastic.contracts import TrainerState
 from elastic.messages import Assessment, ContributionHeader, Digest, InnerReport, Manifest, RoundIndex, RoundPlan
+from elastic.reports import TrainerState
 from elastic.train.session import Session
 
 T = TypeVar("T")

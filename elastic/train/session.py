@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from elastic.config import Shared
-from elastic.contracts import Pending, Reducer, StateStore, TrainerState
+from elastic.contracts import Reducer, StateStore
 from elastic.errors import DivergedError, MalformedError, StateError
 from elastic.messages import (
     Assessment,
@@ -28,7 +28,7 @@ from elastic.messages import (
     RoundIndex,
     RoundPlan,
 )
-from elastic.reports import PendingMeta, StateMeta, file_name, fits
+from elastic.reports import Pending, PendingMeta, StateMeta, TrainerState, file_name, fits
 from elastic.train.assess import assess
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps, warm_up
 from elastic.train.outer import Turns, initial_anchor, outer_steps
