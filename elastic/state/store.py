@@ -79,7 +79,7 @@ class StateStore:
             self._files.mkdir(parents=True, exist_ok=True)
             for folder in (directory, self._files):
                 sweep(folder)
-        self._synced = self._read_or_warn(self._safe)
+        self._synced = self._whole_or_warn(self._safe)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -184,7 +184,8 @@ class StateStore:
         self._background.check()
         if self._synced is None:
             self._sync(meta)  # the first: there would be nothing to fall back to
-        self._wait_for_the_round_before(meta)
+        else:
+            self._wait_for_the_round_before(meta)
         write_whole(self._meta, _with_sizes(meta, sizes))
         self._current = meta
         self._background.want(meta)
@@ -196,7 +197,7 @@ class StateStore:
         Raises:
             StateError: `state.json` cannot be written.
         """
-        if meta != _bare(self._read_or_warn(self._meta)):
+        if meta != _bare(self._whole_or_warn(self._meta)):
             logger.warning(
                 "%s: its files are not what they should be, as after a power failure; going on from round %s as it was "
                 "known to be on the disk", self._meta, meta.round,
@@ -221,9 +222,9 @@ class StateStore:
     def _sizes(self, meta: StateMeta) -> dict[str, int]:
         return {name: _size(self.directory, self._path(name)) for name in sorted(meta.files())}
 
-    def _read_or_warn(self, path: Path) -> StateMeta | None:
+    def _whole_or_warn(self, path: Path) -> StateMeta | None:
         try:
-            return _read(path)
+            return _whole(path)
         except StateError as error:
             logger.warning("%s", error)
             return None
@@ -312,9 +313,7 @@ def candidates_in(directory: Path) -> list[StateMeta]:
     wrong: list[StateError] = []
     for path in (directory / name for name in META_FILES):
         try:
-            meta = _read(path)
-            if meta is not None:
-                _check_files(directory, meta)
+            meta = _whole(path)
         except StateError as error:
             wrong.append(error)
             continue
@@ -336,20 +335,24 @@ def _with_sizes(meta: StateMeta, sizes: dict[str, int]) -> bytes:
     return meta.model_copy(update={"sizes": sizes}).canonical()
 
 
-def _read(path: Path) -> StateMeta | None:
-    data = read_if_there(path)
+def _whole(path: Path) -> StateMeta | None:
+    """The state that this file names, if there is one.
+
+    Raises:
+        StateError: it cannot be read, or a file is not there or has another size.
+    """
+    data, directory = read_if_there(path), path.parent
+    if data is None:
+        return None
     try:
-        return StateMeta.from_bytes(data) if data is not None else None
+        meta = StateMeta.from_bytes(data)
     except MalformedError as error:
-        raise StateError(f"{path}: is damaged: {error}; {_remedy(path.parent)}") from error
-
-
-def _check_files(directory: Path, meta: StateMeta) -> None:
+        raise StateError(f"{path}: is damaged: {error}; {_remedy(directory)}") from error
     for name in sorted(meta.files()):
-        path = directory / "files" / name
-        size = _size(directory, path)
+        size = _size(directory, directory / "files" / name)
         if size != (expected := meta.sizes.get(name, size)):
-            raise StateError(f"{path}: has {size} bytes instead of {expected}; {_remedy(directory)}")
+            raise StateError(f"{directory / 'files' / name}: has {size} bytes, not {expected}; {_remedy(directory)}")
+    return meta
 
 
 def _size(directory: Path, path: Path) -> int:

@@ -296,6 +296,23 @@ def test_a_state_that_is_not_whole_is_passed_over(
     assert "there is round 1, known to be on the disk" in caplog.text
 
 
+def test_a_safe_state_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
+    # given a safe state one of whose files is lost, beside a newer one that is whole
+    store = StateStore(tmp_path)
+    first = contribute(store, begin_round(store, 1))
+    second = begin_round(store, 2)
+    store.flush()
+    (tmp_path / "state.safe.json").write_bytes(first.canonical())
+    assert not Path(store.path_of(name_of("payload", 1))).exists()
+    # when
+    again = StateStore(tmp_path)
+    assert again.candidates() == [second]
+    third = contribute(again, second)
+    # then what it commits is safe when it returns
+    assert StateMeta.from_bytes((tmp_path / "state.safe.json").read_bytes()).files() == third.files()
+    assert StateStore(tmp_path).candidates() == [third]
+
+
 # --- files in parts --------------------------------------------------------------------------------------------------
 
 
