@@ -75,6 +75,10 @@ state_dir = "{state_dir}"           # (yours) key, anchor, residual, manifests, 
 
 # incentives = []                   # "their_package.module:Class": others' code that this peer may be asked to run
 
+[local.checkpoints]                 # docs/checkpoints.md
+keep_last = 4                       # of the newest anchors, for joiners and for looking back
+keep_every = 0                      # keep the anchor of every N-th round for good, too; 0: none
+
 [local.network]
 bootstrap = []                      # addresses that `elastic bootstrap` printed
 host = "0.0.0.0"                    # "127.0.0.1" keeps a trial on this machine
