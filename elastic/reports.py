@@ -42,7 +42,9 @@ OLD_ROUNDS_FILE = "rounds.old.jsonl"
 ORDER_FILE = "amendment.json"
 """an `Order`, if there is one;"""
 WISHES_FILE = "wishes.json"
-"""and, of a validator that is not alone, `Wishes`."""
+"""of a validator that is not alone, `Wishes`;"""
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""and of an evaluator an `Evaluation` per line."""
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
 
@@ -158,6 +160,30 @@ class PeerStatus(Message):
     updated: float
     """Unix time at which it was written."""
     pid: NonNegative
+
+
+class Measured(Message):
+    """What one task said of a model."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    """None: it has none."""
+    samples: NonNegative
+    """Examples that it was measured on."""
+
+
+class Evaluation(Message):
+    """What an evaluator measured of one anchor: a line of `evaluations.jsonl`."""
+
+    run: RunName
+    round: Index
+    """The round that starts from the anchor."""
+    anchor: HexDigest
+    seconds: float
+    """That it took."""
+    results: tuple[Measured, ...]
 
 
 class PendingMeta(Message):
