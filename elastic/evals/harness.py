@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -145,7 +146,7 @@ def measure(
 
     Args:
         subject: the model.
-        tasks: names of shipped tasks, or of lm-eval's.
+        tasks: names of shipped tasks or of lm-eval's, or YAML files as lm-eval's guide describes them.
         limit: only so many examples of each task, the first ones; None: all.
         batch: texts at a time, at most.
         on_progress: is told how many requests of one kind are done.
@@ -154,7 +155,7 @@ def measure(
         ConfigError: no such task, or one whose data is not on this machine.
     """
     with _quietly():
-        loaded = {}
+        loaded: dict[str, Any] = {}
         for name in tasks:
             loaded |= _shipped(name, subject) if name in SHIPPED else _standard(name)
         for task in loaded.values():
@@ -195,10 +196,12 @@ def _shipped(name: str, subject: Subject) -> dict[str, ConfigurableTask]:
 
 
 def _standard(name: str) -> dict[str, Any]:
-    """A task of lm-eval's, or a group of them."""
+    """A task of lm-eval's, a group of them, or one that a YAML file of the user's describes."""
     manager = TaskManager()
-    if name not in manager.task_index:
-        raise ConfigError(f'--tasks: no task is called "{name}"; ours are {", ".join(SHIPPED)}, others are lm-eval\'s')
+    if name not in manager.task_index and not (name.endswith(".yaml") and Path(name).is_file()):
+        raise ConfigError(
+            f'no task is called "{name}": it should be one of {", ".join(SHIPPED)}, a name of lm-eval\'s, or a file'
+        )
     try:
         tasks: dict[str, Any] = manager.load([name])["tasks"]
     except Exception as error:  # whatever the libraries below raise

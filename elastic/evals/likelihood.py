@@ -94,4 +94,4 @@ def _answer(logits_TV: Any, asked: Asked) -> Answer:
 
 def _vocab_size(model: Any) -> int:
     """As wide as the widest matrix at most; only memory depends on it."""
-    return max(param.shape[0] for param in model.parameters() if param.ndim > 1)
+    return max(int(param.shape[0]) for param in model.parameters() if param.ndim > 1)

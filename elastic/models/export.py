@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from elastic.actors.anchors import Held
 from elastic.actors.job import load_corpus
 from elastic.errors import ConfigError
 from elastic.models.card import card
-from elastic.models.held import Held, newest, peers_of, rebuilt
+from elastic.models.held import newest, peers_of, rebuilt
 from elastic.registry import WRITE_FOLDER, load
 
 

@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from elastic.actors.job import layout
+from elastic.actors.anchors import Held, read_anchor
 from elastic.config import RunConfig, load_config
 from elastic.errors import ConfigError, MalformedError, StateError
-from elastic.messages import Digest, RoundIndex
-from elastic.registry import build
+from elastic.messages import RoundIndex
 from elastic.reports import StateMeta
 from elastic.state.store import STATE_FOLDER
 from elastic.terms import run_files
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 META = f"{STATE_FOLDER}/state.json"
 """In a peer's state directory: what its trainer holds."""
 TRIES = 5
 """A peer that trains on replaces its files; then the newer ones are read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """An anchor."""
-
-    config: RunConfig
-    """Of a peer that has it."""
-    round: RoundIndex
-    """The round that starts from it."""
-    digest: Digest
-    tensors: dict[str, Tensor]
-
-    def model(self) -> Any:
-        """The run's model with these params, which it shares."""
-        import torch
-
-        with torch.device("meta"):
-            model = build("model", self.config.shared.model)
-        model.load_state_dict({name: self.tensors[name] for name, _ in model.named_parameters()}, assign=True)
-        return model
 
 
 def peers_of(where: Path, run_file: Path | None) -> list[RunConfig]:
@@ -83,7 +56,7 @@ def newest(configs: Sequence[RunConfig], where: Path) -> Held:
         meta, config = max(found, key=lambda each: each[0].round)
         path = config.local.state_dir / STATE_FOLDER / "files" / meta.anchor_file
         try:
-            return _read(config, meta, path)
+            return read_anchor(config, meta.round, meta.anchor, path)
         except FileNotFoundError as error:
             if not left:
                 raise StateError(f"{path}: is not there, though state.json beside it names it") from error
@@ -109,24 +82,6 @@ def rebuilt(configs: Sequence[RunConfig], round_: int) -> Held:
     if last.manifest.round + 1 != round_:
         raise ConfigError(f"--round {round_}: the run has got to round {last.manifest.round + 1}")
     return Held(configs[0], RoundIndex(round_), last.anchor, last.tensors)
-
-
-def _read(config: RunConfig, meta: StateMeta, path: Path) -> Held:
-    from elastic.train.outer import MOMENTUM
-    from elastic.wire.dense import decode_state
-    from elastic.wire.tree import blob_digest
-
-    like = layout(config)
-    if config.shared.outer.nesterov:
-        like |= {MOMENTUM + name: meta_tensor for name, meta_tensor in like.items()}
-    data = path.read_bytes()
-    if blob_digest(data) != meta.anchor:
-        raise StateError(f"{path}: is damaged: its bytes have another digest than state.json says")
-    try:
-        tensors = decode_state(data, like)
-    except MalformedError as error:
-        raise StateError(f"{path}: {error}; is it the run file of that run?") from error
-    return Held(config, meta.round, meta.anchor, tensors)
 
 
 def _meta_of(folder: Path) -> Path:

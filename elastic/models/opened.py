@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from elastic.actors.anchors import Held
 from elastic.actors.job import load_corpus
 from elastic.errors import ConfigError
 from elastic.models.held import newest, peers_of
@@ -27,6 +28,8 @@ class Opened:
     """Tokens with which a text ends; none, of a run."""
     origin: str
     """What it is, for people."""
+    held: Held | None = None
+    """Whose model it is, if it is a run's."""
 
 
 def open_model(where: Path, run_file: Path | None = None) -> Opened:
@@ -40,7 +43,7 @@ def open_model(where: Path, run_file: Path | None = None) -> Opened:
         return _of_folder(where)
     held = newest(peers_of(where, run_file), where)
     text = f"run {held.config.shared.run}, before round {held.round}, anchor {held.digest[:12]}"
-    return Opened(held.model(), load_corpus(held.config).tokenizer, frozenset(), text)
+    return Opened(held.model(), load_corpus(held.config).tokenizer, frozenset(), text, held)
 
 
 def _of_folder(where: Path) -> Opened:
