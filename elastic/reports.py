@@ -157,6 +157,8 @@ class PeerStatus(Message):
     """Address of its Prometheus endpoint, if it has one."""
     held_out: float | None = None
     """Loss on held-out text after the last round, in nats per token."""
+    evaluated: str = ""
+    """Of an evaluator: what it measured last."""
     updated: float
     """Unix time at which it was written."""
     pid: NonNegative
@@ -184,6 +186,14 @@ class Evaluation(Message):
     seconds: float
     """That it took."""
     results: tuple[Measured, ...]
+
+    def __str__(self) -> str:
+        """In one line, for people."""
+        said = (
+            f"{each.task} {each.value:.4f}" + (f" ± {each.stderr:.4f}" if each.stderr is not None else "")
+            for each in self.results
+        )
+        return f"before round {self.round}: {', '.join(said)}"
 
 
 class PendingMeta(Message):

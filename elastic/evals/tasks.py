@@ -42,8 +42,8 @@ def pieces(text: str, size: int = PIECE) -> list[str]:
     """
     found, begin = [], 0
     while len(text) - begin > size:
-        window = text[begin : begin + size]
-        cut = max(window.rfind("\n\n") + 2, 0) if "\n\n" in window[size // 2 :] else window.rfind("\n") + 1
-        found.append(window[: cut or size])
-        begin += cut or size
+        most = text[begin : begin + size]
+        end = next((cut + len(mark) for mark in ("\n\n", "\n") if (cut := most.rfind(mark)) >= 0), size)
+        found.append(most[:end])
+        begin += end
     return [*found, text[begin:]] if begin < len(text) else found

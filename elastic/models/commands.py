@@ -93,9 +93,7 @@ def evaluate(
     ],
     tasks: Annotated[
         str,
-        typer.Option(
-            help="with commas between; also lm-eval's, by name, where their data is at hand, and YAML files of yours"
-        ),
+        typer.Option(help="with commas between; also lm-eval's, where their data is at hand, and YAML files of yours"),
     ] = ",".join(SHIPPED),
     limit: Annotated[int | None, typer.Option(min=1, help="only so many examples of each task")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="write the results here, too")] = None,
