@@ -58,13 +58,29 @@ class EvaluatorActor:
         )  # fmt: skip
 
 
+class RemoteEvaluator:
+    """That actor, as the peer sees it."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._actor: Any = ray.remote(EvaluatorActor).options(num_cpus=0, max_restarts=-1).remote(config)
+
+    async def evaluate(self, state: TrainerState, path: Path) -> Evaluation:
+        """See there; what Ray raises if its process dies, too."""
+        evaluation: Evaluation = await self._actor.evaluate.remote(state.round, state.anchor, path)
+        return evaluation
+
+    def close(self) -> None:
+        """End it, in the middle of something, too."""
+        ray.kill(self._actor)
+
+
 class Evaluating:
     """Which models are measured, and where the results go. Off, it does nothing."""
 
     def __init__(self, config: RunConfig, journal: Journal, meters: Meters) -> None:
         self._config, self._journal = config, journal
         self._wanted = config.local.evaluator
-        self._actor: Any = None
+        self._evaluator: RemoteEvaluator | None = None
         self._running: asyncio.Task[None] | None = None
         self._last = last_evaluated(config) if self._wanted.wanted else None
         self._newest: TrainerState | None = None
@@ -100,8 +116,8 @@ class Evaluating:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait({self._running})
-        if self._actor is not None:
-            ray.kill(self._actor)
+        if self._evaluator is not None:
+            self._evaluator.close()
 
     def _begin(self, state: TrainerState) -> None:
         self._last = state.round
@@ -116,9 +132,9 @@ class Evaluating:
 
     async def _evaluate(self, state: TrainerState, kept: Path) -> None:
         try:
-            if self._actor is None:
-                self._actor = ray.remote(EvaluatorActor).options(num_cpus=0, max_restarts=-1).remote(self._config)
-            self._journal.evaluated(await self._actor.evaluate.remote(state.round, state.anchor, kept))
+            if self._evaluator is None:
+                self._evaluator = RemoteEvaluator(self._config)
+            self._journal.evaluated(await self._evaluator.evaluate(state, kept))
         except Exception as error:  # noqa: BLE001  a measurement never takes down a peer
             cause = getattr(error, "cause", None) or error
             self._journal.not_evaluated(state.round, _first_line(cause))

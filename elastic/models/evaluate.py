@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from elastic.actors.anchors import subject_of
-from elastic.errors import ConfigError, MissingExtraError
+from elastic.errors import ConfigError
 from elastic.evals.subject import LONGEST, Subject, shipped_text
 from elastic.models.opened import Opened, open_model
 from elastic.names import printable
@@ -31,28 +31,14 @@ def evaluate(
     """What the model is, for people, and what was measured of it; see `elastic.evals.harness.measure`.
 
     Raises:
-        MissingExtraError: lm-eval is not installed.
+        ModuleNotFoundError: lm-eval is not installed.
         ElasticError: there is no such model or task, or what it needs is not here.
     """
-    measure = harness()
+    from elastic.evals.harness import measure
+
     opened = open_model(where, run_file)
     subject = subject_of(opened.held) if opened.held is not None else _of_folder(opened)
     return opened.origin, measure(subject, tasks, limit, batch, on_progress)
-
-
-def harness() -> Callable[..., list[Measured]]:
-    """`elastic.evals.harness.measure`.
-
-    Raises:
-        MissingExtraError: lm-eval is not installed.
-    """
-    try:
-        from elastic.evals.harness import measure
-    except ModuleNotFoundError as error:
-        if error.name not in ("lm_eval", "datasets"):
-            raise
-        raise MissingExtraError("lm-eval is not installed: pip install 'elastic[eval]'") from error
-    return measure
 
 
 def _of_folder(opened: Opened) -> Subject:
