@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,10 @@ def _first_line(error: Any) -> str:
 def last_evaluated(config: RunConfig) -> RoundIndex | None:
     """The round whose model an earlier life measured last."""
     try:
-        *_, line = (config.local.state_dir / EVALUATIONS_FILE).read_bytes().splitlines()
-        return Evaluation.from_bytes(line).round
-    except (OSError, ValueError, MalformedError):  # none yet, or none that was written to its end
+        lines = (config.local.state_dir / EVALUATIONS_FILE).read_bytes().splitlines()
+    except OSError:  # none yet
         return None
+    for line in reversed(lines):
+        with suppress(MalformedError):  # a crash in the middle of a line
+            return Evaluation.from_bytes(line).round
+    return None

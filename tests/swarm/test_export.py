@@ -13,6 +13,7 @@ from builder import identity
 from test_average import AVERAGE
 from test_replay import recorded
 
+from elastic.actors.anchors import subject_of
 from elastic.cli import main
 from elastic.messages import Evidence, Manifest, PeerId, RejectReason, RoundIndex, Verdict
 from elastic.models.held import newest, peers_of
@@ -20,6 +21,7 @@ from elastic.reports import EVIDENCE_FILE, STATUS_FILE, PeerStatus, RoundEvidenc
 from elastic.state.chain import CHAIN_FILE, manifests_in
 from elastic.wire.dense import encode_state
 from elastic.wire.tree import blob_digest
+from model_zoo.corpus import read_corpus
 from model_zoo.hugging_face import open_folder
 
 ANN, BOB = identity("ann").peer, identity("bob").peer
@@ -239,3 +241,18 @@ async def test_what_cannot_be_written_or_said(run: Run, tmp_path: Path, elastic:
     (tmp_path / "file").write_text("")
     assert f"error: {tmp_path / 'file'}: " in elastic("export", run[0], tmp_path / "file" / "out")
     assert "the prompt is empty" in elastic("generate", run[0], "")
+
+
+async def test_a_runs_model_is_measured_on_what_it_holds_out(run: Run, tmp_path: Path, elastic: Elastic) -> None:
+    pytest.importorskip("lm_eval")
+    # given
+    held = newest(peers_of(run[0], None), run[0])
+    subject, text = subject_of(held), read_corpus("pride_and_prejudice").decode()
+    assert subject.longest == held.config.shared.inner.sequence_length
+    assert text.endswith(subject.text) and len(subject.text) / len(text) == pytest.approx(0.05, abs=0.001)
+    # when
+    said = elastic("eval", run[0], "--tasks", "bits_per_byte", "--limit", 3, "--json", tmp_path / "found.json")
+    # then
+    assert f"run demo, before round 4, anchor {run[1][:12]}" in said
+    (found,) = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert found["samples"] == 3 and 6 < found["value"] < 10, "a model of three rounds"
