@@ -144,7 +144,8 @@ class Evaluating:
 
 
 def _remove(kept: Path) -> None:
-    kept.unlink(missing_ok=True)
+    with suppress(OSError):
+        kept.unlink()
 
 
 def _first_line(error: Any) -> str:
