@@ -11,6 +11,7 @@ from elastic.config import RunConfig
 from elastic.errors import MalformedError, StateError
 from elastic.messages import Digest, RoundIndex
 from elastic.registry import build
+from elastic.reports import fits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +40,8 @@ class Held:
         return model
 
 
-def read_anchor(config: RunConfig, round_: RoundIndex, digest: Digest, path: Path) -> Held:
-    """The anchor in a file, checked against its digest.
+def read_anchor(config: RunConfig, round_: RoundIndex, digest: Digest | None, path: Path) -> Held:
+    """The anchor in a file, checked against its digest; None: against the part of it that the file's name says.
 
     Raises:
         StateError: the file is damaged, or of another model than the run file's.
@@ -54,13 +55,15 @@ def read_anchor(config: RunConfig, round_: RoundIndex, digest: Digest, path: Pat
     if config.shared.outer.nesterov:
         like |= {MOMENTUM + name: meta_tensor for name, meta_tensor in like.items()}
     data = path.read_bytes()
-    if blob_digest(data) != digest:
-        raise StateError(f"{path}: is damaged: its bytes have another digest than state.json says")
+    found = blob_digest(data)
+    if not (fits(path.name, found) if digest is None else found == digest):
+        where = "its name" if digest is None else "state.json"
+        raise StateError(f"{path}: is damaged: its bytes have another digest than {where} says")
     try:
         tensors = decode_state(data, like)
     except MalformedError as error:
         raise StateError(f"{path}: {error}; is it the run file of that run?") from error
-    return Held(config, round_, digest, tensors)
+    return Held(config, round_, found, tensors)
 
 
 def subject_of(held: Held) -> Subject:

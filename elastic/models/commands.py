@@ -31,8 +31,8 @@ def generate(
     where: Annotated[
         Path,
         typer.Argument(
-            help="a run file, a peer's state directory, a quickstart's folder, or a folder that `elastic export` or "
-            "transformers wrote"
+            help="a run file, a peer's state directory or an anchor in it, a quickstart's folder, or a folder that "
+            "`elastic export` or transformers wrote"
         ),
     ],
     prompt: Annotated[str, typer.Argument(help="the text to continue")],
@@ -83,12 +83,12 @@ def export(
     say(f'next: elastic generate {out} "Once upon a time"')
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - one argument per flag
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="a run file, a peer's state directory, a quickstart's folder, or a folder that `elastic export` or "
-            "transformers wrote",
+            help="a run file, a peer's state directory or an anchor in it, a quickstart's folder, or a folder that "
+            "`elastic export` or transformers wrote",
         ),
     ],
     tasks: Annotated[
@@ -98,6 +98,14 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="only so many examples of each task")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="write the results here, too")] = None,
     batch: Annotated[int, typer.Option(min=1, help="texts at a time, at most")] = 16,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="a run's sequence_length; of a folder the model's longest, 2048 at most",
+            help="tokens that the model reads at a time, at most",
+        ),
+    ] = None,
     run_file: RunFile = None,
 ) -> None:
     """Measure how good a model is, through lm-eval.
@@ -105,8 +113,8 @@ def evaluate(
     bits_per_byte: how well it predicts text that nobody trained it on, a run's held-out text or else the end of a
     novel; less is better. facts: plain facts, one of four ends of a sentence; 0.25 is chance. Neither needs a network.
     """
+    from elastic.models.evaluate import Effort, progress, table, write_json
     from elastic.models.evaluate import evaluate as measure
-    from elastic.models.evaluate import progress, table, write_json
 
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     if not names:
@@ -114,7 +122,7 @@ def evaluate(
     if json is not None and not json.parent.is_dir():
         raise ConfigError(f"--json {json}: there is no folder {json.parent}")
     with progress(sys.stderr) as on_progress:
-        origin, results = measure(checkpoint, run_file, names, limit, batch, on_progress)
+        origin, results = measure(checkpoint, run_file, names, Effort(limit, batch, context), on_progress)
     say(f"model  {origin}")
     say(table(results))
     if json is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,8 +26,20 @@ HEADINGS = {"task": "left", "metric": "left", "value": "right", "± stderr": "ri
 """Columns of the table, and how each is justified."""
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is done, and how much at once."""
+
+    limit: int | None
+    """Examples of each task, the first ones; None: all."""
+    batch: int
+    """Texts at a time, at most."""
+    context: int | None
+    """Tokens of each that the model reads at a time, at most; None: what is usual for it."""
+
+
 def evaluate(
-    where: Path, run_file: Path | None, tasks: Sequence[str], limit: int | None, batch: int, on_progress: OnProgress
+    where: Path, run_file: Path | None, tasks: Sequence[str], effort: Effort, on_progress: OnProgress
 ) -> tuple[str, list[Measured]]:
     """What the model is, for people, and what was measured of it; see `elastic.evals.harness.measure`.
 
@@ -38,7 +51,16 @@ def evaluate(
 
     opened = open_model(where, run_file)
     subject = subject_of(opened.held) if opened.held is not None else _of_folder(opened)
-    return opened.origin, measure(subject, tasks, limit, batch, on_progress)
+    if effort.context is not None:
+        subject = replace(subject, longest=_possible(effort.context, opened.model))
+    return opened.origin, measure(subject, tasks, effort.limit, effort.batch, on_progress)
+
+
+def _possible(context: int, model: Any) -> int:
+    longest = model.shape.max_sequence_length if hasattr(model, "shape") else context
+    if context > longest:
+        raise ConfigError(f"--context {context}: this model reads {longest} tokens at a time, at most")
+    return context
 
 
 def _of_folder(opened: Opened) -> Subject:

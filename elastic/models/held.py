@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from elastic.terms import run_files
 
 META = f"{STATE_FOLDER}/state.json"
 """In a peer's state directory: what its trainer holds."""
+ANCHOR_NAME = re.compile(r"anchor-(\d{8})-[0-9a-f]{12}\.bin")
+"""As `elastic.reports.file_name` makes it, in `state/files` of a peer's state directory."""
 TRIES = 5
 """A peer that trains on replaces its files; then the newer ones are read."""
 
@@ -63,6 +66,24 @@ def newest(configs: Sequence[RunConfig], where: Path) -> Held:
         except OSError as error:
             raise StateError(f"{path}: {error.strerror}") from error
     raise AssertionError("the last try returns or raises")
+
+
+def kept(where: Path, run_file: Path | None) -> Held | None:
+    """The anchor in a file of a peer's state directory; None: `where` is no such file.
+
+    Raises:
+        ConfigError: there is no run file in that directory, and none is given.
+        StateError: it cannot be read, is damaged, or is of another model than the run file's.
+    """
+    named = ANCHOR_NAME.fullmatch(where.name)
+    if named is None or not where.is_file():
+        return None
+    peer = where.resolve().parents[2]
+    config, *_ = peers_of(peer, run_file)
+    try:
+        return read_anchor(config, RoundIndex(int(named[1])), None, where)
+    except OSError as error:
+        raise StateError(f"{where}: {error.strerror}") from error
 
 
 def rebuilt(configs: Sequence[RunConfig], round_: int) -> Held:

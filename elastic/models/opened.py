@@ -9,7 +9,7 @@ from typing import Any
 from elastic.actors.anchors import Held
 from elastic.actors.job import load_corpus
 from elastic.errors import ConfigError
-from elastic.models.held import newest, peers_of
+from elastic.models.held import kept, newest, peers_of
 from elastic.registry import OPEN_FOLDER, load
 
 SIGN = "config.json"
@@ -33,7 +33,8 @@ class Opened:
 
 
 def open_model(where: Path, run_file: Path | None = None) -> Opened:
-    """The model of a folder that `elastic export` or `transformers` wrote; or a run's newest, see `held.peers_of`.
+    """The model of a folder that `elastic export` or `transformers` wrote, or of an anchor file that a peer keeps; or a
+    run's newest, see `held.peers_of`.
 
     Raises:
         ConfigError: there is none, or a folder that is not as it should be.
@@ -41,7 +42,7 @@ def open_model(where: Path, run_file: Path | None = None) -> Opened:
     """
     if (where / SIGN).is_file():
         return _of_folder(where)
-    held = newest(peers_of(where, run_file), where)
+    held = kept(where, run_file) or newest(peers_of(where, run_file), where)
     text = f"run {held.config.shared.run}, before round {held.round}, anchor {held.digest[:12]}"
     return Opened(held.model(), load_corpus(held.config).tokenizer, frozenset(), text, held)
 
