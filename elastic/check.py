@@ -10,11 +10,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from elastic.config import RunConfig, Shared
-from elastic.errors import ConfigError, SignatureInvalidError
+from elastic.errors import ConfigError, MissingExtraError, SignatureInvalidError
 from elastic.explain import NO_PEER_ID
 from elastic.messages import PeerId
 from elastic.registry import load, local_settings, resolve, target_of
@@ -82,6 +83,8 @@ def check_plugins(config: RunConfig) -> None:
             load(target_of("incentive", name))
         except ConfigError as error:
             raise type(error)(f"local.incentives: {error}") from error
+    if config.local.evaluator.wanted and find_spec("lm_eval") is None:
+        raise MissingExtraError("local.evaluator needs lm-eval: pip install 'elastic[eval]', or leave that section out")
     resolve("reducer", shared.reducer)
     _, model = resolve("model", shared.model)
     _check_model(config, getattr(model, "shape", model))

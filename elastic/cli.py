@@ -16,7 +16,7 @@ from elastic.check import check_plugins, check_values, notes
 from elastic.config import RunConfig, load_config
 from elastic.errors import ConfigError, ElasticError
 from elastic.look.commands import dashboard, report, top
-from elastic.models.commands import export, generate
+from elastic.models.commands import evaluate, export, generate
 from elastic.order import amend
 from elastic.plan.commands import plan
 from elastic.plan.describe import described
@@ -55,7 +55,7 @@ def main() -> None:
         library = (error.name or "").partition(".")[0]
         if library not in EXTRAS:
             raise
-        extra = EXTRAS[library] if EXTRAS[library] in ("bittensor", "plot", "bucket", "dashboard") else "peer"
+        extra = EXTRAS[library] if EXTRAS[library] in ("bittensor", "plot", "bucket", "dashboard", "eval") else "peer"
         _fail(f"{library} is not installed: pip install 'elastic[{extra}]' (in a clone: pip install -e '.[{extra}]')")
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None  # Ctrl-C before there is anything to leave
@@ -75,6 +75,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(incentives, name="incentives")
 app.add_typer(trace, name="trace")
 app.command(context_settings={"allow_extra_args": True})(plan)
+app.command("eval")(evaluate)
 for command in (score, amend, replay, top, report, dashboard, generate, export):
     app.command()(command)
 
@@ -95,7 +96,8 @@ def options(
     """Train one language model together with strangers: elastic, on Ray and Hivemind, no server to trust.
 
     See it work: quickstart. Make a run: plan, init, bootstrap, check, doctor, join. Be part of one: check, doctor,
-    join. While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay, incentives, export.
+    join. While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay, incentives, eval,
+    export.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

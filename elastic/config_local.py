@@ -114,6 +114,25 @@ class CheckpointsConfig(Section):
     """Also the one that every N-th round starts from, for good, to evaluate or export it; 0: none."""
 
 
+class EvaluatorConfig(Section):
+    """[local.evaluator]: a peer that watches the run and measures its model. It neither contributes nor decides."""
+
+    every: Annotated[int, Field(ge=0, le=2**40)] = 0
+    """Rounds from one evaluation to the next; 0: this peer is no evaluator."""
+    tasks: Annotated[tuple[Literal["bits_per_byte", "facts"], ...], Field(strict=False, min_length=1)] = (
+        "bits_per_byte",
+        "facts",
+    )
+    """What is measured; see `elastic eval`."""
+    limit: Annotated[int, Field(ge=1, le=2**40)] | None = None
+    """Only so many examples of each task; left out: all."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this peer is one."""
+        return self.every > 0
+
+
 class Local(Section):
     """[local]: this machine."""
 
@@ -144,6 +163,8 @@ on; those that come with the project it always does."""
     """Where spans go."""
     metrics: MetricsConfig = MetricsConfig()
     """Where numbers go."""
+    evaluator: EvaluatorConfig = EvaluatorConfig()
+    """Whether this peer only watches, and measures."""
     report: TomlPath | None = None
     """Append one JSON object per round to this file, too; `rounds.jsonl` in the state directory has the newest."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -80,8 +80,11 @@ class Watch(Protocol):
 class Presence:
     """What the swarm sees of us: our card, renewed."""
 
-    def __init__(self, peer: PeerId, name: str, shared: Shared, exchange: Exchange) -> None:
+    def __init__(self, peer: PeerId, name: str, shared: Shared, exchange: Exchange, *, watching: bool = False) -> None:
+        """`watching`: we never want to contribute, so that nobody waits for us."""
         self._peer, self._name, self._shared, self._exchange = peer, name, shared, exchange
+        self.there = PeerStage.WATCHING if watching else PeerStage.READY
+        """Our stage while we follow the rounds."""
         self.stage = PeerStage.STARTING
         self.addresses: tuple[str, ...] = ()
         self.holds = RoundIndex(0)
@@ -200,7 +203,7 @@ class Life:
                 await self._found(peer)
             case Wait(because):
                 self._watch.note(phase=because)
-                await self._become(peer, PeerStage.READY)
+                await self._become(peer, self._presence.there)
                 await peer.clock.sleep(POLL)
             case Leave(because):
                 await self._see_others_off(peer)
@@ -208,7 +211,7 @@ class Life:
         return None
 
     async def _round(self, peer: Peer, head: Manifest) -> None:
-        await self._become(peer, PeerStage.READY)
+        await self._become(peer, self._presence.there)
         await peer.follow_terms(RoundIndex(head.round + 1))
         plan = peer.plan(head)
         self._watch.begin(plan)
@@ -235,7 +238,7 @@ class Life:
 
     async def _found(self, peer: Peer) -> None:
         """As a validator of a run that has no manifest: agree on the genesis once enough peers are ready."""
-        await self._become(peer, PeerStage.READY)
+        await self._become(peer, self._presence.there)
         self._unsure = True  # the other validators may begin without us
         mine, needed = peer.shared.digest(), peer.shared.round.min_peers
         # Who holds a later anchor belongs to a run that began long ago, whatever we have lost.
@@ -288,7 +291,7 @@ class Life:
 
     async def _see_others_off(self, peer: Peer) -> None:
         """After the last round: serve its payloads until everyone has moved on, or for a bounded time."""
-        await self._become(peer, PeerStage.READY)
+        await self._become(peer, self._presence.there)
         deadline = peer.clock.now() + FAREWELL
         while peer.clock.now() < deadline:
             if all(card.round >= peer.holds() for card in await peer.exchange.cards()):

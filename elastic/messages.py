@@ -120,11 +120,12 @@ class Amendment(Message):
 
 
 class PeerStage(StrEnum):
-    """What a peer is doing, as far as others need to know."""
+    """What a peer is doing, as far as others need to know. Who is watching holds all that a ready one does."""
 
     STARTING = "starting"
     CATCHING_UP = "catching up"
     READY = "ready"
+    WATCHING = "watching"
     LEAVING = "leaving"
 
 
@@ -139,7 +140,7 @@ class PeerCard(Message):
     name: Annotated[str, Field(max_length=64)] = ""
     stage: PeerStage
     round: Index
-    """The round it is working on: it holds the anchor of this round if its stage is READY."""
+    """The round it is working on: it holds the anchor of this round if its stage is READY or WATCHING."""
     addresses: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=16)] = ()
 
 
@@ -339,9 +340,8 @@ class Finality(Message):
 class Manifest(Signed):
     """What counted in one round. The chain of manifests from the genesis is the run.
 
-    Beyond `spec/agreement.md` it also names the roster of the next round, so that who may contribute, and on which
-    tokens, is agreed as well and not a matter of whose view of the DHT is fresher; and how long rounds take, so that
-    the next deadline is everyone's, also of who has just come.
+    Beyond `spec/agreement.md` it names the roster of the next round: who may contribute, on which tokens, is agreed too
+    and no matter of whose view of the DHT is fresher; and how long rounds take: the next deadline is everyone's.
     """
 
     run: RunName

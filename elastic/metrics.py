@@ -19,7 +19,7 @@ from statistics import median_low
 from typing import Literal
 
 from elastic.messages import PEER_ID, PeerId, PeerStage, RejectReason, RoundPlan, Scoreboard
-from elastic.reports import PeerStatus, RoundReport
+from elastic.reports import Evaluation, PeerStatus, RoundReport
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,16 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     Instrument("swarm.spans.dropped", "counter", "{span}", (), "Spans of the peer actor that were lost"),
     Instrument("swarm.chain.weights.age", "gauge", "s", (), "Since weights of this peer landed on the chain"),
     Instrument("swarm.chain.alarms", "gauge", "{alarm}", ("swarm.level",), "What the settler wants people to look at"),
+    Instrument(
+        "swarm.evaluation.value", "gauge", "{value}", ("swarm.task",),
+        "What an evaluator measured last",
+    ),
+    Instrument(
+        "swarm.evaluation.stderr", "gauge", "{value}", ("swarm.task",),
+        "Its standard error, if it has one",
+    ),
+    Instrument("swarm.evaluation.round", "gauge", "{round}", (), "The round that starts from the model it measured"),
+    Instrument("swarm.evaluations.failed", "counter", "{evaluation}", (), "Evaluations that came to nothing"),
     Instrument("swarm.disk.free", "gauge", "By", (), "Free on the disk of the state directory"),
     Instrument("swarm.disk.size", "gauge", "By", (), "Size of that disk"),
     Instrument("swarm.gpu.memory.used", "gauge", "By", (), "GPU memory in use where worker 0 trains, by anyone"),
@@ -197,6 +207,25 @@ class Meters:
             name, labels = ("swarm.round.duration", ()) if phase == "total" else ("swarm.phase.duration", (phase,))
             for tell in self.on_seconds:
                 tell(name, seconds, tuple(("swarm.phase", label) for label in labels))
+
+    def evaluates(self) -> None:
+        """This peer is an evaluator: its counter is there, with 0, before anything happened."""
+        with self._lock:
+            self._add("swarm.evaluations.failed", 0)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """The model of a round was measured: one number for each task that ships with the project."""
+        with self._lock:
+            for each in evaluation.results:
+                self._set("swarm.evaluation.value", each.value, task=each.task)
+                if each.stderr is not None:
+                    self._set("swarm.evaluation.stderr", each.stderr, task=each.task)
+            self._set("swarm.evaluation.round", evaluation.round)
+
+    def evaluation_failed(self) -> None:
+        """It could not be."""
+        with self._lock:
+            self._add("swarm.evaluations.failed", 1)
 
     # --- what is asked for while there is an exporter -------------------------------------------------------------
 

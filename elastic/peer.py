@@ -56,6 +56,8 @@ class Peer:
     """What the trainer holds; renewed after every outer step."""
     on_phase: Callable[[str], None] = lambda phase: None
     on_evidence: Callable[[RoundEvidence], None] = lambda evidence: None
+    on_anchor: Callable[[TrainerState], None] = lambda state: None
+    """Is told of each anchor that we hold, when we have it."""
     on_wishes: Callable[[Wishes], None] | None = None
     """Is told now and then what the validators would change; None: nobody asks, and they are not listened to."""
     take_up: Callable[[PluginChoice], Awaitable[Incentive]] = as_new
@@ -164,5 +166,6 @@ class Peer:
         """
         self.state = await self.trainer.state()
         await self.exchange.provide_file(self.state.anchor, self.state.state_path)
+        self.on_anchor(self.state)
         if self.state.pending is not None:
             await self.exchange.provide(self.state.pending.payload)

@@ -60,6 +60,8 @@ EXTRAS = {
     "opentelemetry": "otel",
     "bittensor": "bittensor",
     "matplotlib": "plot",
+    "lm_eval": "eval",
+    "datasets": "eval",
     "nicegui": "dashboard",
     "fastapi": "dashboard",
     "uvicorn": "dashboard",

@@ -42,7 +42,9 @@ OLD_ROUNDS_FILE = "rounds.old.jsonl"
 ORDER_FILE = "amendment.json"
 """an `Order`, if there is one;"""
 WISHES_FILE = "wishes.json"
-"""and, of a validator that is not alone, `Wishes`."""
+"""of a validator that is not alone, `Wishes`;"""
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""and of an evaluator an `Evaluation` per line."""
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=200)]
 
@@ -179,9 +181,43 @@ class PeerStatus(Message):
     """Address of its Prometheus endpoint, if it has one."""
     held_out: float | None = None
     """Loss on held-out text after the last round, in nats per token."""
+    evaluated: str = ""
+    """Of an evaluator: what it measured last."""
     updated: float
     """Unix time at which it was written."""
     pid: NonNegative
+
+
+class Measured(Message):
+    """What one task said of a model."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    """None: it has none."""
+    samples: NonNegative
+    """Examples that it was measured on."""
+
+
+class Evaluation(Message):
+    """What an evaluator measured of one anchor: a line of `evaluations.jsonl`."""
+
+    run: RunName
+    round: Index
+    """The round that starts from the anchor."""
+    anchor: HexDigest
+    seconds: float
+    """That it took."""
+    results: tuple[Measured, ...]
+
+    def __str__(self) -> str:
+        """In one line, for people."""
+        said = (
+            f"{each.task} {each.value:.4f}" + (f" ± {each.stderr:.4f}" if each.stderr is not None else "")
+            for each in self.results
+        )
+        return f"before round {self.round}: {', '.join(said)}"
 
 
 class PendingMeta(Message):

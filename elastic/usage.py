@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 COMMANDS = (
     "quickstart", "doctor", "plan", "init", "id", "check", "bootstrap", "join", "status",
     "top", "dashboard", "trace", "amend", "score", "incentives", "report", "replay",
-    "generate", "export", "bench",
+    "generate", "eval", "export", "bench",
 )  # fmt: skip
 """As people meet them: a first try, a run of their own, what to do about one that goes on, looking back, its model."""
 OPTIONAL = {"--chaos": "20"}

@@ -51,9 +51,16 @@ def status_table(statuses: Sequence[PeerStatus], columns: int) -> str:
     console.print(table(ordered))
     assert isinstance(console.file, io.StringIO)
     measured = [f"{each.name}: metrics at {each.metrics}" for each in ordered if each.metrics and alive(each)]
+    evaluated = [f"{each.name} evaluated {each.evaluated}" for each in ordered if each.evaluated]
     failures = [f"{each.name} failed: {each.error}" for each in ordered if each.stage == "failed" and each.error]
     return "\n".join(
-        [console.file.getvalue().rstrip(), *map(restarted, filter(_came_back, ordered)), *measured, *failures]
+        [
+            console.file.getvalue().rstrip(),
+            *map(restarted, filter(_came_back, ordered)),
+            *measured,
+            *evaluated,
+            *failures,
+        ]
     )
 
 

@@ -51,7 +51,7 @@ def _show_waiting(handle: PeerHandle, before: str, say: Say) -> str:
     status = handle.status()
     if status.stage in ("failed", "left"):
         return before  # why is told at the end
-    if status.stage == "ready" and status.round and not status.phase.startswith(TROUBLE):
+    if status.stage in ("ready", "watching") and status.round and not status.phase.startswith(TROUBLE):
         return before
     now = f"{status.stage}: {status.phase}" if status.phase else status.stage
     if now != before:

@@ -14,15 +14,17 @@ import orjson
 from elastic.actors.revival import FIRST_LIFE, Past
 from elastic.config import RunConfig
 from elastic.errors import ConfigError, ElasticError, MalformedError, StateError
-from elastic.messages import JSON, PeerId, RoundPlan
+from elastic.messages import JSON, PeerId, RoundIndex, RoundPlan
 from elastic.metrics import Meters
 from elastic.reports import (
+    EVALUATIONS_FILE,
     EVIDENCE_FILE,
     OLD_EVIDENCE_FILE,
     OLD_ROUNDS_FILE,
     ROUNDS_FILE,
     STATUS_FILE,
     WISHES_FILE,
+    Evaluation,
     PeerStatus,
     RoundEvidence,
     RoundReport,
@@ -54,6 +56,7 @@ class Journal:
         self._dir, self._report = config.local.state_dir, config.local.report
         self._written, self._written_stage = 0.0, ""
         self._meters = meters or Meters()
+        self._aside = "watching" if config.local.evaluator.wanted else "sitting out"
         self.reports: deque[RoundReport] = deque(maxlen=REMEMBERED)
         self.status = PeerStatus(
             peer=peer, name=config.local.name or peer[-6:], run=config.shared.run, stage="starting",
@@ -76,7 +79,7 @@ class Journal:
         """A round starts."""
         self._began = time.monotonic()
         self._meters.began(plan)
-        self.note(round=plan.round, step=0, phase="sitting out" if plan.slot is None else "inner")
+        self.note(round=plan.round, step=0, phase=self._aside if plan.slot is None else "inner")
 
     def progress(self, step: int, loss: float) -> None:
         """Inner steps advance."""
@@ -113,6 +116,18 @@ class Journal:
         if self._report is not None:
             self._append(self._report, report.canonical())
         logger.info("round %d: %s", report.round, describe(report))
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """The model of a round was measured."""
+        self._meters.evaluated(evaluation)
+        self._append(self._dir / EVALUATIONS_FILE, evaluation.canonical())
+        self.note(evaluated=str(evaluation))
+        logger.info("evaluated %s", evaluation)
+
+    def not_evaluated(self, round_: RoundIndex, because: str) -> None:
+        """It could not be."""
+        self._meters.evaluation_failed()
+        logger.warning("the model before round %d is not evaluated: %s", round_, because)
 
     def restarted(self, because: str) -> None:
         """A process of the peer is started again, the peer itself lives on. On disk at once, before the next death."""

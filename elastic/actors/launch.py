@@ -94,9 +94,14 @@ def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
     """Start a peer's actors on the connected cluster; with `stay` it outlives the end of its run until told to leave.
 
     Raises:
-        ConfigError: this peer already runs there.
+        ConfigError: this peer already runs there, or is an evaluator with the key of a validator.
     """
     identity = Identity.load_or_create(config.key_path)
+    if config.local.evaluator.wanted and identity.peer in config.shared.agreement.validators:
+        raise ConfigError(
+            f"local.evaluator: an evaluator decides nothing, and this machine's key ({config.key_path}) is that of a "
+            "validator: give the evaluator a state_dir of its own"
+        )
     namespace = f"elastic-{config.shared.run}-{identity.peer[-12:]}"
     taken = ConfigError(
         f"peer {identity.peer[-6:]} of run {config.shared.run} already runs on this Ray cluster "

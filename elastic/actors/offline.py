@@ -107,6 +107,9 @@ exporter = "file"                   # "file": traces.jsonl in state_dir; "otlp":
 [local.metrics]                     # off, unless one of these is set; what they are: docs/metrics.md
 # prometheus = "127.0.0.1:9464"     # where Prometheus may ask; port 0: any free one
 # otlp = "http://127.0.0.1:4318/v1/metrics"
+
+[local.evaluator]                   # off, unless `every` is set; see docs/evaluation.md
+# every = 10                        # watch only: measure the model of every tenth round, contribute and decide nothing
 """
 
 

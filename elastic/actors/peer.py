@@ -12,6 +12,7 @@ import ray
 from elastic import trace
 from elastic.actors.backend import Backend
 from elastic.actors.desk import GpuMemory, TrainerDesk
+from elastic.actors.evaluating import Evaluating
 from elastic.actors.job import Job
 from elastic.actors.journal import Journal
 from elastic.actors.logs import log_to_file, trace_to
@@ -60,7 +61,10 @@ class PeerActor(TrainerDesk):
         self._measuring = Measuring(config, identity.peer, self._meters)
         self._journal = Journal(config, identity.peer, past, self._meters)
         self._exchange = RemoteExchange(ray.get_actor("swarm", namespace=namespace), self._network_restarted)
-        self._presence = Presence(identity.peer, local.name, config.shared, self._exchange)
+        self._evaluating = Evaluating(config, self._journal, self._meters)
+        self._presence = Presence(
+            identity.peer, local.name, config.shared, self._exchange, watching=local.evaluator.wanted
+        )
         self._life = Life(self._presence, WallClock(), self._journal, local.network.card_seconds, past.met)
         self._done = asyncio.Event()
         self._trainer: RayTrainer | None = None
@@ -188,7 +192,7 @@ class PeerActor(TrainerDesk):
             self._config, self._exchange, self._trainer, state, lambda phase: self._journal.note(phase=phase)
         )
         peer.on_evidence, peer.take_up = self._journal.learn, self._backend.take_up
-        peer.on_wishes = self._journal.wished
+        peer.on_wishes, peer.on_anchor = self._journal.wished, self._evaluating.offer
         peer.ordered, peer.invitation = partial(read_order, local.state_dir), read_invitation(local.state_dir)
         self._journal.restore("ratings", peer.ratings)
         self._journal.restore("hearsay", peer.hearsay)
@@ -221,6 +225,7 @@ class PeerActor(TrainerDesk):
         """Measure what came out; stay, if told so, for questions about the model."""
         loss = await self._life.patiently(lambda: peer.trainer.evaluate(HELD_OUT_SEQUENCES))
         self._journal.note(stage="finished", phase=f"held-out loss {loss:.3f}", held_out=loss, digest=peer.state.anchor)
+        await self._evaluating.finish()
         if self._stay:
             await asyncio.Event().wait()  # until `leave` cancels
         return f"{because}; held-out loss {loss:.3f} nats per token, anchor {peer.state.anchor[:12]}"
@@ -232,6 +237,7 @@ class PeerActor(TrainerDesk):
         if self._trainer is not None:
             await self._trainer.close()
             await asyncio.to_thread(self._trainer.join, 5.0)
+        await self._evaluating.close()
         await self._backend.close()
         await self._exchange.close()
 

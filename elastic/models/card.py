@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from elastic.actors.anchors import Held
 from elastic.audit.evidence import account_of
 from elastic.config import RunConfig
 from elastic.errors import StateError
 from elastic.messages import Manifest, PeerId, RoundIndex
-from elastic.models.held import Held
 from elastic.names import printable
 from elastic.reports import STATUS_FILE, PeerStatus, read_kept
 from elastic.state.chain import CHAIN_FILE, manifests_in

@@ -1,4 +1,4 @@
-"""`elastic generate` and `elastic export`."""
+"""`elastic generate`, `elastic export` and `elastic eval`."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from elastic.errors import ConfigError
+from elastic.evals.tasks import SHIPPED
 
 say = typer.echo
 
@@ -36,8 +37,8 @@ def generate(  # noqa: PLR0913 - options of a command
     where: Annotated[
         Path,
         typer.Argument(
-            help="a run file, a peer's state directory, a quickstart's folder, or a folder that `elastic export` or "
-            "transformers wrote"
+            help="a run file, a peer's state directory or an anchor in it, a quickstart's folder, or a folder that "
+            "`elastic export` or transformers wrote"
         ),
     ],
     prompt: Annotated[str, typer.Argument(help="the text to continue")],
@@ -85,3 +86,49 @@ def export(
     held = write(where, out, round_, precision.value, run_file)
     say(f"wrote {out}: run {held.config.shared.run}, before round {held.round}, anchor {held.digest}")
     say(f'next: elastic generate {out} "Once upon a time"')
+
+
+def evaluate(  # noqa: PLR0913 - one argument per flag
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="a run file, a peer's state directory or an anchor in it, a quickstart's folder, or a folder that "
+            "`elastic export` or transformers wrote",
+        ),
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(help="with commas between; also lm-eval's, where their data is at hand, and YAML files of yours"),
+    ] = ",".join(SHIPPED),
+    limit: Annotated[int | None, typer.Option(min=1, help="only so many examples of each task")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="write the results here, too")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="texts at a time, at most")] = 16,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="a run's sequence_length; of a folder the model's longest, 2048 at most",
+            help="tokens that the model reads at a time, at most",
+        ),
+    ] = None,
+    run_file: RunFile = None,
+) -> None:
+    """Measure how good a model is, through lm-eval.
+
+    bits_per_byte: how well it predicts text that nobody trained it on, a run's held-out text or else the end of a
+    novel; less is better. facts: plain facts, one of four ends of a sentence; 0.25 is chance. Neither needs a network.
+    """
+    from elastic.models.evaluate import Effort, progress, table, write_json
+    from elastic.models.evaluate import evaluate as measure
+
+    names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
+    if not names:
+        raise ConfigError(f"--tasks: expected names with commas between, as in --tasks {','.join(SHIPPED)}")
+    if json is not None and not json.parent.is_dir():
+        raise ConfigError(f"--json {json}: there is no folder {json.parent}")
+    with progress(sys.stderr) as on_progress:
+        origin, results = measure(checkpoint, run_file, names, Effort(limit, batch, context), on_progress)
+    say(f"model  {origin}")
+    say(table(results))
+    if json is not None:
+        write_json(json, origin, limit, results)

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from elastic.actors.anchors import Held
 from elastic.actors.job import load_corpus
 from elastic.errors import ConfigError
 from elastic.models.card import card
-from elastic.models.held import Held, newest, of_round, peers_of
+from elastic.models.held import newest, of_round, peers_of
 from elastic.registry import WRITE_FOLDER, load
 
 

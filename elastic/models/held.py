@@ -3,51 +3,27 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from elastic.actors.job import layout
+from elastic.actors.anchors import Held, read_anchor
 from elastic.config import RunConfig, load_config
 from elastic.errors import ConfigError, MalformedError, StateError
-from elastic.messages import Digest, RoundIndex
-from elastic.registry import build
-from elastic.reports import StateMeta, fits
+from elastic.messages import RoundIndex
+from elastic.reports import StateMeta
 from elastic.state.chain import CHAIN_FILE, manifests_in
 from elastic.state.store import ANCHOR_PREFIX, STATE_FOLDER
 from elastic.terms import run_files
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
 META = f"{STATE_FOLDER}/state.json"
 """In a peer's state directory: what its trainer holds."""
+ANCHOR_NAME = re.compile(r"anchor-(\d{8})-[0-9a-f]{12}\.bin")
+"""As `elastic.reports.file_name` makes it, in `state/files` of a peer's state directory."""
 TRIES = 5
 """A peer that trains on replaces its files; then the newer ones are read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """An anchor."""
-
-    config: RunConfig
-    """Of a peer that has it."""
-    round: RoundIndex
-    """The round that starts from it."""
-    digest: Digest
-    tensors: dict[str, Tensor]
-
-    def model(self) -> Any:
-        """The run's model with these params, which it shares."""
-        import torch
-
-        with torch.device("meta"):
-            model = build("model", self.config.shared.model)
-        model.load_state_dict({name: self.tensors[name] for name, _ in model.named_parameters()}, assign=True)
-        return model
 
 
 def peers_of(where: Path, run_file: Path | None) -> list[RunConfig]:
@@ -87,13 +63,31 @@ def newest(configs: Sequence[RunConfig], where: Path) -> Held:
         meta, config = max(found, key=lambda each: each[0].round)
         path = config.local.state_dir / STATE_FOLDER / "files" / meta.anchor_file
         try:
-            return _read(config, meta.round, path, meta.anchor)
+            return read_anchor(config, meta.round, meta.anchor, path)
         except FileNotFoundError as error:
             if not left:
                 raise StateError(f"{path}: is not there, though state.json beside it names it") from error
         except OSError as error:
             raise StateError(f"{path}: {error.strerror}") from error
     raise AssertionError("the last try returns or raises")
+
+
+def kept(where: Path, run_file: Path | None) -> Held | None:
+    """The anchor in a file of a peer's state directory; None: `where` is no such file.
+
+    Raises:
+        ConfigError: there is no run file in that directory, and none is given.
+        StateError: it cannot be read, is damaged, or is of another model than the run file's.
+    """
+    named = ANCHOR_NAME.fullmatch(where.name)
+    if named is None or not where.is_file():
+        return None
+    peer = where.resolve().parents[2]
+    config, *_ = peers_of(peer, run_file)
+    try:
+        return read_anchor(config, RoundIndex(int(named[1])), None, where)
+    except OSError as error:
+        raise StateError(f"{where}: {error.strerror}") from error
 
 
 def of_round(configs: Sequence[RunConfig], round_: int) -> Held:
@@ -124,31 +118,10 @@ def _kept(configs: Sequence[RunConfig], round_: int) -> Held | None:
         named = {each.round: each.anchor for each in manifests_in(folder / CHAIN_FILE)}.get(RoundIndex(round_))
         for path in sorted((folder / STATE_FOLDER / "files").glob(f"{ANCHOR_PREFIX}-{round_:08d}-*.bin")):
             try:
-                return _read(config, RoundIndex(round_), path, named)
+                return read_anchor(config, RoundIndex(round_), named, path)
             except (OSError, StateError) as error:
                 logger.warning("%s: left out: %s", path, error)
     return None
-
-
-def _read(config: RunConfig, round_: RoundIndex, path: Path, digest: Digest | None) -> Held:
-    """An anchor's file; without a digest that it must have, its name tells."""
-    from elastic.train.outer import MOMENTUM
-    from elastic.wire.dense import StateLayout
-    from elastic.wire.tree import Table
-
-    like = layout(config)
-    if config.shared.outer.nesterov:
-        like |= {MOMENTUM + name: meta_tensor for name, meta_tensor in like.items()}
-    found = Table.of_file(path).digest
-    if found != digest if digest else not fits(path.name, found):
-        raise StateError(
-            f"{path}: is damaged: its bytes have another digest than {'the run' if digest else 'its name'} says"
-        )
-    try:
-        tensors = StateLayout.of(like).read(path)
-    except MalformedError as error:
-        raise StateError(f"{path}: {error}; is it the run file of that run?") from error
-    return Held(config, round_, found, tensors)
 
 
 def _meta_of(folder: Path) -> Path:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from elastic.actors.anchors import Held
 from elastic.actors.job import load_corpus
 from elastic.errors import ConfigError
-from elastic.models.held import newest, of_round, peers_of
+from elastic.models.held import kept, newest, of_round, peers_of
 from elastic.registry import OPEN_FOLDER, load
 
 SIGN = "config.json"
@@ -27,10 +28,13 @@ class Opened:
     """Tokens with which a text ends; none, of a run."""
     origin: str
     """What it is, for people."""
+    held: Held | None = None
+    """Whose model it is, if it is a run's."""
 
 
 def open_model(where: Path, run_file: Path | None = None, round_: int | None = None) -> Opened:
-    """The model of a folder that `elastic export` or `transformers` wrote; or a run's newest, see `held.peers_of`.
+    """The model of a folder that `elastic export` or `transformers` wrote, or of an anchor file that a peer keeps; or a
+    run's newest, see `held.peers_of`.
 
     Args:
         where: such a folder, or a run's.
@@ -45,10 +49,12 @@ def open_model(where: Path, run_file: Path | None = None, round_: int | None = N
         if round_ is not None:
             raise ConfigError(f"--round {round_}: {where} holds one model, not a run")
         return _of_folder(where)
-    configs = peers_of(where, run_file)
-    held = newest(configs, where) if round_ is None else of_round(configs, round_)
+    if round_ is None:
+        held = kept(where, run_file) or newest(peers_of(where, run_file), where)
+    else:
+        held = of_round(peers_of(where, run_file), round_)
     text = f"run {held.config.shared.run}, before round {held.round}, anchor {held.digest[:12]}"
-    return Opened(held.model(), load_corpus(held.config).tokenizer, frozenset(), text)
+    return Opened(held.model(), load_corpus(held.config).tokenizer, frozenset(), text, held)
 
 
 def _of_folder(where: Path) -> Opened:

@@ -17,7 +17,14 @@ from pathlib import Path
 import pytest
 
 ELASTIC = [sys.executable, "-m", "elastic"]
-ACTORS = ("ray::PeerActor", "ray::Swarm", "ray::RayTrainWorker", "ray::TrainController", "ray::_Autoscaling")
+ACTORS = (
+    "ray::PeerActor",
+    "ray::Swarm",
+    "ray::RayTrainWorker",
+    "ray::TrainController",
+    "ray::EvaluatorActor",
+    "ray::_Autoscaling",
+)
 MARK = f"ELASTIC_TESTS={uuid.uuid4().hex}"
 """In the environment of every process that descends from these tests."""
 PATIENCE = 400.0

@@ -160,6 +160,39 @@ def test_two_peers_share_a_cluster_and_a_third_runs_another_configuration(
             program.kill()
 
 
+def test_an_evaluator_measures_what_another_trains(tmp_path: Path, cluster: str, bootstrap: str) -> None:
+    pytest.importorskip("lm_eval")
+    # given a peer that trains and one that evaluates
+    common = shared(validator_of(tmp_path, "ann"), rounds=30)
+    eve_file = run_file(
+        tmp_path / "eve.toml", shared=common, bootstrap=bootstrap, ray=cluster,
+        more="[local.evaluator]\nevery = 10\nlimit = 8",
+    )  # fmt: skip
+    eve = Program(["join", str(eve_file)], tmp_path)
+    ann = Program(
+        ["join", str(run_file(tmp_path / "ann.toml", shared=common, bootstrap=bootstrap, ray=cluster))], tmp_path
+    )
+    try:
+        # when the run is over
+        assert (ann.ends(), eve.ends()) == (0, 0), eve.output()
+        # then what it measured is of anchors that the run agreed on, the last one among them
+        chain = [json.loads(line) for line in (tmp_path / "ann" / "chain.jsonl").read_text().splitlines()]
+        agreed = {entry["round"]: entry["anchor"] for entry in chain}
+        agreed[31] = max(reports(tmp_path).items())[1]["ann"]["digest"]
+        found = [json.loads(line) for line in (tmp_path / "eve" / "evaluations.jsonl").read_text().splitlines()]
+        assert found[-1]["round"] == 31
+        for each in found:
+            assert each["round"] in (1, 11, 21, 31) and each["anchor"] == agreed[each["round"]]
+            assert [result["task"] for result in each["results"]] == ["bits_per_byte", "facts"]
+        # and it took no part
+        assert all(len(entry["roster"]) == 1 for entry in chain)
+        assert not any(by["eve"]["contributed"] for by in reports(tmp_path).values() if "eve" in by)
+    finally:
+        for program in (ann, eve):
+            program.kill()
+    until(lambda: gone(tmp_path), f"an end of {processes('|'.join(ACTORS))}")
+
+
 def test_a_peer_is_submitted_as_a_job_and_stopped_as_one(tmp_path: Path) -> None:
     # given a cluster that takes jobs
     file = run_file(tmp_path / "ann.toml", shared=shared(validator_of(tmp_path, "ann")), bootstrap=None, ray="auto")

@@ -30,13 +30,18 @@ HEAVY = (
     "obstore",
     "nicegui",
     "uvicorn",
+    "lm_eval",
+    "datasets",
     "opentelemetry.sdk",
     "opentelemetry.exporter",
     "prometheus_client",
     "incentives",
     "model_zoo",
 )
-OPTIONAL = ("bittensor", "bittensor_core", "websockets", "obstore", "nicegui", "fastapi", "starlette", "uvicorn")
+OPTIONAL = (
+    "bittensor", "bittensor_core", "websockets", "obstore", "nicegui", "fastapi", "starlette", "uvicorn", "lm_eval",
+    "datasets",
+)  # fmt: skip
 """Extras that the test machine need not have."""
 WALLED_IN = {
     "bittensor": ("incentives/subnet/chain.py",),
@@ -46,6 +51,8 @@ WALLED_IN = {
     "prometheus_client": ("elastic/metrics_export.py",),
     "nicegui": ("elastic/look/dashboard.py",),
     "safetensors": ("model_zoo/hugging_face.py",),
+    "lm_eval": ("elastic/evals/harness.py",),
+    "datasets": ("elastic/evals/harness.py",),
     "transformers": ("elastic/models/card.py",),  # in the text of a model card
 }
 """Library → the only sources that import it, by how their paths begin."""
@@ -74,7 +81,7 @@ def test_the_import_contracts_are_kept() -> None:
         "elastic.cli, elastic.check, elastic.view",
         "elastic.look.commands, elastic.look.collect, elastic.look.html.page, elastic.look.top",
         "elastic.plan.commands, elastic.plan.view, elastic.plan.figures, elastic.plan.simulate",
-        "elastic.models.commands",
+        "elastic.models.commands, elastic.evals.tasks",
         "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox, elastic.actors.measuring",
         "incentives.uniform, incentives.reputation, incentives.subnet.backend",
     ],

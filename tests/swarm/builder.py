@@ -153,6 +153,8 @@ class Node:
     swarm: "Swarm"
     name: str
     pace: float = PACE
+    watching: bool = False
+    """It never wants to contribute."""
     lag: float = 0.0
     """Virtual seconds that each of its downloads takes."""
     plan_changes: dict[str, Any] = field(default_factory=dict)
@@ -222,7 +224,7 @@ class Node:
         exchange = NodeExchange(self.swarm.network, self.id, RUN)
         exchange.node = self
         self.swarm.network.peers[self.id] = exchange
-        presence = Presence(self.id, self.name, self.swarm.shared, exchange)
+        presence = Presence(self.id, self.name, self.swarm.shared, exchange, watching=self.watching)
         self.life = life = Life(presence, self.swarm.clock, self, CARD_SECONDS)
         try:
             peer = await life.patiently(lambda: self._assemble(exchange))

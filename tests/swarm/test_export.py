@@ -13,13 +13,15 @@ from builder import identity
 from test_average import AVERAGE
 from test_replay import recorded
 
+from elastic.actors.anchors import subject_of
 from elastic.cli import main
 from elastic.messages import Evidence, Manifest, PeerId, RejectReason, RoundIndex, Verdict
-from elastic.models.held import newest, peers_of
+from elastic.models.held import kept, newest, peers_of
 from elastic.reports import EVIDENCE_FILE, STATUS_FILE, PeerStatus, RoundEvidence
 from elastic.state.chain import CHAIN_FILE, manifests_in
 from elastic.wire.dense import encode_state
 from elastic.wire.tree import blob_digest
+from model_zoo.corpus import read_corpus
 from model_zoo.hugging_face import open_folder
 
 ANN, BOB = identity("ann").peer, identity("bob").peer
@@ -262,3 +264,40 @@ async def test_what_cannot_be_written_or_said(run: Run, tmp_path: Path, elastic:
     (tmp_path / "file").write_text("")
     assert f"error: {tmp_path / 'file'}: " in elastic("export", run[0], tmp_path / "file" / "out")
     assert "the prompt is empty" in elastic("generate", run[0], "")
+
+
+async def test_a_runs_model_is_measured_on_what_it_holds_out(run: Run, tmp_path: Path, elastic: Elastic) -> None:
+    pytest.importorskip("lm_eval")
+    # given
+    held = newest(peers_of(run[0], None), run[0])
+    subject, text = subject_of(held), read_corpus("pride_and_prejudice").decode()
+    assert subject.longest == held.config.shared.inner.sequence_length
+    assert text.endswith(subject.text) and len(subject.text) / len(text) == pytest.approx(0.05, abs=0.001)
+    # when
+    said = elastic("eval", run[0], "--tasks", "bits_per_byte", "--limit", 3, "--json", tmp_path / "found.json")
+    # then
+    assert f"run demo, before round 4, anchor {run[1][:12]}" in said
+    (found,) = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert found["samples"] == 3 and 6 < found["value"] < 10, "a model of three rounds"
+
+
+async def test_an_anchor_file_is_opened_as_what_its_name_says(run: Run, tmp_path: Path, elastic: Elastic) -> None:
+    # given the anchors that ann keeps
+    files = sorted((run[0] / "ann" / "state" / "files").glob("anchor-*.bin"))
+    older, newest_one = files[-2:]
+    # then one is the run's newest model, and another an older one
+    ours = elastic("generate", run[0], PROMPT, "-n", 10)
+    assert elastic("generate", newest_one, PROMPT, "-n", 10) == ours
+    assert kept(older, None).round == 3  # type: ignore[union-attr]
+    # and one that is not what its name says is damaged
+    older.write_bytes(newest_one.read_bytes())
+    assert "is damaged: its bytes have another digest than its name says" in elastic("generate", older, PROMPT)
+    assert kept(run[0], None) is None
+
+
+async def test_how_much_a_model_reads_at_a_time_can_be_said(run: Run, elastic: Elastic) -> None:
+    pytest.importorskip("lm_eval")
+    arguments = ("eval", run[0], "--tasks", "bits_per_byte", "--limit", 2)
+    assert elastic(*arguments, "--context", 16) == elastic(*arguments), "its sequences have 16 tokens"
+    assert elastic(*arguments, "--context", 64) != elastic(*arguments)
+    assert "this model reads 512 tokens at a time, at most" in elastic(*arguments, "--context", 513)

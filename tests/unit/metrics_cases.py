@@ -14,7 +14,7 @@ from elastic.actors.measuring import Measuring
 from elastic.config import RunConfig, parse_config
 from elastic.messages import Digest, PeerId, RoundIndex, RoundPlan, Scoreboard
 from elastic.metrics import Meters
-from elastic.reports import RoundReport
+from elastic.reports import Evaluation, Measured, RoundReport
 
 ANN, BOB = PeerId("12D3KooW" + "A" * 44), PeerId("12D3KooW" + "B" * 44)
 DIGEST = Digest("ab" * 32)
@@ -53,6 +53,14 @@ def news() -> dict[str, Any]:
     return {"landed": 1000.0, "alarms": [{"level": "error", "text": "no weights"}]}
 
 
+def evaluation() -> Evaluation:
+    results = (
+        Measured(task="facts", metric="acc", value=0.25, stderr=0.1, samples=20),
+        Measured(task="bits_per_byte", metric="bits_per_byte", value=2.5, samples=1),
+    )
+    return Evaluation(run="demo", round=RoundIndex(3), anchor=DIGEST, seconds=1.5, results=results)
+
+
 def fed(folder: Path) -> Meters:
     """Numbers of a peer that has lived through one round, by its journal's account and whatever else is asked."""
     meters = Meters()
@@ -61,6 +69,8 @@ def fed(folder: Path) -> Meters:
     journal.note(stage="ready", peers=3, ready=2, bytes_out=10, bytes_in=20, restarts=1)
     meters.moved({BOB: (7, 8)})
     meters.gpu(5, 9)
+    meters.evaluates()
+    journal.evaluated(evaluation())
     return meters
 
 

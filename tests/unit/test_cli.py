@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = [
     "quickstart", "doctor", "plan", "init", "id", "check", "bootstrap", "join", "status",
     "top", "dashboard", "trace", "amend", "score", "incentives", "report", "replay",
-    "generate", "export", "bench",
+    "generate", "eval", "export", "bench",
 ]  # fmt: skip
 LEAVES = [each for each in COMMANDS if each not in ("trace", "incentives", "bench")]
 

@@ -35,6 +35,7 @@ DIGEST = Digest("ab" * 32)
 INNER = {"steps": 3, "tokens": 12, "first_loss": 5.5, "last_loss": 5.25, "mean_loss": 5.4, "seconds": 0.5}
 VERDICT = {"peer": PEER, "round": 7, "rejected": "copy", "detail": "like B's"}
 COUNTED = {"peer": PEER, "payload": DIGEST, "size_bytes": 10, "share": 0.5}
+MEASURED = {"task": "facts", "metric": "acc", "value": 0.25, "samples": 84}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "PeerCard": {
         "peer": PEER, "run": "demo", "shared": DIGEST, "stage": "catching up", "round": 3, "addresses": ["/a"],
@@ -78,6 +79,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "run": "demo", "round": 7, "amended": 3, "wishes": {PEER: {"validators": [PEER], "incentive": None}},
         "names": {PEER: "a"},
     },
+    "Measured": MEASURED,
+    "Evaluation": {"run": "demo", "round": 7, "anchor": DIGEST, "seconds": 1.5, "results": [MEASURED]},
     "PendingMeta": {"round": 7, "inner": INNER, "payload_file": "payload-7"},
     "StateMeta": {"round": 7, "anchor": DIGEST, "anchor_file": "anchor-7.bin"},
 }  # fmt: skip

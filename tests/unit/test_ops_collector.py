@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from elastic import trace
+from elastic.evals.tasks import SHIPPED
 from elastic.messages import RejectReason
 from elastic.metrics import BOUNDS, FAILED, INSTRUMENTS, LEVELS, OTHER, REASONS, STAGES, Instrument, reason_of
 
@@ -155,6 +156,7 @@ def words_of_ours() -> dict[str, set[str]]:
         "swarm.direction": {"in", "out"},
         "swarm.stage": set(STAGES),
         "swarm.level": set(LEVELS),
+        "swarm.task": set(SHIPPED),
         "swarm.peer": {OTHER, *ROSTER},
     }
 

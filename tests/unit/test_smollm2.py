@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from elastic.evals.subject import Subject, shipped_text
 from elastic.models.opened import Opened, open_model
 from elastic.models.speak import speak
 from model_zoo.corpus import read_corpus
@@ -92,3 +93,13 @@ def test_it_survives_our_own_folder(tmp_path: Path, smollm2: Opened) -> None:
     assert (
         json.loads((tmp_path / "out" / "config.json").read_text())["rms_norm_eps"] == smollm2.model.shape.norm_epsilon
     )
+
+
+def test_it_knows_plain_facts(smollm2: Opened) -> None:
+    pytest.importorskip("lm_eval")
+    from elastic.evals.harness import measure
+
+    subject = Subject(smollm2.model, smollm2.tokenizer, smollm2.ends, 2048, shipped_text())
+    (facts,) = measure(subject, ["facts"], None, 16, lambda done, total: None)
+
+    assert facts.value > 0.75, "chance is 0.25"
