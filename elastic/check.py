@@ -157,6 +157,8 @@ def notes(config: RunConfig) -> list[str]:
             f"[local.incentive] is empty: this machine takes no part in what {shared.incentive.name} does "
             "outside of the swarm. Right for most contributors; a validator should have its settings there"
         )
+    if config.local.evaluator.wanted:
+        found.append("local.evaluator: this peer watches and measures; it contributes nothing and decides nothing")
     found += _notes_on_entry(shared)
     host = config.local.metrics.prometheus.rpartition(":")[0].strip("[]")
     if host and host not in LOOPBACK:

@@ -197,8 +197,9 @@ def _shipped(name: str, subject: Subject) -> dict[str, ConfigurableTask]:
 
 def _standard(name: str) -> dict[str, Any]:
     """A task of lm-eval's, a group of them, or one that a YAML file of the user's describes."""
-    manager = TaskManager()
-    if name not in manager.task_index and not (name.endswith(".yaml") and Path(name).is_file()):
+    own = name.endswith(".yaml") and Path(name).is_file()
+    manager = TaskManager(include_defaults=not own)  # thousands of files
+    if not own and name not in manager.task_index:
         raise ConfigError(
             f'no task is called "{name}": it should be one of {", ".join(SHIPPED)}, a name of lm-eval\'s, or a file'
         )

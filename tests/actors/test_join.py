@@ -184,6 +184,7 @@ def test_an_evaluator_measures_what_another_trains(tmp_path: Path, cluster: str,
         for each in found:
             assert each["round"] in (1, 11, 21, 31) and each["anchor"] == agreed[each["round"]]
             assert [result["task"] for result in each["results"]] == ["bits_per_byte", "facts"]
+        assert "evaluated  | before round 31: bits_per_byte" in eve.output()
         # and it took no part
         assert all(len(entry["roster"]) == 1 for entry in chain)
         assert not any(by["eve"]["contributed"] for by in reports(tmp_path).values() if "eve" in by)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ from tests.unit.folder_cases import BPE, tiny
 BYTES = ByteTokenizer()
 LENGTH = 32
 NANO = Llama(Llama.Config(preset="nano", layers=1))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models so small are slower on several, and very slow beside others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def subject(seed: int = 0, text: str = shipped_text()[:3000], tokenizer: Any = BYTES) -> Subject:

@@ -12,7 +12,7 @@ from elastic.actors import evaluating as room
 from elastic.actors.evaluating import KEPT_FILE, Evaluating, EvaluatorActor, last_evaluated
 from elastic.actors.journal import Journal
 from elastic.actors.launch import start_peer
-from elastic.check import check_plugins
+from elastic.check import check_plugins, notes
 from elastic.config import RunConfig, parse_config
 from elastic.contracts import TrainerState
 from elastic.errors import ConfigError, MissingExtraError, StateError
@@ -246,6 +246,11 @@ def test_a_validators_key_is_no_evaluators(tmp_path: Path, monkeypatch: pytest.M
     local = settings.local.model_copy(update={"key": tmp_path / "someone.key"})
     with pytest.raises(ConfigError, match="an evaluator decides nothing"):
         start_peer(settings.model_copy(update={"local": local}))
+
+
+def test_check_says_that_this_peer_takes_no_part(tmp_path: Path) -> None:
+    assert any("local.evaluator: this peer watches" in note for note in notes(config(tmp_path)))
+    assert not any("evaluator" in note for note in notes(config(tmp_path, every=0)))
 
 
 def test_an_evaluator_needs_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
