@@ -52,7 +52,7 @@ def session_parts(config: RunConfig) -> Parts:
     """
     shared, corpus = config.shared, load_corpus(config)
     return Parts(
-        model=build("model", shared.model), corpus=corpus, assign=assigner(config, len(corpus.tokens)),
+        model=build("model", shared.model), corpus=corpus, assign=assigner(config, corpus),
         reducer=build("reducer", shared.reducer),
         store=StateStore(config.local.state_dir / STATE_FOLDER, keep_anchors=KEEP_ANCHORS),
     )  # fmt: skip

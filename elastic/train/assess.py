@@ -93,7 +93,7 @@ def _draw(rng: np.random.Generator, some: Sequences, session: Session) -> Sequen
 def _loss(session: Session, sequences: Sequences) -> float:
     inner, losses = session.shared.inner, 0.0
     for start in range(0, len(sequences), inner.batch_size):
-        batch = cut(session.corpus.tokens, sequences[start : start + inner.batch_size], inner.sequence_length)
+        batch = cut(session.corpus, sequences[start : start + inner.batch_size], inner.sequence_length)
         losses += session.model.loss(batch.to(session.worker.device)).item() * len(batch)
     return losses / len(sequences)
 

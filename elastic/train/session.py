@@ -207,12 +207,9 @@ class Session:
 
     def evaluate(self, max_sequences: int) -> float:
         """Mean held-out loss of the anchor, in nats per token."""
-        data, inner = self.shared.data, self.shared.inner
-        losses = []
+        inner, losses = self.shared.inner, []
         with self._anchor_in_model(), torch.no_grad():
-            for batch in held_out_batches(
-                self.corpus.tokens, data.held_out, inner.sequence_length, inner.batch_size, max_sequences
-            ):
+            for batch in held_out_batches(self.corpus, inner.sequence_length, inner.batch_size, max_sequences):
                 losses.append((self.model.loss(batch.to(self.worker.device)).item(), len(batch)))
         return float(sum(loss * count for loss, count in losses) / sum(count for _, count in losses))
 
@@ -243,7 +240,7 @@ class Session:
 
     def _batches(self, plan: RoundPlan) -> Any:
         inner, worker = self.shared.inner, self.worker
-        batches = Batches(self.corpus.tokens, self.assign(plan), inner.sequence_length, inner.batch_size,
+        batches = Batches(self.corpus, self.assign(plan), inner.sequence_length, inner.batch_size,
                           rank=worker.rank, world_size=worker.world_size)  # fmt: skip
         return (batch.to(worker.device) for batch in batches)
 
