@@ -1,5 +1,6 @@
 """Prepared tokens for tests: small, quickly made, and the same each time."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,9 +18,10 @@ KEY = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA"
 
 
 def made(folder: Path, letter: str = "a", size: int = 5000, shard_tokens: int = 1000) -> Index:
-    """Prepare a text of one letter and numbers, as bytes."""
-    text = folder.with_name(folder.name + ".txt")
-    text.write_text("".join(f"{letter}{number} " for number in range(size))[:size])
+    """Prepare documents of one letter and numbers, about `size` bytes, as bytes."""
+    text = folder.with_name(folder.name + ".jsonl")
+    rows = [json.dumps({"text": f"{letter}{number} " * 15}) for number in range(1000, 1000 + size // 91)]
+    text.write_text("\n".join(rows))
     settings = settings_for("bytes", None, [text], Reading(), shard_tokens, 0.1)
     return prepare([text], folder, settings, workers=1)
 
