@@ -131,9 +131,9 @@ def data(
     workers: Annotated[int, typer.Option(min=0, help="processes; 0: one for each core")] = 0,
     pairs: Annotated[int, typer.Option(min=1, help="alternating pairs")] = 5,
 ) -> None:
-    """`elastic data prepare`, beside the tokenizer's own batch speed.
+    """Text to token shards, beside the tokenizer by itself.
 
-    The same text, in pairs: from files to finished shards, and from memory to tokens with all cores.
+    The same text, in pairs: from files to finished shards (`elastic data prepare`), and from memory to tokens.
     """
     from elastic.bench.data import library_sources, measure_data
 

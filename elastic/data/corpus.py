@@ -69,6 +69,8 @@ class Corpus:
     tokenizer: Any
     vocab_size: int
     """Every token is below it."""
+    ends: frozenset[int] = frozenset()
+    """Tokens that end a document."""
 
     def sizes(self, length: int) -> list[int]:
         """Of each source, how many sequences may be assigned.

@@ -90,7 +90,8 @@ def _mixture(config: RunConfig) -> Corpus:
                 f"anew with --tokenizer and the other's {TOKENIZER}"
             )
     sources = tuple(Source(each.row(), each.index.held_out, each.source.name, each.source.index) for each in opened)
-    return Corpus(sources, data.weights(1), first.tokenizer(), data.vocab_size)
+    ends = frozenset(each.index.end for each in opened if each.index.end is not None)
+    return Corpus(sources, data.weights(1), first.tokenizer(), data.vocab_size, ends)
 
 
 class OpenedSource:

@@ -40,7 +40,8 @@ def open_model(where: Path, run_file: Path | None = None) -> Opened:
         return _of_folder(where)
     held = newest(peers_of(where, run_file), where)
     text = f"run {held.config.shared.run}, before round {held.round}, anchor {held.digest[:12]}"
-    return Opened(held.model(), load_corpus(held.config).tokenizer, frozenset(), text)
+    corpus = load_corpus(held.config)
+    return Opened(held.model(), corpus.tokenizer, corpus.ends, text)
 
 
 def _of_folder(where: Path) -> Opened:

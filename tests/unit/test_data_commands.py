@@ -13,6 +13,9 @@ import pytest
 from conftest import Run
 from data_cases import KEY, made
 
+from elastic.agreement.manifests import genesis
+from elastic.messages import Digest
+from elastic.wire.signing import Identity
 from model_zoo.corpus import read_corpus
 from model_zoo.prepared import open_folder
 
@@ -167,6 +170,21 @@ def test_assigned_of_a_text_is_what_its_peer_is_assigned(tmp_path: Path, elastic
     total = num_train_sequences(len(read_corpus("pride_and_prejudice")), 0.05, 16)
     numbers = assigned_sequences(total, 0, "demo", 3, 1, 8, 4)
     assert out.splitlines()[:-1] == [f"text[{number * 16}:{number * 16 + 17}]" for number in numbers]
+
+
+def test_assigned_finds_a_peers_slot_in_the_manifests(tmp_path: Path, elastic: Run) -> None:
+    # given the genesis, which names the roster of round 1
+    run_file(tmp_path)
+    ann, bob = sorted(Identity.generate().peer for _ in range(2))
+    (tmp_path / "state").mkdir()
+    chain = genesis("demo", Digest("0" * 64), [ann, bob], ann).canonical() + b"\n"
+    (tmp_path / "state" / "chain.jsonl").write_bytes(chain)
+    # when
+    code, out, _ = elastic("data", "assigned", "run.toml", "--round", 1, "--peer", bob)
+    # then
+    assert code == 0 and "for slot 1 of 2" in out
+    assert elastic("data", "assigned", "run.toml", "--round", 1, "--slot", 1, "--roster", 2)[1] == out
+    assert "is not in the roster of round 1" in elastic("data", "assigned", "run.toml", "--round", 1, "--peer", KEY)[2]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def test_a_mixture_is_trained_on_as_its_weights_say(tmp_path: Path) -> None:
     # given a mixture that is the other way round from round 5 on
     config, web, code = two(tmp_path, phases=[{"from_round": 5, "weights": {"web": 1.0, "code": 3.0}}])
     corpus = load_corpus(config)
+    assert corpus.ends == {0}
     assign = assigner(config, corpus)
     tokens = {"web": tokens_of(tmp_path / "web", web), "code": tokens_of(tmp_path / "code", code)}
     for round_, of_web in ((1, 6), (4, 6), (5, 2)):
@@ -237,7 +238,7 @@ def test_check_finds_a_phase_with_too_little(tmp_path: Path) -> None:
 def test_a_note_tells_of_sequences_that_are_fetched_one_by_one(tmp_path: Path) -> None:
     def noted(place: str, **data: Any) -> bool:
         config = parse_config(tree(("web", "0" * 64, 1.0), places={"web": place}, **data), base=tmp_path)
-        return any("a shard of its own" in note for note in notes(config))
+        return any("its own shard" in note for note in notes(config))
 
     assert noted("https://host/web")
     assert not noted("https://host/web", block=8) and not noted("web")
@@ -246,12 +247,8 @@ def test_a_note_tells_of_sequences_that_are_fetched_one_by_one(tmp_path: Path) -
 def test_a_model_card_names_the_sources(tmp_path: Path) -> None:
     config, web, code = two(tmp_path, phases=[{"from_round": 5, "weights": {"code": 1.0}}])
 
-    assert about_text(config.shared.data) == [
-        (
-            "sources",
-            f"`web`, weight 3, index `{web.sha256}`; `code`, weight 1, index `{code.sha256}`; from round 5: code 1",
-        )
-    ]
+    told = f"`web`, weight 3, index `{web.sha256}`; `code`, weight 1, index `{code.sha256}`; from round 5: code 1"
+    assert about_text(config.shared.data) == [("sources", told)]
     assert about_text(DataConfig()) == [("text", "`pride_and_prejudice`, SHA-256 `not said`")]
 
 
