@@ -32,6 +32,7 @@ say = typer.echo
 
 SHARD_TOKENS = 2**23
 """About: 16 or 32 MB, which a peer fetches as a whole."""
+SMALL_BYTES = 4_000_000
 Folder = Annotated[Path, typer.Argument(help="what `elastic data prepare --out` wrote")]
 
 
@@ -84,8 +85,10 @@ def prepare(  # noqa: PLR0913 - one argument per flag
         reading = load(READING)(kind.value, field, errors.value)
         say(f"{len(paths):,} files ({', '.join(sorted(set(kinds)))})")
         settings = load(PREPARE_SETTINGS)(tokenizer, vocab_size, paths, reading, shard_tokens, held_out)
-        with _bar(sum(path.stat().st_size for path in paths), plain or not sys.stdout.isatty()) as step:
-            index = load(PREPARE)(paths, out, settings, workers or os.cpu_count() or 1, step)
+        size = sum(path.stat().st_size for path in paths)
+        with _bar(size, plain or not sys.stderr.isatty()) as step:
+            alone = size < SMALL_BYTES  # more processes would take longer to start
+            index = load(PREPARE)(paths, out, settings, workers or (1 if alone else os.cpu_count() or 1), step)
     _say_index(index)
     say("for a run file:")
     say(_for_a_run_file(out, index))
