@@ -96,6 +96,7 @@ def prepare(
         if finished:
             if next(batches, None) is not None:
                 raise DataError(_other(folder))
+            (folder / PROGRESS).unlink(missing_ok=True)
             return finished
         with encoders(settings, workers) as encode:
             for shard in _shards(folder, settings, encode(batches), len(done), on_batch):
@@ -165,7 +166,7 @@ def _begin(folder: Path, settings: Settings) -> list[Shard]:
     """Shards that an interrupted `prepare` with these settings had finished."""
     path = folder / PROGRESS
     if not path.exists():
-        if strange := sorted(each.name for each in folder.iterdir()):
+        if strange := sorted(each.name for each in folder.iterdir() if not each.name.startswith(PROGRESS)):
             raise DataError(f"{folder}: there is something else in it ({strange[0]}); choose an empty folder")
         write_whole(path, orjson.dumps({"settings": settings.sha256()}) + b"\n")
     first, *rest = path.read_bytes().split(b"\n")

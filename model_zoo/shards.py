@@ -6,6 +6,7 @@ magic | version u16 | bytes per token u16 | zero u32 | count u64 | SHA-256 of th
 import hashlib
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Leave nothing."""
-        self._file.close()
         self._beside.unlink(missing_ok=True)
+        with suppress(OSError):  # on a full disk, what is still to be written cannot be
+            self._file.close()
 
 
 def open_shard(path: Path, expected: bytes | None = None) -> Tokens:

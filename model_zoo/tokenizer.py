@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -198,16 +198,17 @@ def load_tokenizer(kind: str, vocab_size: int, text: str, cache_dir: Path) -> To
 def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file that is either there in full or not at all: beside it first, then renamed over it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-        try:
+    beside = path.with_name(f"{path.name}{secrets.token_hex(4)}.tmp")  # two may write at once
+    try:
+        with beside.open("xb") as file:
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    Path(file.name).replace(path)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _pieces(text: str) -> list[str]:

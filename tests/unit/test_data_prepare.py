@@ -168,6 +168,13 @@ def test_a_longer_text_is_another_one(tmp_path: Path) -> None:
         prepare([*paths, tmp_path / "text" / "c.txt"], tmp_path / "out", bpe(), workers=1)
 
 
+def test_others_may_read_what_is_prepared_as_the_umask_says(tmp_path: Path) -> None:
+    prepare(text_in(tmp_path / "text"), tmp_path / "out", bpe(), workers=1)
+
+    usual = (tmp_path / "text" / "b.txt").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {usual}
+
+
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("")
