@@ -96,8 +96,9 @@ def options(
 ) -> None:
     """Train one language model together with strangers: elastic, on Ray and Hivemind, no server to trust.
 
-    See it work: quickstart. Make a run: plan, init, bootstrap, check, doctor, join. Be part of one: check, doctor,
-    join. While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay, incentives, export.
+    See it work: quickstart. Make a run: plan, data, init, bootstrap, check, doctor, join. Be part of one: check,
+    doctor, join. While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay,
+    incentives, export.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

@@ -1,4 +1,4 @@
-"""Batches of text → tokens as they lie in a shard, on several processes, in order."""
+"""Batches of text → tokens as they lie in a shard, on all cores, in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -87,7 +87,9 @@ class _Encoder:
     """A tokenizer that gives bytes as they lie in a shard."""
 
     def __init__(self, settings: Settings) -> None:
-        self._tokenizer = ByteTokenizer() if settings.tokenizer == "bytes" else BPETokenizer(settings.definition)
+        self._tokenizer = (
+            ByteTokenizer() if settings.tokenizer == "bytes" else BPETokenizer(settings.definition).literal()
+        )
         self._dtype = DTYPES[settings.width]
         self._end = np.array([] if settings.end is None else [settings.end], self._dtype)
 
@@ -110,10 +112,10 @@ _encoder: _Encoder | None = None
 """Of a worker process."""
 
 
-def _start(settings: Settings) -> None:
+def _start(settings: Settings, threads: int) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who reads and writes
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process for each core is enough
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
     _encoder = _Encoder(settings)
 
 
@@ -124,22 +126,28 @@ def _encode(batch: Batch) -> bytes:
 
 @contextmanager
 def encoders(settings: Settings, workers: int) -> Iterator[Callable[[Iterable[Batch]], Encoded]]:
-    """What gives tokens for batches, in order."""
+    """What gives tokens for batches, in order; `workers` processes share the cores.
+
+    One is this process: the tokenizer uses all cores by itself, and two threads keep it busy while its tokens are
+    taken over. That needs Python, one thread at a time, so that a machine with many cores wants more processes.
+    """
+    pool: Executor
     if workers == 1:
-        encoder = _Encoder(settings)
-        yield lambda batches: ((batch, encoder(batch)) for batch in batches)
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(settings,))
+        pool, encode = ThreadPoolExecutor(2), _Encoder(settings)
+    else:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(settings, threads))
+        encode = _encode  # type: ignore[assignment]
     try:
-        yield lambda batches: _in_order(pool, batches, 2 * workers + 2)
+        yield lambda batches: _in_order(pool, encode, batches, 2 * workers + 2)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ProcessPoolExecutor, batches: Iterable[Batch], ahead: int) -> Encoded:
+def _in_order(pool: Executor, encode: Callable[[Batch], bytes], batches: Iterable[Batch], ahead: int) -> Encoded:
     waiting: deque[tuple[Batch, Future[bytes]]] = deque()
     for batch in batches:
-        waiting.append((batch, pool.submit(_encode, batch)))
+        waiting.append((batch, pool.submit(encode, batch)))
         if len(waiting) >= ahead:
             first, future = waiting.popleft()
             yield first, future.result()

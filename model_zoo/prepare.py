@@ -1,4 +1,4 @@
-"""Text → shards of tokens: several processes encode, one reads and writes in order.
+"""Text → shards of tokens: all cores encode, one thread reads and writes in order.
 
 What is written follows from the text and the settings alone, not from how many work at it. A shard is there when it
 is whole; what is done stands in `progress.jsonl`, until `index.json` takes its place. After an interruption the text
@@ -78,7 +78,7 @@ def prepare(
         paths: files, in this order.
         folder: where the result goes; made if it is not there.
         settings: see there.
-        workers: processes that encode; 1: this one.
+        workers: processes that encode, on all cores together; 1: this one.
         on_batch: told of each batch how much it was; False: it had been encoded before.
 
     Raises:

@@ -139,19 +139,22 @@ class BPETokenizer:
             [np.asarray(encoding.ids, np.uint32) for encoding in encodings] or [np.empty(0, np.uint32)]
         )
 
+    def literal(self) -> "BPETokenizer":
+        """One like it for which what looks like a special token in a text is text, too."""
+        made = BPETokenizer(self.to_json())
+        made._engine.encode_special_tokens = True
+        return made
+
     def encode_pieces(self, texts: list[str]) -> list[list[int]]:
-        """Tokens of each text by itself; what looks like a special token in them is text, too.
+        """Tokens of each text by itself, from any thread.
 
         Raises:
             ValueError: see `encode`.
         """
-        self._engine.encode_special_tokens = True
         try:
             found = self._engine.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"the tokenizer cannot say this text: {error}") from error
-        finally:
-            self._engine.encode_special_tokens = False
         return [encoding.ids for encoding in found]
 
     def token_of(self, text: str) -> int | None:

@@ -32,7 +32,7 @@ say = typer.echo
 
 SHARD_TOKENS = 2**23
 """About: 16 or 32 MB, which a peer fetches as a whole."""
-SMALL_BYTES = 4_000_000
+CORES_PER_WORKER = 8
 Folder = Annotated[Path, typer.Argument(help="what `elastic data prepare --out` wrote")]
 
 
@@ -65,7 +65,7 @@ def prepare(  # noqa: PLR0913 - one argument per flag
     kind: Annotated[Format, typer.Option("--format", help="of all files; auto: by their names")] = Format.AUTO,
     field: Annotated[str, typer.Option(help="where the text is in JSON lines and parquet")] = "text",
     shard_tokens: Annotated[int, typer.Option(min=1, max=2**32, help="tokens of a shard, about")] = SHARD_TOKENS,
-    workers: Annotated[int, typer.Option(min=0, max=1024, help="processes that encode; 0: one for each core")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=1024, help="processes that encode; 0: one for 8 cores")] = 0,
     held_out: Annotated[
         float, typer.Option(min=0.0001, max=0.49, help="part at the end that no contributor is ever assigned")
     ] = 0.05,
@@ -85,10 +85,8 @@ def prepare(  # noqa: PLR0913 - one argument per flag
         reading = load(READING)(kind.value, field, errors.value)
         say(f"{len(paths):,} files ({', '.join(sorted(set(kinds)))})")
         settings = load(PREPARE_SETTINGS)(tokenizer, vocab_size, paths, reading, shard_tokens, held_out)
-        size = sum(path.stat().st_size for path in paths)
-        with _bar(size, plain or not sys.stderr.isatty()) as step:
-            alone = size < SMALL_BYTES  # more processes would take longer to start
-            index = load(PREPARE)(paths, out, settings, workers or (1 if alone else os.cpu_count() or 1), step)
+        with _bar(sum(path.stat().st_size for path in paths), plain or not sys.stderr.isatty()) as step:
+            index = load(PREPARE)(paths, out, settings, workers or usual_workers(), step)
     _say_index(index)
     say("for a run file:")
     say(_for_a_run_file(out, index))
@@ -154,6 +152,11 @@ def assigned(
     for line in lines:
         say(line)
     say(f"{len(lines)} sequences of round {round_} for slot {place} of {places}: sha256 {digest_of_deal(lines)}")
+
+
+def usual_workers() -> int:
+    """Processes that share this machine's cores: one keeps some busy by itself."""
+    return max(1, (os.cpu_count() or 1) // CORES_PER_WORKER)
 
 
 def _place(config: RunConfig, round_: int, peer: str | None, slot: int | None, roster: int | None) -> tuple[int, int]:

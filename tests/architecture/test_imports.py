@@ -77,6 +77,7 @@ def test_the_import_contracts_are_kept() -> None:
         "elastic.look.commands, elastic.look.collect, elastic.look.html.page, elastic.look.top",
         "elastic.plan.commands, elastic.plan.view, elastic.plan.figures, elastic.plan.simulate",
         "elastic.models.commands",
+        "elastic.data.commands",
         "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox, elastic.actors.measuring",
         "incentives.uniform, incentives.reputation, incentives.subnet.backend",
     ],
