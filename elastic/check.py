@@ -160,6 +160,12 @@ def notes(config: RunConfig) -> list[str]:
     if config.local.evaluator.wanted:
         found.append("local.evaluator: this peer watches and measures; it contributes nothing and decides nothing")
     found += _notes_on_entry(shared)
+    away = [name for name, where in config.local.data.sources.items() if "://" in where]
+    if away and shared.data.sources and shared.data.block == 1:
+        found.append(
+            f"shared.data.block is 1 and the source {away[0]} lies elsewhere: each sequence may need its own shard, "
+            f"{shared.inner.steps * shared.inner.batch_size:,} in a round; see docs/data.md"
+        )
     host = config.local.metrics.prometheus.rpartition(":")[0].strip("[]")
     if host and host not in LOOPBACK:
         found.append(

@@ -14,6 +14,7 @@ from elastic.audit.commands import incentives, replay, score
 from elastic.bench.commands import bench
 from elastic.check import check_plugins, check_values, notes
 from elastic.config import RunConfig, load_config
+from elastic.data.commands import data
 from elastic.errors import ConfigError, ElasticError
 from elastic.look.commands import dashboard, report, top
 from elastic.models.commands import evaluate, export, generate
@@ -55,7 +56,8 @@ def main() -> None:
         library = (error.name or "").partition(".")[0]
         if library not in EXTRAS:
             raise
-        extra = EXTRAS[library] if EXTRAS[library] in ("bittensor", "plot", "bucket", "dashboard", "eval") else "peer"
+        own = ("bittensor", "plot", "bucket", "dashboard", "eval", "data")
+        extra = EXTRAS[library] if EXTRAS[library] in own else "peer"
         _fail(f"{library} is not installed: pip install 'elastic[{extra}]' (in a clone: pip install -e '.[{extra}]')")
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None  # Ctrl-C before there is anything to leave
@@ -73,6 +75,7 @@ def _fail(message: str) -> NoReturn:
 
 app.add_typer(bench, name="bench")
 app.add_typer(incentives, name="incentives")
+app.add_typer(data, name="data")
 app.add_typer(trace, name="trace")
 app.command(context_settings={"allow_extra_args": True})(plan)
 app.command("eval")(evaluate)
@@ -95,9 +98,9 @@ def options(
 ) -> None:
     """Train one language model together with strangers: elastic, on Ray and Hivemind, no server to trust.
 
-    See it work: quickstart. Make a run: plan, init, bootstrap, check, doctor, join. Be part of one: check, doctor,
-    join. While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay, incentives, eval,
-    export.
+    See it work: quickstart. Make a run: plan, data, init, bootstrap, check, doctor, join. Be part of one: check,
+    doctor, join. While it goes on: status, top, dashboard, trace, amend, score. Afterwards: report, replay,
+    incentives, eval, export.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

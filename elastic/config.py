@@ -11,36 +11,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from elastic.config_data import DataConfig
 from elastic.config_local import Local
 from elastic.errors import ConfigError
 from elastic.explain import explain
-from elastic.messages import MAX_VALIDATORS, Digest, HexDigest, PeerIdField, RunName, Terms, digest_of
+from elastic.messages import MAX_VALIDATORS, Digest, PeerIdField, RunName, Terms, digest_of
 from elastic.sections import PluginChoice, Positive, Section
 
 S = TypeVar("S", bound=BaseModel)
-
-
-class DataConfig(Section):
-    """[shared.data]: which text, cut how."""
-
-    corpus: str = "pride_and_prejudice"
-    """Name of a text that ships with the project; a text of your own gets any name and `local.corpus` its path."""
-    sha256: HexDigest | None = None
-    """Digest of the text's bytes, so that everyone trains on the same; `elastic init` fills it in."""
-    tokenizer: Literal["bytes", "bpe"] = "bytes"
-    """"bytes": one token a byte. "bpe": byte-pair encoding trained on the text in-process, the same on every peer."""
-    vocab_size: Annotated[int, Field(ge=256, le=2**20)] = 256
-    """Size of the vocabulary; 256 for "bytes"."""
-    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Fraction at the end of the text that no contributor is ever assigned."""
-
-    @model_validator(mode="after")
-    def _bytes_have_256(self) -> "DataConfig":
-        if self.tokenizer == "bytes" and self.vocab_size != 256:
-            raise ValueError(
-                'the "bytes" tokenizer has vocab_size = 256; remove vocab_size or choose tokenizer = "bpe"'
-            )
-        return self
 
 
 class InnerConfig(Section):
@@ -220,9 +198,16 @@ def parse_config(tree: dict[str, Any], *, base: Path, source: str = "run file") 
     try:
         local = _resolved(config.local, base, ("state_dir", "key", "corpus", "report"))
         resolved = {name: _resolved(getattr(local, name), base, ("authorization",)) for name in ("trace", "metrics")}
+        data = _resolved(local.data, base, ("cache", "access_key_file", "secret_key_file"))
+        resolved["data"] = data.model_copy(update={"sources": _placed(data.sources, base)})
     except RuntimeError as error:
         raise ConfigError(f"{source}: a path in [local] begins with ~ of a user that is not here: {error}") from error
     return config.model_copy(update={"local": local.model_copy(update=resolved)})
+
+
+def _placed(sources: dict[str, str], base: Path) -> dict[str, str]:
+    """URLs as they are, paths from the run file's folder."""
+    return {name: where if "://" in where else str(base / Path(where).expanduser()) for name, where in sources.items()}
 
 
 def _resolved(section: S, base: Path, fields: tuple[str, ...]) -> S:

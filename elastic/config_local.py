@@ -133,6 +133,34 @@ class EvaluatorConfig(Section):
         return self.every > 0
 
 
+class LocalData(Section):
+    """[local.data]: where the sources of [[shared.data.sources]] lie."""
+
+    sources: dict[str, Annotated[str, Field(min_length=1, max_length=2048)]] = {}  # noqa: RUF012 (pydantic copies it)
+    """Name → a folder, "https://host/folder" or "s3://bucket/folder", as `elastic data prepare` left it."""
+    cache: TomlPath | None = None
+    """Folder for shards that were fetched; default: `data` in the state directory. Several peers of one machine may \
+share one."""
+    cache_gb: Annotated[float, Field(gt=0)] = 20.0
+    """Of fetched shards those that were not used for longest go beyond this, in GB."""
+    fetchers: Annotated[int, Field(ge=1, le=64)] = 4
+    """Shards that are fetched at once, ahead of need."""
+    endpoint: Annotated[str, Field(pattern=r"^(|https?://[^\s?#@]+)$")] = ""
+    """Of an S3-compatible service, "https://…"; empty: Amazon's, in `region`."""
+    region: str = "us-east-1"
+    """Region of the bucket."""
+    access_key_file: TomlPath | None = None
+    """File with the access key id, and"""
+    secret_key_file: TomlPath | None = None
+    """with the secret key; without both the bucket is read as anyone may."""
+
+    @model_validator(mode="after")
+    def _has_both_keys(self) -> "LocalData":
+        if (self.access_key_file is None) != (self.secret_key_file is None):
+            raise ValueError("access_key_file and secret_key_file go together")
+        return self
+
+
 class Local(Section):
     """[local]: this machine."""
 
@@ -144,6 +172,8 @@ class Local(Section):
     """The peer's private key; default: `peer.key` in the state directory, made at the first start."""
     corpus: TomlPath | None = None
     """Path of the text, if `shared.data.corpus` is not one that ships with the project."""
+    data: LocalData = LocalData()
+    """Where prepared tokens lie."""
     exchange: PluginChoice = PluginChoice(name="hivemind")
     """How records and bytes travel between peers."""
     incentive: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -70,13 +70,22 @@ def _hint(location: list[str], root: type[BaseModel]) -> str:
 
 
 def _section_at(section: type[BaseModel], location: list[str]) -> type[BaseModel]:
+    """The table there; an entry of a list of tables has the number as a name."""
     for part in location:
+        if part.isdecimal():
+            continue
         if not _is_table(section, part):
             return section
-        section = section.model_fields[part].annotation  # type: ignore[assignment]
+        section = _table(section, part)
     return section
 
 
 def _is_table(section: type[BaseModel], field: str) -> bool:
-    inner = section.model_fields[field].annotation
+    inner = _table(section, field)
     return isinstance(inner, type) and issubclass(inner, BaseModel)
+
+
+def _table(section: type[BaseModel], field: str) -> Any:
+    """What a field holds, or each entry of it if it is a list."""
+    inner = section.model_fields[field].annotation
+    return get_args(inner)[0] if get_origin(inner) is tuple else inner

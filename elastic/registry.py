@@ -42,6 +42,21 @@ CORPUS = "model_zoo.corpus:load_tokens"
 """How a worker gets the run's tokens."""
 READ_CORPUS = "model_zoo.corpus:read_corpus"
 """The bytes of a text that ships with the project."""
+PREPARE = "model_zoo.prepare:prepare"
+"""Text → tokens in a folder, and"""
+PREPARE_SETTINGS = "model_zoo.prepare:settings_for"
+"""how;"""
+READING = "model_zoo.documents:Reading"
+OPEN_PIECES = "model_zoo.documents:pieces"
+KIND_OF = "model_zoo.documents:kind_of"
+READ_INDEX = "model_zoo.prepared:read_index"
+"""what such a folder's index says, from its bytes;"""
+OPEN_PREPARED = "model_zoo.prepared:open_folder"
+"""from the folder;"""
+VERIFY_PREPARED = "model_zoo.prepared:verify"
+"""whether all in it is whole;"""
+ROW = "model_zoo.prepared:Row"
+"""its tokens."""
 BPE = "model_zoo.tokenizer:BPETokenizer"
 WRITE_FOLDER = "model_zoo.hugging_face:write_folder"
 """A model as a folder that Hugging Face `transformers` opens, and"""
@@ -57,6 +72,7 @@ EXTRAS = {
     "hivemind": "hivemind",
     "msgpack": "hivemind",
     "obstore": "bucket",
+    "pyarrow": "data",
     "opentelemetry": "otel",
     "bittensor": "bittensor",
     "matplotlib": "plot",

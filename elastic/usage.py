@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 COMMANDS = (
-    "quickstart", "doctor", "plan", "init", "id", "check", "bootstrap", "join", "status",
+    "quickstart", "doctor", "plan", "data", "init", "id", "check", "bootstrap", "join", "status",
     "top", "dashboard", "trace", "amend", "score", "incentives", "report", "replay",
     "generate", "eval", "export", "bench",
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,7 +79,7 @@ class BPETokenizer:
     """Byte-level byte-pair encoding (GPT-2's), trained in-process by Hugging Face `tokenizers`."""
 
     def __init__(self, definition: str) -> None:
-        """Take what `to_json` gave.
+        """Take what `to_json` gave; what a definition says of cutting or filling texts up is not done.
 
         Raises:
             ValueError: it is no such definition.
@@ -88,14 +88,17 @@ class BPETokenizer:
 
         try:
             self._engine: Any = Engine.from_str(definition)
+            self._engine.no_truncation()
+            self._engine.no_padding()
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"not a tokenizer definition: {error}") from error
 
     @classmethod
-    def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
+    def train(cls, text: str, vocab_size: int, special: tuple[str, ...] = ()) -> "BPETokenizer":
         """Learn a vocabulary of at most `vocab_size` tokens; a short text may give fewer.
 
-        The same text gives the same vocabulary on any number of threads: `tests/unit/test_tokenizer.py`.
+        The same text gives the same vocabulary on any number of threads: `tests/unit/test_tokenizer.py`. `special` are
+        the first tokens, which no text becomes.
         """
         from tokenizers import Tokenizer as Engine
         from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -106,8 +109,9 @@ class BPETokenizer:
         engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         engine.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        )
+            vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+            special_tokens=list(special),
+        )  # fmt: skip
         engine.train_from_iterator(_pieces(text), trainer)
         return cls(engine.to_str())
 
@@ -134,6 +138,29 @@ class BPETokenizer:
         return np.concatenate(
             [np.asarray(encoding.ids, np.uint32) for encoding in encodings] or [np.empty(0, np.uint32)]
         )
+
+    def literal(self) -> "BPETokenizer":
+        """One like it for which what looks like a special token in a text is text, too."""
+        made = BPETokenizer(self.to_json())
+        made._engine.encode_special_tokens = True
+        return made
+
+    def encode_pieces(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of each text by itself, from any thread.
+
+        Raises:
+            ValueError: see `encode`.
+        """
+        try:
+            found = self._engine.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"the tokenizer cannot say this text: {error}") from error
+        return [encoding.ids for encoding in found]
+
+    def token_of(self, text: str) -> int | None:
+        """The token that is exactly this; None: there is none."""
+        found: int | None = self._engine.token_to_id(text)
+        return found
 
     def decode(self, tokens: npt.ArrayLike) -> str:
         """Text of the tokens."""
@@ -174,16 +201,17 @@ def load_tokenizer(kind: str, vocab_size: int, text: str, cache_dir: Path) -> To
 def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file that is either there in full or not at all: beside it first, then renamed over it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-        try:
+    beside = path.with_name(f"{path.name}{secrets.token_hex(4)}.tmp")  # two may write at once
+    try:
+        with beside.open("xb") as file:
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    Path(file.name).replace(path)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _pieces(text: str) -> list[str]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from elastic.evals.subject import Subject
 
+HELD_OUT_TOKENS = 2**18
+"""More of a large corpus would not make bits per byte more exact than they need to be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -74,5 +77,5 @@ def subject_of(held: Held) -> Subject:
     from elastic.evals.subject import Subject, held_out_text
 
     shared, corpus = held.config.shared, load_corpus(held.config)
-    text = held_out_text(corpus.tokens, shared.data.held_out, corpus.tokenizer)
-    return Subject(held.model(), corpus.tokenizer, frozenset(), shared.inner.sequence_length, text)
+    text = held_out_text(corpus.held_out_rows(HELD_OUT_TOKENS), corpus.tokenizer, corpus.ends)
+    return Subject(held.model(), corpus.tokenizer, corpus.ends, shared.inner.sequence_length, text)

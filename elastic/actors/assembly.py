@@ -55,7 +55,7 @@ def session_parts(config: RunConfig) -> Parts:
     with torch.device("meta"):  # the session makes room for this worker's part of it
         model = build("model", shared.model)
     return Parts(
-        model=model, corpus=corpus, assign=assigner(config, len(corpus.tokens)),
+        model=model, corpus=corpus, assign=assigner(config, corpus),
         reducer=build("reducer", shared.reducer),
         store=StateStore(config.local.state_dir / STATE_FOLDER, kept.keep_last, kept.keep_every),
     )  # fmt: skip

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic.config import RunConfig
+from elastic.data.corpus import Corpus
+from elastic.data.dealing import dealt
+from elastic.data.opening import open_corpus
 from elastic.errors import MissingCorpusError
 from elastic.messages import RoundPlan
-from elastic.registry import CORPUS, build, load
-from elastic.schedule.assignment import assigned_sequences, num_train_sequences
+from elastic.registry import build
+from elastic.schedule.mixture import Deal
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,38 +22,27 @@ class Job:
     config: RunConfig
 
 
-def load_corpus(config: RunConfig) -> Any:
-    """The tokens of the run.
+def load_corpus(config: RunConfig) -> Corpus:
+    """The tokens of the run; see `elastic.data.opening`."""
+    return open_corpus(config)
+
+
+def assigner(config: RunConfig, corpus: Corpus) -> Any:
+    """Plan → numbers of the sequences this peer trains on in that round.
 
     Raises:
-        MissingCorpusError: no such text, or another text than the run's.
+        MissingCorpusError: a source has not one.
     """
-    data, local = config.shared.data, config.local
+    inner = config.shared.inner
     try:
-        return load(CORPUS)(
-            data.corpus,
-            local.corpus,
-            data.sha256,
-            data.tokenizer,
-            data.vocab_size,
-            local.state_dir / "corpus",
-        )
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise MissingCorpusError(f"{where}{error.strerror or error}; can local.state_dir be written?") from error
+        corpus.sizes(inner.sequence_length)
     except ValueError as error:
-        raise MissingCorpusError(str(error)) from error
-
-
-def assigner(config: RunConfig, num_tokens: int) -> Any:
-    """Plan → ids of the sequences this peer trains on in that round."""
-    shared = config.shared
-    total = num_train_sequences(num_tokens, shared.data.held_out, shared.inner.sequence_length)
+        raise MissingCorpusError(f"{error}: take more text, or lower shared.inner.sequence_length") from error
 
     def assign(plan: RoundPlan) -> Any:
         assert plan.slot is not None
-        count = plan.inner_steps * shared.inner.batch_size
-        return assigned_sequences(total, plan.seed, plan.run, plan.round, plan.slot, count, len(plan.roster))
+        deal = Deal(plan.seed, plan.run, plan.round, len(plan.roster), config.shared.data.block)
+        return dealt(config, corpus, deal, plan.slot, plan.inner_steps * inner.batch_size)
 
     return assign
 

@@ -6,11 +6,13 @@ from pydantic import ValidationError
 
 from elastic.actors.job import load_corpus
 from elastic.config import RunConfig, Shared
+from elastic.config_data import SourceConfig
+from elastic.data.dealing import check_enough
+from elastic.data.opening import OpenedSource, is_remote, place_for, where_is
 from elastic.errors import ConfigError, MissingCorpusError
 from elastic.explain import explain
 from elastic.messages import PeerId, digest_of
 from elastic.registry import READ_CORPUS, load
-from elastic.schedule.assignment import max_sequences_per_slot, num_train_sequences
 from elastic.wire.signing import Identity
 
 RUN_FILE = """\
@@ -85,6 +87,10 @@ host = "0.0.0.0"                    # "127.0.0.1" keeps a trial on this machine
 port = 0                            # TCP; fix it if you forward a port
 # upload_mbps = 50                  # the most that payloads may take of the uplink; 0: no limit
 
+[local.data]                        # where prepared tokens lie, if the run has [[shared.data.sources]] (docs/data.md)
+# sources = {{ web = "/data/web" }}   # name = a folder, "https://host/folder" or "s3://bucket/folder"
+# cache_gb = 20.0                   # for what is fetched from elsewhere
+
 [local.exchange]
 name = "hivemind"                   # or "bucket": payloads through a bucket of yours too, see docs/exchange.md
 
@@ -148,21 +154,48 @@ def corpus_digest() -> str:
 
 
 def check_corpus(config: RunConfig) -> str:
-    """One line about the text of a run.
+    """A line about the text of a run, or one about each source of it; nothing is asked of a network.
 
     Raises:
-        ConfigError: it is missing, is another text, or is too short for the run's rounds.
+        ConfigError: it is missing, is another one, or is too short for the run's rounds.
     """
-    corpus, shared = load_corpus(config), config.shared
+    remote = [each for each in config.shared.data.sources if is_remote(where_is(config, each))]
+    for each in remote:
+        place_for(where_is(config, each), config)
+    if remote:
+        return "\n".join(f"source   {each.name} at {where_is(config, each)}: not looked at, it needs a network"
+                         if each in remote else checked_source(config, each)
+                         for each in config.shared.data.sources)  # fmt: skip
+    corpus = load_corpus(config)
     try:
-        total = num_train_sequences(len(corpus.tokens), shared.data.held_out, shared.inner.sequence_length)
+        check_enough(config, corpus)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise MissingCorpusError(f"{error}: take a longer text, or lower shared.inner.sequence_length") from error
-    wanted, slots = shared.inner.steps * shared.inner.batch_size, shared.round.min_peers
-    if wanted > max_sequences_per_slot(total, slots):
-        raise ConfigError(
-            f"the text has {total:,} sequences of {shared.inner.sequence_length} tokens and a round takes {wanted:,} "
-            f"for each peer, with min_peers = {slots}: lower shared.inner.steps, shared.inner.batch_size or "
-            "shared.round.min_peers"
-        )
-    return f"text     {shared.data.corpus}, {len(corpus.tokens):,} tokens, sha256 {corpus.sha256[:12]}…"
+    if config.shared.data.sources:
+        return "\n".join(checked_source(config, each) for each in config.shared.data.sources)
+    text = corpus.sources[0]
+    return f"text     {config.shared.data.corpus}, {len(text.tokens):,} tokens, sha256 {text.sha256[:12]}…"
+
+
+def checked_source(config: RunConfig, source: SourceConfig) -> str:
+    """One line about a source that lies here: all its shards are there, in the sizes that its index says.
+
+    Raises:
+        MissingCorpusError: one is not.
+    """
+    folder = Path(where_is(config, source))
+    index = OpenedSource(config, source).index
+    for shard in index.shards:
+        path, size = folder / shard.name, index.size_of(shard)
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            what = "is not there" if found is None else f"has {found:,} bytes, and not {size:,}"
+            raise MissingCorpusError(
+                f"source {source.name}: {path} {what}; `elastic data verify {folder}` looks at all"
+            )
+    return (
+        f"source   {source.name}, weight {source.weight:g}, {index.tokens:,} tokens in {len(index.shards)} shards, "
+        f"index {source.index[:12]}…"
+    )

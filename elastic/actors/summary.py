@@ -26,8 +26,8 @@ def measure(handles: list[PeerHandle], result: "Result") -> None:
     """Ask the first peer for the held-out loss and a few words."""
     first, config = handles[0], result.configs[0]
     corpus = load_corpus(config)
-    held_out = np.asarray(corpus.tokens[-int(len(corpus.tokens) * config.shared.data.held_out) :])
-    unigram = unigram_loss(np.asarray(corpus.tokens), held_out)
+    tokens = np.asarray(corpus.sources[0].tokens)
+    unigram = unigram_loss(tokens, tokens[-int(len(tokens) * config.shared.data.held_out) :])
     result.held_out = unigram, first.ask(first.peer.held_out_loss.remote(HELD_OUT_SEQUENCES))
     result.sample = first.ask(first.peer.generate.remote(PROMPT, 120))
 

@@ -123,6 +123,29 @@ def reducer(  # noqa: PLR0913 - options of a command
     _write(json, result)
 
 
+@bench.command("data")
+def data(
+    texts: Annotated[list[Path] | None, typer.Argument(help="files of text; without any: Python's own library")] = None,
+    megabytes: Annotated[int, typer.Option(min=1, help="of Python's library, about")] = 20,
+    vocab_size: Annotated[int, typer.Option(min=257, max=2**20, help="of the tokenizer, learnt from the text")] = 8192,
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0: as `elastic data prepare`")] = 0,
+    pairs: Annotated[int, typer.Option(min=1, help="alternating pairs")] = 5,
+) -> None:
+    """Text to token shards, beside the tokenizer by itself.
+
+    The same text, in pairs: from files to finished shards (`elastic data prepare`), and from memory to tokens.
+    """
+    from elastic.bench.data import library_sources, measure_data
+    from elastic.data.commands import usual_workers
+
+    paths = texts or library_sources(megabytes * 1_000_000)
+    found = measure_data(paths, "bpe", vocab_size, workers or usual_workers(), pairs, say)
+    say(
+        f"medians: prepare {found.prepare:.2f} MB/s, encode_batch {found.encode_batch:.2f} (ratio {found.ratio:.2f}), "
+        f"encode_batch_fast {found.encode_batch_fast:.2f} (ratio {found.ratio_fast:.2f})"
+    )
+
+
 @bench.command("convergence")
 def convergence(
     quick: Annotated[bool, typer.Option("--quick", help="three rows, some minutes")] = False,

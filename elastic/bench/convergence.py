@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import torch
 
@@ -19,7 +20,6 @@ from elastic.errors import ConfigError
 from elastic.reduce.sparseloco import SparseLoCo
 from elastic.registry import BPE, READ_CORPUS, load
 from elastic.sections import PluginChoice
-from elastic.train.tokens import TokenArray
 
 Say = Callable[[str], None]
 
@@ -133,7 +133,7 @@ def run(quick: bool, tokens: int, texts: Sequence[Path], kept: Path | None, say:
     return [row for row in rows if row.key in keys]
 
 
-def _key(recipe: Recipe, data: TokenArray) -> str:
+def _key(recipe: Recipe, data: npt.NDArray[Any]) -> str:
     """Names what a row says: its recipe, the model and the text."""
     return hashlib.sha256(repr((recipe, MODEL)).encode() + data.tobytes()).hexdigest()[:16]
 

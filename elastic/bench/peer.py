@@ -154,7 +154,7 @@ def plain_loop(config: RunConfig) -> Callable[[RoundPlan], tuple[int, float]]:
 
     torch.set_num_threads(config.local.ray.threads)
     inner, corpus = config.shared.inner, load_corpus(config)
-    assign = assigner(config, len(corpus.tokens))
+    assign = assigner(config, corpus)
     model = build("model", config.shared.model)
     model.initialize(config.shared.seed)
     betas = (inner.beta1, inner.beta2)
@@ -162,7 +162,7 @@ def plain_loop(config: RunConfig) -> Callable[[RoundPlan], tuple[int, float]]:
 
     def run(plan: RoundPlan) -> tuple[int, float]:
         tokens, start = 0, time.perf_counter()
-        for batch in Batches(corpus.tokens, assign(plan), inner.sequence_length, inner.batch_size):
+        for batch in Batches(corpus, assign(plan), inner.sequence_length, inner.batch_size):
             model.loss(batch).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), inner.clip_norm)
             optimizer.step()

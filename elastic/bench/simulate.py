@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from elastic.config import InnerConfig, OuterConfig
+from elastic.data.corpus import Tokens, of_text
 from elastic.reduce.dense import Average
 from elastic.reduce.sparseloco import SparseLoCo
 from elastic.registry import READ_CORPUS, build, load
-from elastic.schedule.assignment import Shuffle, num_train_sequences
+from elastic.schedule.assignment import Shuffle
 from elastic.sections import PluginChoice
 from elastic.train.inner import Stop, learning_rate, make_optimizer, run_inner_steps
 from elastic.train.outer import outer_step, with_momentum
 from elastic.train.pieces import Piece
-from elastic.train.tokens import Batches, TokenArray, held_out_batches
+from elastic.train.tokens import Batches, held_out_batches
 
 HELD_OUT = 0.05
 """Part of the text at its end that is never trained on."""
@@ -72,15 +73,15 @@ class Outcome:
 class Swarm:
     """The peers of one recipe."""
 
-    def __init__(self, recipe: Recipe, model_choice: PluginChoice, tokens: TokenArray) -> None:
-        self.recipe, self.tokens = recipe, tokens
+    def __init__(self, recipe: Recipe, model_choice: PluginChoice, tokens: Tokens) -> None:
+        self.recipe, self.corpus = recipe, of_text(tokens, HELD_OUT)
         self.model: Any = build("model", model_choice)
         self.model.initialize(recipe.seed)
         self.params = dict(self.model.named_parameters())
         self.residuals: list[dict[str, Tensor]] = []
         self.last_error: dict[str, Tensor] = {}
         """β·residual + Δ of the peer that contributed last, as its `compress` met it."""
-        self.total = num_train_sequences(len(tokens), HELD_OUT, recipe.inner.sequence_length)
+        (self.total,) = self.corpus.sizes(recipe.inner.sequence_length)
 
     def train(self, on_point: Callable[[int, float], None] = lambda tokens, loss: None) -> Outcome:
         """Run the recipe to its end; `on_point` is told each point of the curve as it comes."""
@@ -155,7 +156,7 @@ class Swarm:
             here = laps == lap
             shuffle = Shuffle(self.total, self.recipe.seed, "bench", int(lap))
             sequences[here] = shuffle.at(places[here])
-        return iter(Batches(self.tokens, sequences, inner.sequence_length, inner.batch_size))
+        return iter(Batches(self.corpus, sequences, inner.sequence_length, inner.batch_size))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _load(self, anchor: dict[str, Tensor]) -> None:
@@ -165,7 +166,7 @@ class Swarm:
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _held_out_loss(self) -> float:
         inner, losses = self.recipe.inner, []
-        for batch in held_out_batches(self.tokens, HELD_OUT, inner.sequence_length, 32, HELD_OUT_SEQUENCES):
+        for batch in held_out_batches(self.corpus, inner.sequence_length, 32, HELD_OUT_SEQUENCES):
             losses.append((self.model.loss(batch).item(), len(batch)))
         return float(sum(loss * count for loss, count in losses) / sum(count for _, count in losses))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from elastic.errors import ConfigError
 from elastic.registry import READ_CORPUS, load
@@ -35,20 +37,19 @@ class Subject:
     """For bits per byte."""
 
 
-def held_out_text(tokens: Any, held_out: float, tokenizer: Any) -> str:
-    """The end of a run's text that no contributor trains on; a letter cut in two at its beginning is left out.
+def held_out_text(rows: Iterable[npt.NDArray[np.int64]], tokenizer: Any, ends: frozenset[int]) -> str:
+    """What no contributor of a run trains on; a letter cut in two at the beginning of a row is left out.
 
     Args:
-        tokens: of the whole text.
-        held_out: fraction of them.
+        rows: its tokens, of each source.
         tokenizer: that made them.
+        ends: tokens that end a document, which are no text.
 
     Raises:
         ConfigError: there is nothing in it.
     """
-    count = math.ceil(len(tokens) * held_out)
-    text: str = tokenizer.decode(np.asarray(tokens[len(tokens) - count :]))
-    return _not_empty(text.lstrip("\N{REPLACEMENT CHARACTER}"))
+    texts = (tokenizer.decode(row[~np.isin(row, list(ends))]) for row in rows)
+    return _not_empty("\n".join(text.strip("\N{REPLACEMENT CHARACTER}") for text in texts))
 
 
 def shipped_text() -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from elastic.actors.anchors import Held
 from elastic.audit.evidence import account_of
 from elastic.config import RunConfig
+from elastic.config_data import DataConfig
 from elastic.errors import StateError
 from elastic.messages import Manifest, PeerId, RoundIndex
 from elastic.names import printable
@@ -146,6 +147,18 @@ def card(held: Held, configs: Sequence[RunConfig], num_params: int) -> str:
     )
 
 
+def about_text(data: DataConfig) -> list[tuple[str, str]]:
+    """Rows that say what the run trains on."""
+    if not data.sources:
+        return [("text", f"{_code(data.corpus)}, SHA-256 {_code(data.sha256 or 'not said')}")]
+    told = [f"{_code(each.name)}, weight {each.weight:g}, index {_code(each.index)}" for each in data.sources]
+    later = [
+        f"from round {phase.from_round}: " + ", ".join(f"{name} {part:g}" for name, part in phase.weights.items())
+        for phase in data.phases
+    ]
+    return [("sources", "; ".join([*told, *later]))]
+
+
 def _of_the_model(held: Held, num_params: int) -> list[tuple[str, str]]:
     shared = held.config.shared
     data, choice = shared.data, shared.model
@@ -153,7 +166,7 @@ def _of_the_model(held: Held, num_params: int) -> list[tuple[str, str]]:
     return [
         ("parameters", f"{num_params:,}"),
         ("model", _code(f"{choice.name} {settings}".strip())),
-        ("text", f"{_code(data.corpus)}, SHA-256 {_code(data.sha256 or 'not said')}"),
+        *about_text(data),
         ("tokenizer", _code(f"{data.tokenizer}, {data.vocab_size} tokens")),
         ("reducer", _code(shared.reducer.name)),
     ]

@@ -54,7 +54,8 @@ def open_model(where: Path, run_file: Path | None = None, round_: int | None = N
     else:
         held = of_round(peers_of(where, run_file), round_)
     text = f"run {held.config.shared.run}, before round {held.round}, anchor {held.digest[:12]}"
-    return Opened(held.model(), load_corpus(held.config).tokenizer, frozenset(), text, held)
+    corpus = load_corpus(held.config)
+    return Opened(held.model(), corpus.tokenizer, corpus.ends, text, held)
 
 
 def _of_folder(where: Path) -> Opened:

@@ -73,17 +73,18 @@ def num_train_sequences(num_tokens: int, held_out: float, sequence_length: int) 
     return num_sequences
 
 
-def max_sequences_per_slot(num_sequences: int, roster_size: int) -> int:
+def max_sequences_per_slot(num_sequences: int, roster_size: int, block: int = 1) -> int:
     """How many sequences each of `roster_size` slots can get in one round without sharing."""
-    return num_sequences // roster_size
+    return num_sequences // block // roster_size * block
 
 
 def assigned_sequences(  # noqa: PLR0913 (all of it, and nothing else, decides who trains on what)
-    num_sequences: int, seed: int, run: str, index: int, slot: int, count: int, roster_size: int
+    num_sequences: int, seed: int, run: str, index: int, slot: int, count: int, roster_size: int, block: int = 1
 ) -> npt.NDArray[np.int64]:
     """The sequences of one slot in one round: the j-th is at slot · (num_sequences // roster_size) + j.
 
-    Positions do not depend on `count`, so slots may differ in how much they do and still never meet.
+    Positions do not depend on `count`, so slots may differ in how much they do and still never meet. With a `block`
+    all that holds for blocks of so many neighbouring sequences; what fills no block is left out.
 
     Args:
         num_sequences: from `num_train_sequences`.
@@ -93,17 +94,19 @@ def assigned_sequences(  # noqa: PLR0913 (all of it, and nothing else, decides w
         slot: place in the roster, in range(roster_size).
         count: sequences wanted; a text too short for so many gives `max_sequences_per_slot` instead.
         roster_size: number of slots.
+        block: sequences that are dealt together.
 
     Raises:
         ValueError: no such slot, or fewer sequences than slots.
     """
     if slot not in range(roster_size):
         raise ValueError(f"slot {slot} is not in a roster of {roster_size}")
-    stride = max_sequences_per_slot(num_sequences, roster_size)
+    stride = max_sequences_per_slot(num_sequences, roster_size, block)
     if stride < 1:
-        raise ValueError(f"{num_sequences} sequences of text are too few for {roster_size} contributors")
+        some = "sequences of text" if block == 1 else f"sequences, in blocks of {block},"
+        raise ValueError(f"{num_sequences} {some} are too few for {roster_size} contributors")
     positions = slot * stride + np.arange(min(count, stride))
-    return Shuffle(num_sequences, seed, run, index).at(positions)
+    return Shuffle(num_sequences // block, seed, run, index).at(positions // block) * block + positions % block
 
 
 def _feistel(values: npt.NDArray[np.uint64], half_bits: np.uint64, keys: list[np.uint64]) -> npt.NDArray[np.uint64]:

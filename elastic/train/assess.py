@@ -100,8 +100,7 @@ def _loss(session: Session, sequences: Sequences) -> float:
     inner = session.shared.inner
     starts = range(0, len(sequences), inner.batch_size)
     return session.mean_loss(
-        cut(session.corpus.tokens, sequences[start : start + inner.batch_size], inner.sequence_length)
-        for start in starts
+        cut(session.corpus, sequences[start : start + inner.batch_size], inner.sequence_length) for start in starts
     )
 
 

@@ -138,13 +138,9 @@ class Session(Held):
 
     def evaluate(self, max_sequences: int) -> float:
         """Mean held-out loss of the anchor, in nats per token."""
-        data, inner = self.shared.data, self.shared.inner
+        inner = self.shared.inner
         with self._anchor_in_model():
-            return self.mean_loss(
-                held_out_batches(
-                    self.corpus.tokens, data.held_out, inner.sequence_length, inner.batch_size, max_sequences
-                )
-            )
+            return self.mean_loss(held_out_batches(self.corpus, inner.sequence_length, inner.batch_size, max_sequences))
 
     def generate(self, prompt: str, num_tokens: int) -> str:
         """Text continued by the anchor's model."""
@@ -199,7 +195,7 @@ class Session(Held):
 
     def _batches(self, plan: RoundPlan) -> Iterator[list[Piece]]:
         inner, worker = self.shared.inner, self.worker
-        batches = Batches(self.corpus.tokens, self.assign(plan), inner.sequence_length, inner.batch_size,
+        batches = Batches(self.corpus, self.assign(plan), inner.sequence_length, inner.batch_size,
                           rank=worker.rank, world_size=worker.world_size)  # fmt: skip
         return (self._pieces(batch, batch[:1], inner.batch_size) for batch in batches)
 

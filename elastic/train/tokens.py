@@ -1,17 +1,33 @@
-"""From a row of tokens and sequence numbers to batches for the model."""
+"""From the run's tokens and sequence numbers to batches for the model."""
 
-# B sequences in a batch, T tokens in a sequence; sequence s is tokens s * T to s * T + T inclusive
+# B sequences in a batch, T tokens in a sequence and one more, which is only predicted
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-TokenArray = npt.NDArray[np.integer]
+Numbers = npt.NDArray[np.int64]
+
+
+class Corpus(Protocol):
+    """What training asks of the run's tokens; `elastic.data.corpus` has them."""
+
+    def cut(self, sequences: Numbers, length: int) -> Numbers:
+        """These training sequences, (N, T + 1); ValueError if one is none."""
+        ...
+
+    def held_out(self, length: int, at_most: int) -> Numbers:
+        """Sequences that nobody trains on, (≤ at_most, T + 1), the same at every call; ValueError if there are none."""
+        ...
+
+    def expect(self, sequences: Numbers, length: int) -> None:
+        """These will be asked for, in this order: what lies elsewhere may be fetched ahead."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +39,11 @@ class Batches:
     tokens. If B is no multiple of `world_size`, some have one sequence more: weight losses by len(batch) / B.
 
     Raises:
-        ValueError: no sequences, less than one per worker and step, or one outside the text.
+        ValueError: no sequences, or less than one per worker and step.
     """
 
-    tokens: TokenArray
-    """The whole text, any integer type; may be mapped from disk."""
-    sequences: npt.NDArray[np.int64]
+    corpus: Corpus
+    sequences: Numbers
     """Numbers of the assigned sequences, (N,)."""
     sequence_length: int
     batch_size: int
@@ -41,9 +56,7 @@ class Batches:
             raise ValueError(f"rank {self.rank} of {self.world_size} has no sequence in {self.batch_size}")
         if not self.sequences.size:
             raise ValueError("no sequences are assigned: the text is too short for so many contributors")
-        last = len(self.tokens) - self.sequence_length - 1
-        if self.sequences.min() < 0 or self.sequences.max() * self.sequence_length > last:
-            raise ValueError(f"sequence {self.sequences.max()} ends outside a text of {len(self.tokens)} tokens")
+        self.corpus.expect(self.sequences, self.sequence_length)
 
     def __len__(self) -> int:
         """Steps: as many as there are full batches, and at least one."""
@@ -59,30 +72,22 @@ class Batches:
         Beyond the last sequence it begins again with the first.
         """
         places = np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
-        return cut(self.tokens, self.sequences[places % len(self.sequences)], self.sequence_length)
+        return cut(self.corpus, self.sequences[places % len(self.sequences)], self.sequence_length)
 
 
-def held_out_batches(
-    tokens: TokenArray, held_out: float, sequence_length: int, batch_size: int, max_sequences: int
-) -> Iterator[Tensor]:
-    """Batches (≤ batch_size, T + 1) from the fraction at the end of the text that no contributor trains on.
+def held_out_batches(corpus: Corpus, sequence_length: int, batch_size: int, max_sequences: int) -> Iterator[Tensor]:
+    """Batches (≤ batch_size, T + 1) of what no contributor trains on.
 
-    At most `max_sequences`, spread evenly over the held-out part, the same at every call.
+    At most `max_sequences`, spread evenly over it, the same at every call.
 
     Raises:
-        ValueError: not one sequence fits into the held-out part.
+        ValueError: not one sequence was held out.
     """
-    held_out_tokens = tokens[len(tokens) - math.ceil(len(tokens) * held_out) :]
-    num_sequences = (len(held_out_tokens) - 1) // sequence_length
-    if num_sequences < 1:
-        raise ValueError(f"{len(held_out_tokens)} held-out tokens make no sequence of {sequence_length} + 1")
-    num_chosen = min(num_sequences, max_sequences)
-    chosen = np.arange(num_chosen) * num_sequences // num_chosen
-    for start in range(0, num_chosen, batch_size):
-        yield cut(held_out_tokens, chosen[start : start + batch_size], sequence_length)
+    rows = corpus.held_out(sequence_length, max_sequences)
+    for start in range(0, len(rows), batch_size):
+        yield torch.from_numpy(rows[start : start + batch_size])
 
 
-def cut(tokens: TokenArray, sequences: npt.NDArray[np.int64], sequence_length: int) -> Tensor:
-    """These sequences, (len(sequences), T + 1) int64; a copy, so that `tokens` may be read-only."""
-    places = sequences[:, None] * sequence_length + np.arange(sequence_length + 1)
-    return torch.from_numpy(np.asarray(tokens[places], dtype=np.int64))
+def cut(corpus: Corpus, sequences: Numbers, sequence_length: int) -> Tensor:
+    """These sequences, (len(sequences), T + 1) int64; a copy."""
+    return torch.from_numpy(corpus.cut(sequences, sequence_length))

@@ -50,6 +50,8 @@ WALLED_IN = {
     "opentelemetry.sdk.metrics": ("elastic/metrics_export.py",),
     "prometheus_client": ("elastic/metrics_export.py",),
     "nicegui": ("elastic/look/dashboard.py",),
+    "obstore": ("elastic/exchange/bucket/store.py", "elastic/data/bucket.py"),
+    "pyarrow": ("model_zoo/documents.py",),
     "safetensors": ("model_zoo/hugging_face.py",),
     "lm_eval": ("elastic/evals/harness.py",),
     "datasets": ("elastic/evals/harness.py",),
@@ -82,6 +84,7 @@ def test_the_import_contracts_are_kept() -> None:
         "elastic.look.commands, elastic.look.collect, elastic.look.html.page, elastic.look.top",
         "elastic.plan.commands, elastic.plan.view, elastic.plan.figures, elastic.plan.simulate",
         "elastic.models.commands, elastic.evals.tasks",
+        "elastic.data.commands",
         "elastic.actors.environment, elastic.actors.journal, elastic.actors.mailbox, elastic.actors.measuring",
         "incentives.uniform, incentives.reputation, incentives.subnet.backend",
     ],
@@ -135,7 +138,14 @@ def test_every_registered_name_is_a_class_with_settings_of_its_own(slot: str, na
     assert cls.__doc__
 
 
-@pytest.mark.parametrize("target", [registry.CORPUS, registry.READ_CORPUS, registry.WRITE_FOLDER, registry.OPEN_FOLDER])
+@pytest.mark.parametrize(
+    "target",
+    [
+        registry.CORPUS, registry.READ_CORPUS, registry.WRITE_FOLDER, registry.OPEN_FOLDER, registry.PREPARE,
+        registry.PREPARE_SETTINGS, registry.READING, registry.KIND_OF, registry.OPEN_PIECES, registry.READ_INDEX,
+        registry.OPEN_PREPARED, registry.VERIFY_PREPARED, registry.ROW,
+    ],
+)  # fmt: skip
 def test_every_other_registered_target_is_there(target: str) -> None:
     assert callable(registry.load(target))
 

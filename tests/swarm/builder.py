@@ -22,6 +22,7 @@ from elastic.agreement.charter import Charter
 from elastic.agreement.manifests import check_final, check_manifest
 from elastic.agreement.quorum import BALLOT_FILE, Memory, Quorum
 from elastic.config import Shared
+from elastic.data.corpus import of_text
 from elastic.errors import NetworkError
 from elastic.exchange.gather import CONTRIBUTION
 from elastic.exchange.memory import MemoryExchange, MemoryNetwork
@@ -40,7 +41,7 @@ from elastic.messages import (
 from elastic.peer import Peer
 from elastic.registry import build
 from elastic.reports import Order, RoundReport
-from elastic.schedule.assignment import assigned_sequences, num_train_sequences
+from elastic.schedule.assignment import assigned_sequences
 from elastic.schedule.clock import ManualClock
 from elastic.sections import PluginChoice
 from elastic.sim.loop import InlineExecutor
@@ -61,10 +62,7 @@ PATIENCE = 200.0
 PACE = 0.5
 """Virtual seconds that a node trains in each round."""
 TOKENS = np.frombuffer(read_corpus("pride_and_prejudice")[10_000:40_000], np.uint8).astype(np.uint16)
-CORPUS = SimpleNamespace(
-    tokens=TOKENS,
-    tokenizer=SimpleNamespace(encode=lambda text: list(text.encode()), decode=lambda ids: bytes(ids).decode("latin-1")),
-)
+TOKENIZER = SimpleNamespace(encode=lambda text: list(text.encode()), decode=lambda ids: bytes(ids).decode("latin-1"))
 
 Lie = Callable[[ContributionHeader, "Node"], Awaitable[bytes]]
 """The header that a node would post → what it posts instead."""
@@ -94,14 +92,15 @@ def make_shared(*validators: str, **changes: Any) -> Shared:
 
 def make_session(shared: Shared, directory: Path) -> Session:
     """A real session on the CPU over the shipped text."""
-    total = num_train_sequences(len(TOKENS), shared.data.held_out, shared.inner.sequence_length)
+    corpus = of_text(TOKENS, shared.data.held_out, TOKENIZER)
+    (total,) = corpus.sizes(shared.inner.sequence_length)
 
     def assign(plan: RoundPlan) -> Any:
         assert plan.slot is not None
         count = plan.inner_steps * shared.inner.batch_size
         return assigned_sequences(total, plan.seed, plan.run, plan.round, plan.slot, count, len(plan.roster))
 
-    parts = Parts(build("model", shared.model), CORPUS, assign, build("reducer", shared.reducer), StateStore(directory))
+    parts = Parts(build("model", shared.model), corpus, assign, build("reducer", shared.reducer), StateStore(directory))
     return Session(shared, parts, worker=Worker())
 
 

@@ -18,8 +18,8 @@ pytest.importorskip("obstore")
 
 from elastic.actors import swarm
 from elastic.config import parse_config
-from elastic.config_local import NetworkConfig
-from elastic.errors import NetworkError
+from elastic.config_local import LocalData, NetworkConfig
+from elastic.errors import FetchError, NetworkError
 from elastic.exchange.bucket.exchange import BucketExchange
 from elastic.exchange.bucket.store import Bucket, BucketConfig
 from elastic.life import announced
@@ -149,3 +149,27 @@ async def test_the_network_actor_gives_the_exchange_its_settings(
     finally:
         await actor.stop()  # its spans too, of which this process would have no others
     assert (tmp_path / "bucket" / digest).read_bytes() == b"payload"
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_tokens_are_read_from_a_bucket_with_keys_or_as_anyone_may(s3: str, tmp_path: Path, keys: bool) -> None:
+    # given a bucket that anyone may read, and a file that is larger than what is asked for at once
+    from elastic.data.bucket import CHUNK_BYTES as ASKED
+    from elastic.data.bucket import open_s3
+
+    data = bytes(range(256)) * (ASKED // 256) + b"the end"
+    put(f"{s3}/bucket/web-{keys}/00000.tokens", data)
+    local = LocalData(endpoint=s3)
+    if keys:
+        for name in ("access", "secret"):
+            (tmp_path / name).write_text("some key\n")
+        local = LocalData(endpoint=s3, access_key_file=tmp_path / "access", secret_key_file=tmp_path / "secret")
+    # when
+    place = open_s3(f"s3://bucket/web-{keys}", local)
+    # then
+    assert b"".join(place.chunks("00000.tokens", 100, len(data))) == data[100:]
+    assert place.read("00000.tokens", len(data)) == data
+    with pytest.raises(FetchError, match="and not 7"):
+        list(place.chunks("00000.tokens", 0, 7))
+    with pytest.raises(FetchError, match=f"s3://bucket/web-{keys}/nothing"):
+        place.read("nothing", 10)

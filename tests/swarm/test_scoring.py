@@ -110,7 +110,7 @@ async def test_an_assessment_is_the_gain_of_the_outer_step_it_tries(tmp_path: Pa
                 for name, param in session.fitted.params.items():
                     param.copy_(anchor[name])
                 batches = kept["assigned"].reshape(-1, LONG["batch_size"])
-                losses = [session.model.loss(cut(session.corpus.tokens, each, 32)).item() for each in batches]
+                losses = [session.model.loss(cut(session.corpus, each, 32)).item() for each in batches]
             return sum(losses) / len(losses)
 
         (assessment,) = [one.assessment for one in seen[-1].evidence]

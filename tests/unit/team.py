@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from elastic.agreement.manifests import draft, genesis
 from elastic.config import Shared
 from elastic.config_local import TrainConfig
+from elastic.data.corpus import of_text
 from elastic.messages import Counted, PeerId
 from elastic.registry import build
 from elastic.schedule.plan import plan_round
@@ -35,7 +36,7 @@ class Tokenizer:
         return "".join(chr(ord("a") + token) for token in tokens)
 
 
-CORPUS: Any = type("Corpus", (), {"tokens": TOKENS, "tokenizer": Tokenizer()})()
+CORPUS = of_text(TOKENS, 0.05, Tokenizer(), 16)
 PEER = PeerId("12D3KooW" + "A" * 44)
 
 

@@ -20,11 +20,11 @@ from tests.unit.conftest import Run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    "quickstart", "doctor", "plan", "init", "id", "check", "bootstrap", "join", "status",
+    "quickstart", "doctor", "plan", "data", "init", "id", "check", "bootstrap", "join", "status",
     "top", "dashboard", "trace", "amend", "score", "incentives", "report", "replay",
     "generate", "eval", "export", "bench",
 ]  # fmt: skip
-LEAVES = [each for each in COMMANDS if each not in ("trace", "incentives", "bench")]
+LEAVES = [each for each in COMMANDS if each not in ("trace", "incentives", "bench", "data")]
 
 
 @pytest.fixture

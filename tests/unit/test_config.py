@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from elastic.config import RunConfig, load_config, parse_config
+from elastic.config_data import PhaseConfig, SourceConfig
 from elastic.errors import ConfigError
 from elastic.sections import PluginChoice, Section
 
@@ -188,6 +189,8 @@ OTHER: dict[str, Any] = {
     "run": "another",
     "validators": ("12D3KooW" + "B" * 44,),
     "tokenizer": "bpe",
+    "sources": (SourceConfig(name="web", index="0" * 64),),
+    "phases": (PhaseConfig(from_round=9, weights={"web": 2.0}),),
     "sha256": "a" * 64,
 }
 

@@ -8,16 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_zoo.corpus import (
-    HEADER,
     CorpusMismatchError,
     CorpusNotFoundError,
-    ShardError,
     load_tokens,
-    open_shard,
     read_corpus,
     unigram_entropy,
-    write_shard,
 )
+from model_zoo.shards import HEADER, ShardError, open_shard, write_shard
 
 
 def test_the_shipped_text_is_the_one_it_says_it_is() -> None:

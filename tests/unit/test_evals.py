@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elastic.data.corpus import Corpus, Source, of_text
 from elastic.errors import ConfigError
 from elastic.evals.subject import Subject, held_out_text, shipped_text
 from elastic.evals.tasks import BITS, FACTS, pieces, questions
@@ -89,14 +90,28 @@ def test_a_piece_ends_where_a_paragraph_does() -> None:
     assert all(each.endswith("\n") for each in pieces(shipped_text())[:-1])
 
 
+def held_out(tokens: Any, fraction: float) -> str:
+    return held_out_text(of_text(tokens, fraction).held_out_rows(2**18), BYTES, frozenset())
+
+
+def test_of_several_sources_each_has_its_part_and_ends_of_documents_are_no_text() -> None:
+    # given a mixture of three to one, and 40 tokens to read
+    sources = tuple(Source(BYTES.encode(letter * 99 + "|" + letter * 900), 0.95) for letter in "ab")
+    rows = Corpus(sources, (3.0, 1.0), BYTES, 256).held_out_rows(40)
+    # when / then
+    assert held_out_text(rows, BYTES, frozenset([ord("|")])) == "a" * 30 + "\n" + "b" * 10
+    everything = Corpus(sources, (3.0, 1.0), BYTES, 256).held_out_rows(10**6)
+    assert held_out_text(everything, BYTES, frozenset([ord("|")])) == "a" * 949 + "\n" + "b" * 949
+
+
 def test_held_out_text_is_the_end_that_nobody_trains_on() -> None:
     text = "é" * 50
     tokens = BYTES.encode(text)
 
-    assert held_out_text(tokens, 0.1, BYTES) == "é" * 5
-    assert held_out_text(tokens, 0.11, BYTES) == "é" * 5, "half a letter is none"
+    assert held_out(tokens, 0.1) == "é" * 5
+    assert held_out(tokens, 0.11) == "é" * 5, "half a letter is none"
     with pytest.raises(ConfigError, match="held_out is too small"):
-        held_out_text(BYTES.encode("a" * 50 + " " * 50), 0.1, BYTES)
+        held_out(BYTES.encode("a" * 50 + " " * 50), 0.1)
 
 
 # --- through lm-eval ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from test_state import Crash, fail_at
 
 from elastic.agreement.manifests import draft, genesis
 from elastic.config import Shared
+from elastic.data.corpus import of_text
 from elastic.errors import DivergedError, StateError
 from elastic.messages import Counted, Manifest, PeerId, RoundIndex, RoundPlan
 from elastic.registry import build
@@ -29,7 +30,7 @@ from elastic.wire.tree import blob_digest
 ME, OTHER = (Identity.generate().peer for _ in range(2))
 TOKENS = np.random.default_rng(0).integers(0, 16, 600).astype(np.uint16)
 TOKENIZER = SimpleNamespace(encode=lambda text: [ord(c) % 16 for c in text], decode=lambda ids: " ".join(map(str, ids)))
-CORPUS = SimpleNamespace(tokens=TOKENS, tokenizer=TOKENIZER)
+CORPUS = of_text(TOKENS, held_out=0.05, tokenizer=TOKENIZER)
 
 
 def shared(**changes: Any) -> Shared:

@@ -4,11 +4,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elastic.data.corpus import of_text
 from elastic.schedule.assignment import num_train_sequences
 from elastic.train.tokens import Batches, held_out_batches
 
-TEXT = np.arange(1000, dtype=np.uint16)
+TOKENS = np.arange(1000, dtype=np.uint16)
 """Each token is its own place, so that a batch shows where it comes from."""
+TEXT = of_text(TOKENS, held_out=0.05)
 
 
 def test_a_batch_is_the_assigned_sequences_and_one_more_token_each() -> None:
@@ -47,10 +49,10 @@ def test_too_few_sequences_for_one_batch_repeat() -> None:
 
 
 def test_a_read_only_text_is_not_written_to() -> None:
-    text = TEXT.copy()
+    text = TOKENS.copy()
     text.flags.writeable = False
 
-    batch = Batches(text, np.array([0]), sequence_length=4, batch_size=1).batch(0)
+    batch = Batches(of_text(text, 0.05), np.array([0]), sequence_length=4, batch_size=1).batch(0)
     batch.zero_()
 
     assert text[:5].tolist() == [0, 1, 2, 3, 4]
@@ -60,7 +62,7 @@ def test_a_read_only_text_is_not_written_to() -> None:
     ("sequences", "rank", "world_size", "message"),
     [
         ([], 0, 1, "too short"),
-        ([99], 0, 1, "outside"),
+        ([94], 0, 1, "outside"),
         ([-1], 0, 1, "outside"),
         ([0], 0, 3, "rank"),
         ([0], 1, 1, "rank"),
@@ -81,7 +83,7 @@ def test_held_out_batches_lie_beyond_every_training_sequence(
         return
     last_trained = num_train_sequences(num_tokens, held_out, length) * length
 
-    batches = list(held_out_batches(text, held_out, length, batch_size, max_sequences))
+    batches = list(held_out_batches(of_text(text, held_out), length, batch_size, max_sequences))
 
     rows = torch.cat(batches)
     assert rows.min() > last_trained
@@ -92,11 +94,11 @@ def test_held_out_batches_lie_beyond_every_training_sequence(
 
 
 def test_held_out_batches_are_the_same_at_every_call() -> None:
-    first, second = (list(held_out_batches(TEXT, 0.3, 10, 4, 9)) for _ in range(2))
+    first, second = (list(held_out_batches(of_text(TOKENS, 0.3), 10, 4, 9)) for _ in range(2))
 
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_a_held_out_part_without_a_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="held-out"):
-        next(held_out_batches(TEXT, 0.01, 10, 4, 9))
+        next(held_out_batches(of_text(TOKENS, 0.01), 10, 4, 9))

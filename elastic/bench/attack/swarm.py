@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from elastic.bench.attack.conduct import UNLUCKY, Conduct
 from elastic.bench.attack.member import CARD_SECONDS, Member
 from elastic.config import Shared
+from elastic.config_data import DataConfig
+from elastic.data.corpus import Corpus, of_text
 from elastic.exchange.memory import MemoryNetwork
 from elastic.messages import JSON, PeerId, RoundPlan
 from elastic.registry import READ_CORPUS, build, load
-from elastic.schedule.assignment import assigned_sequences, num_train_sequences
+from elastic.schedule.assignment import assigned_sequences
 from elastic.sections import PluginChoice
 from elastic.sim.loop import VirtualClock
 from elastic.state.store import StateStore
@@ -148,8 +149,8 @@ def folder() -> Iterator[Path]:
 
 
 @cache
-def _corpus() -> SimpleNamespace:
-    return SimpleNamespace(tokens=np.frombuffer(load(READ_CORPUS)("pride_and_prejudice"), np.uint8))
+def _corpus() -> Corpus:
+    return of_text(np.frombuffer(load(READ_CORPUS)("pride_and_prejudice"), np.uint8), DataConfig().held_out)
 
 
 def _shared(setting: Setting, defence: Defence, seed: int, validators: list[PeerId], peers: int) -> Shared:
@@ -173,8 +174,8 @@ def _assigned(total: int, seed: int, round_: int, slot: int, count: int, slots: 
 
 def _session(shared: Shared, place: Path) -> Session:
     torch.set_num_threads(1)
-    tokens, inner = _corpus().tokens, shared.inner
-    total = num_train_sequences(len(tokens), shared.data.held_out, inner.sequence_length)
+    inner = shared.inner
+    (total,) = _corpus().sizes(inner.sequence_length)
 
     def assign(plan: RoundPlan) -> Any:
         assert plan.slot is not None

@@ -1,0 +1,1 @@
+"""The run's tokens: where they lie, how they come here, and who is dealt which."""

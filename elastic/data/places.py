@@ -1,0 +1,101 @@
+"""Where prepared tokens may lie beside this machine's disks: behind HTTP. What S3 speaks is in `bucket.py`.
+
+Sizes are compared before a byte is read; what was read is judged by its digest, elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPResponse
+from typing import Protocol
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from elastic.errors import ConfigError, FetchError
+
+READ_BYTES = 2**18
+TIMEOUT_SECONDS = 30.0
+"""Without a byte, after which a connection is given up."""
+
+
+class Place(Protocol):
+    """A folder that is not on this machine."""
+
+    def read(self, name: str, at_most: int) -> bytes:
+        """A small file.
+
+        Raises:
+            FetchError: it is not there, is larger, or does not come.
+        """
+        ...
+
+    def chunks(self, name: str, start: int, size: int) -> Iterator[bytes]:
+        """A file of `size` bytes from its byte `start` on, piece by piece, and never more.
+
+        Raises:
+            FetchError: it is not there, has another size, or does not come.
+        """
+        ...
+
+
+class Http:
+    """A folder behind a web server that takes ranges, or does not."""
+
+    def __init__(self, url: str) -> None:
+        """Of the folder.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ConfigError(f'"{url:.200}" is not "https://host/folder", without "?" and "#"')
+        self._url = url.rstrip("/")
+
+    def read(self, name: str, at_most: int) -> bytes:
+        with self._get(name, {}) as response:
+            data = response.read(at_most + 1)
+        if len(data) > at_most:
+            raise FetchError(f"{self._url}/{name}: more than {at_most} bytes")
+        return data
+
+    def chunks(self, name: str, start: int, size: int) -> Iterator[bytes]:
+        where, wanted = f"{self._url}/{name}", size - start
+        with self._get(name, {"Range": f"bytes={start}-{size - 1}"}) as response:
+            ranged = response.status == 206
+            told = response.headers.get("Content-Range" if ranged else "Content-Length", "")
+            expected = f"bytes {start}-{size - 1}/{size}" if ranged else str(size)
+            if told != expected:
+                raise FetchError(f'{where}: expected "{expected}", the server says "{told:.100}"')
+            skip = 0 if ranged else start
+            while skip or wanted:
+                data = response.read(min(READ_BYTES, skip or wanted))
+                if not data:
+                    raise FetchError(f"{where}: ended {wanted} bytes early")
+                if skip:
+                    skip -= len(data)
+                else:
+                    wanted -= len(data)
+                    yield data
+
+    @contextmanager
+    def _get(self, name: str, headers: dict[str, str]) -> Iterator[HTTPResponse]:
+        where = f"{self._url}/{name}"
+        try:
+            with urlopen(Request(where, headers=headers), timeout=TIMEOUT_SECONDS) as response:
+                yield response
+        except HTTPError as error:
+            raise FetchError(f"{where}: {error.code} {error.reason}") from error
+        except (OSError, HTTPException) as error:
+            raise FetchError(f"{where}: {getattr(error, 'reason', None) or error!r:.200}") from error
+
+
+def place_of(url: str) -> Place:
+    """Who speaks what a URL begins with, but for S3.
+
+    Raises:
+        ConfigError: nobody.
+    """
+    return Http(url)
