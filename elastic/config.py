@@ -24,7 +24,7 @@ S = TypeVar("S", bound=BaseModel)
 class InnerConfig(Section):
     """[shared.inner]: the inner steps. Defaults: SparseLoCo, arXiv 2508.15706."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Annotated[Literal["adamw", "muon"], Field(exclude_if=lambda name: name == "adamw")] = "adamw"
     """"muon": Muon for the matrices of the layers, AdamW for embeddings, output and gains."""
 
     steps: Positive = 30
@@ -43,7 +43,7 @@ class InnerConfig(Section):
     """AdamW's decay of the mean of the gradients."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """AdamW's decay of the mean of their squares."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    momentum: Annotated[float, Field(ge=0, lt=1, exclude_if=lambda momentum: momentum == 0.95)] = 0.95
     """Muon's decay of the mean of the gradients."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Part of a parameter that decays per step, times the learning rate."""
@@ -146,7 +146,10 @@ class Shared(Section):
         return Terms(validators=tuple(sorted(self.agreement.validators)), incentive=self.incentive.canonical())
 
     def digest(self) -> Digest:
-        """SHA-256 over the canonical JSON of all values, defaults included (a plug-in's settings: as written)."""
+        """SHA-256 over the canonical JSON of all values, defaults included (a plug-in's settings: as written).
+
+        What came later than the first release counts only where it is used: runs keep their digests.
+        """
         return digest_of(orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS))
 
 

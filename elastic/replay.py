@@ -92,7 +92,7 @@ def replay(
     model = build("model", shared.model)
     model.initialize(shared.seed)
     like = {name: torch.empty(param.shape, device="meta") for name, param in model.named_parameters()}
-    anchor = with_momentum({name: param.detach() for name, param in model.named_parameters()}, shared.outer)
+    anchor = with_momentum({name: param.detach().float() for name, param in model.named_parameters()}, shared.outer)
     del model
     reducer, turns = build("reducer", shared.reducer), Turns(like)
     digest, round_ = blob_digest(encode_state(anchor)), GENESIS

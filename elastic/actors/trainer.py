@@ -23,6 +23,9 @@ from elastic.reports import TrainerState
 
 logger = logging.getLogger(__name__)
 
+COLLECTIVE_SECONDS = 6 * 3600
+"""That a worker waits for another in the middle of a verb, a disk that takes hundreds of gigabytes included. A worker
+that is dead is found by Ray Train, whose health checks end the others."""
 MAX_FAILURES = 5
 """Restarts of the worker group by one controller, which neither pauses nor asks whether anything got done."""
 TRAIN_ENVIRONMENT = {
@@ -136,7 +139,7 @@ def _trainer(job: Job, ray_config: RayConfig, storage: Path) -> LeanTorchTrainer
         scaling_config=ScalingConfig(
             num_workers=ray_config.workers, use_gpu=ray_config.gpu, resources_per_worker=resources
         ),
-        torch_config=TorchConfig(backend="nccl" if ray_config.gpu else "gloo", timeout_s=300),
+        torch_config=TorchConfig(backend="nccl" if ray_config.gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         run_config=RunConfig(
             name="inner", storage_path=str(storage),
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),

@@ -36,6 +36,7 @@ BUGS = (
     ArithmeticError,
     AssertionError,
     OSError,
+    MemoryError,
 )
 """What broken code or a broken machine raises; everything else may pass."""
 OUT_OF_MEMORY = (
@@ -91,6 +92,8 @@ def serve(session: Session, peer: Any, incarnation: str) -> None:
     while (command := ray.get(peer.next_command.remote(rank, incarnation))) is not None:
         reply = execute(session, command)
         ray.get(peer.worker_reply.remote(rank, incarnation, reply))
+        if session.worker.world_size > 1 and isinstance(reply.error, TrainerFailedError):
+            raise reply.error  # the others wait for this worker in the middle of a verb: Ray Train starts them again
         if command.verb == "inner_steps" and reply.error is None:
             ray.train.report({"round": command.args[0].round, "loss": reply.value.mean_loss})
 
@@ -168,7 +171,7 @@ def _is_a_lost_partner(error: Exception, world_size: int) -> bool:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """A GPU's, which has a class of its own, or the host's, which torch tells by its text."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _as_ours(what: str, error: Exception) -> ElasticError:

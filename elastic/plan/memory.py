@@ -80,6 +80,8 @@ def gpu_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
         outside = params - sizes.layers * block_params(sizes)
         whole = computed * (2 * outside + 3 * block_params(sizes))
         items.append(Item("gathered", whole, "embeddings and two blocks whole, their gradients and one block's"))
+        if computed == 2:
+            items.append(Item("fp32 gradients", 4 * outside, "of the embeddings, to be added up"))
     elif computed == 2:
         items.append(Item("bf16 copies", 2 * params, "2 P, from one step to the next"))
     if train.recompute:
@@ -127,7 +129,9 @@ def host_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
         Item("residual", 4 * params, "fp32, 4 P"),
         Item("Δ", 4 * params, "fp32, 4 P"),
         Item(
-            "payloads", load.payloads * load.payload_bytes, f"{load.payloads:.3g} of {load.payload_bytes / 1e9:.3g} GB"
+            "payloads",
+            group.gpus * load.payloads * load.payload_bytes,
+            f"{load.payloads:.3g} of {load.payload_bytes / 1e9:.3g} GB, for each of {group.gpus} workers",
         ),
         Item("update", 4.0 * (largest + block), "fp32, one turn of tensors"),
         Item("processes", PEER_BYTES + (group.gpus - 1) * WORKER_BYTES, "Ray, Hivemind, workers"),

@@ -143,7 +143,10 @@ def sync_directory(directory: Path) -> None:
 def sweep(directory: Path) -> None:
     """Remove temporaries that nobody is writing any more."""
     for path in directory.glob(f"*{TEMPORARY}"):
-        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+        with (
+            suppress(FileNotFoundError, BlockingIOError),
+            path.open("r+b") as file,
+        ):  # NFS locks only what may be written
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
 

@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from elastic.errors import ConfigError
 from elastic.train.workers import Worker
 
 
@@ -27,10 +28,14 @@ class Fitted:
         for block in getattr(model, "blocks", ()):
             _prepare(block, worker)
         self._whole = _Whole(model)
-        self._sharded = worker.world_size > 1 or worker.how.precision == "bf16"
-        if self._sharded:
+        names = dict(model.named_parameters(remove_duplicate=False))
+        if worker.world_size > 1 or worker.how.precision == "bf16":
+            if len(names) > len(dict(model.named_parameters())):
+                raise ConfigError(f"{type(model).__name__} has one parameter under two names: such models are trained "
+                                  "in fp32 by one worker only")  # fmt: skip
             _shard(self._whole, worker)
         self._whole.to_empty(device=worker.device)
+        _tie_again(model, names)
         self.params: dict[str, nn.Parameter] = dict(model.named_parameters())
 
     def loss(self, tokens_BT: Tensor) -> Tensor:
@@ -41,8 +46,10 @@ class Fitted:
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def look(self, verb: str, *args: Any, **settings: Any) -> Tensor:
         """What another method of the model says, without gradients; all workers call it together."""
-        found: Tensor = self._whole(verb, *args, **settings)
-        self._forget()
+        try:
+            found: Tensor = self._whole(verb, *args, **settings)
+        finally:
+            self._forget()
         return found
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -74,15 +81,11 @@ class Fitted:
         for name, param in self.params.items():
             param.copy_(kept[name])
 
-    def finite(self) -> bool:
-        """Whether this worker's part of the params is."""
-        parts = (p.to_local() if isinstance(p, DTensor) else p for p in self.params.values())
-        return all(bool(torch.isfinite(part).all()) for part in parts)
-
     def _forget(self) -> None:
         """After a forward pass without a backward pass FSDP would go on with what it had gathered for it."""
-        if self._sharded:
-            self._whole.reshard()
+        for module in self._whole.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 class _Whole(nn.Module):  # type: ignore[misc]
@@ -114,12 +117,22 @@ def _shard(whole: nn.Module, worker: Worker) -> None:
     if not dist.is_initialized():  # alone, without Ray Train: nobody to talk to
         dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     mesh = DeviceMesh(kind, range(worker.world_size))
-    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    # inputs stay as they are: what is fp32 among them, angles for instance, is meant to be
+    half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = half if worker.how.precision == "bf16" else MixedPrecisionPolicy()
     several = worker.world_size > 1
     for block in getattr(whole.model, "blocks", ()):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=several)
     fully_shard(whole, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def _tie_again(model: nn.Module, names: dict[str, nn.Parameter]) -> None:
+    """What was one parameter under several names before it got memory is so again."""
+    firsts: dict[int, nn.Parameter] = {}
+    for name, before in names.items():
+        owner, _, attribute = name.rpartition(".")
+        module = model.get_submodule(owner)
+        setattr(module, attribute, firsts.setdefault(id(before), getattr(module, attribute)))
 
 
 def _like(param: Tensor, value: Tensor) -> Tensor:

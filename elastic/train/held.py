@@ -8,6 +8,7 @@ is still to be settled. The folder is on one machine, or on a file system that a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from elastic.reports import Pending, PendingMeta, StateMeta, TrainerState, file_
 from elastic.train.outer import MOMENTUM, Turns, with_momentum
 from elastic.train.workers import Worker, owners
 from elastic.wire.dense import StateLayout
+from elastic.wire.files import write_at
 from elastic.wire.tree import Table, blob_digest, chunk_hashes, part_of
 
 T = TypeVar("T")
@@ -167,7 +169,7 @@ class Held:
         """
         path = self._new_file("fetched", self._anchors.size)
         try:
-            self._on_first(lambda: _overwrite(path, state or b""))
+            self._together(path, lambda: None if state is None else _fill(path, state))
             self._read_anchor(path)
         finally:
             self._on_first(lambda: self.store.discard(str(path)))
@@ -221,9 +223,12 @@ class Held:
         return self.worker.together(explained)
 
 
-def _overwrite(path: Path, data: bytes) -> None:
-    """Another length than the file's will be noticed when it is read."""
+def _fill(path: Path, data: bytes) -> None:
+    """Write into the space that is reserved; a file that is gone is not made again."""
+    if len(data) != path.stat().st_size:
+        raise MalformedError(f"state: {path.stat().st_size} bytes expected for this model, {len(data)} came")
+    descriptor = os.open(path, os.O_WRONLY)
     try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise state_error(path, error) from error
+        write_at(descriptor, data, 0)
+    finally:
+        os.close(descriptor)

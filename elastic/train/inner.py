@@ -31,7 +31,9 @@ def make_optimizer(model: nn.Module, config: InnerConfig) -> torch.optim.Optimiz
     Layers are the model's `blocks`, if it has them; embedding and output are not among them.
     """
     params = {name: param for name, param in model.named_parameters() if param.requires_grad}
-    muon = [name for name, p in params.items() if config.optimizer == "muon" and "blocks." in name and p.ndim == 2]
+    muon = [
+        name for name, p in params.items() if config.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2
+    ]
     rest = [param for name, param in params.items() if name not in muon]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -80,7 +82,7 @@ def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, not
         DivergedError: a loss or a parameter is NaN or infinite, here or on another worker of this peer.
 
     Returns:
-        The report of this worker alone: tokens and mean losses of its own batches.
+        The report of this worker alone: tokens of its own batches, and its part of the mean losses.
     """
     params = [param for group in optimizer.param_groups for param in group["params"]]
     start, losses, tokens = time.perf_counter(), [], 0
@@ -88,11 +90,12 @@ def run_inner_steps(  # noqa: PLR0913 - the loop and everything it is given, not
         for group in optimizer.param_groups:
             group["lr"] = learning_rates(step)
         losses.append(_accumulate(loss_of, batch))
+        weight = sum(piece.weight for piece in batch)
         nn.utils.clip_grad_norm_(params, clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens += sum(piece.num_tokens for piece in batch)
-        enough = on_step(step, losses[-1])
+        enough = on_step(step, losses[-1] / weight)
         if stop.agree(enough or time.perf_counter() - start > stop.after_seconds):
             break
     values = torch.stack(losses).tolist()  # one wait for the device, at the end

@@ -102,7 +102,7 @@ class Session(Held):
             raise
         payload = self._whole_payload(self.reducer.encode(mine))
         self.owe(Pending(plan.round, inner, payload))
-        return payload
+        return payload if self.worker.rank == 0 else b""  # nobody asks the others
 
     def outer_step(self, manifest: Manifest, payloads: Mapping[Digest, bytes]) -> Digest:
         """θ ← θ − α · Σ share · D̂ over what the manifest counts; settle our own contribution; write both to disk."""
@@ -161,7 +161,7 @@ class Session(Held):
     def mean_loss(self, batches: Iterable[Tensor]) -> float:
         """Of the model as it is, in nats per token, over batches (B, T + 1) that the workers share."""
         worker, losses, count = self.worker, 0.0, 0
-        for batch in batches:
+        for batch in self._here(batches):
             for piece in self._pieces(batch[worker.rank :: worker.world_size], batch[:1], len(batch)):
                 losses += self.fitted.look("loss", piece.tokens_BT).item() * piece.weight * len(batch)
             count += len(batch)
@@ -195,9 +195,15 @@ class Session(Held):
 
     def _batches(self, plan: RoundPlan) -> Iterator[list[Piece]]:
         inner, worker = self.shared.inner, self.worker
-        batches = Batches(self.corpus, self.assign(plan), inner.sequence_length, inner.batch_size,
-                          rank=worker.rank, world_size=worker.world_size)  # fmt: skip
+        batches = self._here(Batches(self.corpus, self.assign(plan), inner.sequence_length, inner.batch_size,
+                                     rank=worker.rank, world_size=worker.world_size))  # fmt: skip
         return (self._pieces(batch, batch[:1], inner.batch_size) for batch in batches)
+
+    def _here(self, batches: Iterable[Tensor]) -> Iterable[Tensor]:
+        """With several workers tokens come before the first of them is looked at: who does not get its own would leave
+        the others waiting for it in the middle of a step.
+        """
+        return batches if self.worker.world_size == 1 else self.worker.together(lambda: list(batches))
 
     def _pieces(self, mine: Tensor, any_one: Tensor, batch_size: int) -> list[Piece]:
         """This worker's part of a batch, on its device."""

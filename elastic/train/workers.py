@@ -94,11 +94,9 @@ class Worker:
         except ElasticError as error:
             failed = error
         told = self.gather(b"" if failed is None else f"{type(failed).__name__}:{failed}".encode())
-        if failed is not None:
-            raise failed
-        for text in filter(None, told):
+        for text in filter(None, told):  # the same one on all: what is done about it depends on its kind
             kind, _, message = text.decode(errors="replace").partition(":")
-            raise getattr(errors, kind, ElasticError)(message)
+            raise getattr(errors, kind, ElasticError)(message) from failed
         return done
 
 

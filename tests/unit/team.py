@@ -66,12 +66,14 @@ def two_rounds(one: Session) -> dict[str, Any]:
     """Found the run, do two rounds alone and a look at the anchor; what came of it."""
     head = genesis("demo", one.state().anchor, [PEER], PEER)
     one.outer_step(head, {})
-    losses, payload = [], b""
+    losses = []
     for _ in range(2):
         plan = plan_round(one.shared, head, one.state().anchor, PEER)
         report = one.inner_steps(plan)
         losses += [report.first_loss, report.last_loss, report.mean_loss, float(report.tokens)]
-        payload = one.compress(plan, report)
+        one.compress(plan, report)
+        assert one.pending is not None
+        payload = one.pending.payload
         counted = [Counted(peer=PEER, payload=blob_digest(payload), size_bytes=len(payload), share=1.0)]
         head = draft(head, one.state().anchor, counted, [PEER], PEER)
         one.outer_step(head, {blob_digest(payload): payload})

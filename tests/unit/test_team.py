@@ -1,5 +1,6 @@
 """The workers of a peer: one, two and four of them train alike, hold a part each, and fail together or not at all."""
 
+import math
 import os
 import shutil
 from functools import partial
@@ -11,9 +12,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from team import session, shared, team, two_rounds
+from team import PEER, session, shared, team, two_rounds
+from torch import nn
 
-from elastic.errors import DivergedError, ElasticError
+from elastic.agreement.manifests import genesis
+from elastic.errors import ConfigError, DivergedError, ElasticError, MalformedError, StateError
+from elastic.messages import ContributionHeader, Digest, RoundIndex
+from elastic.schedule.plan import plan_round
+from elastic.train.fitted import Fitted
+from elastic.train.inner import Stop, make_optimizer, run_inner_steps
 from elastic.train.pieces import pieces
 from elastic.train.session import Session
 from elastic.train.workers import Worker, owners
@@ -83,6 +90,35 @@ def test_bf16_learns_alike_on_one_worker_and_on_two_and_about_what_fp32_does(tmp
     for found in (one, *two):
         assert found["losses"] != exact["losses"]
         alike(found, exact, 1e-2)
+
+
+@pytest.mark.parametrize("how", [{}, {"precision": "bf16"}], ids=["fp32", "bf16"])
+def test_a_look_at_the_model_sees_all_of_what_it_is_now(tmp_path: Path, how: dict[str, Any]) -> None:
+    # given a model that has been looked at, whose layers, and nothing else, then change
+    one = alone(tmp_path, how)
+    before = one.evaluate(5)
+    for name, value in one.anchor.items():
+        if name.startswith("blocks.") and value.ndim == 2:
+            value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(3)))
+    # when / then
+    assert one.evaluate(5) != pytest.approx(before, rel=1e-3)
+
+
+def test_bf16_finds_the_help_that_fp32_finds(tmp_path: Path) -> None:
+    gains = []
+    for precision in ("fp32", "bf16"):
+        one = alone(tmp_path / precision, {"precision": precision}, inner={**INNER, "learning_rate": 0.03})
+        head = genesis("demo", one.state().anchor, [PEER], PEER)
+        one.outer_step(head, {})
+        plan = plan_round(one.shared, head, one.state().anchor, PEER)
+        payload = one.compress(plan, one.inner_steps(plan))
+        header = ContributionHeader(
+            run="demo", round=plan.round, peer=PEER, anchor=plan.anchor, proof=Digest("c" * 64), steps=3, loss=2.0,
+            payload=blob_digest(payload), size_bytes=len(payload), tokens=144,
+        )  # fmt: skip
+        found = one.assess(plan, header, payload, 7)
+        gains.append((found.gain_assigned, found.gain_heldout))
+    assert gains[1] == pytest.approx(gains[0], rel=0.25) and min(gains[0]) > 0.01
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own, as it traces
@@ -169,14 +205,16 @@ def outlives(worker: Worker, folder: Path, verb: str) -> dict[str, Any]:
         report = one.inner_steps(plan)
         if dies and verb == "compress":
             one.reducer.compress = die  # type: ignore[method-assign]
-        payload = one.compress(plan, report)
+        one.compress(plan, report)
+        assert one.pending is not None
+        payload = one.pending.payload
         if dies:
             one.reducer.aggregate = die  # type: ignore[method-assign]
         one.outer_step(SimpleNamespace(void=False, round=plan.round, counted=[
             SimpleNamespace(payload=blob_digest(payload), share=1.0)], applies=lambda digest: True,
         ), {blob_digest(payload): payload})  # fmt: skip
-    except RuntimeError as error:
-        return {**found, "heard": type(error).__name__ if type(error) is RuntimeError else "RuntimeError"}
+    except RuntimeError:
+        return {**found, "heard": "RuntimeError"}
     return {**found, "heard": ""}
 
 
@@ -198,6 +236,78 @@ def talks(worker: Worker, folder: Path) -> list[Any]:
     except ElasticError as error:
         return [gathered, told, sums, f"{type(error).__name__}: {error}"]
     return []
+
+
+def test_of_two_faults_all_workers_hear_of_the_same_one(tmp_path: Path) -> None:
+    assert team(fails_in_two_ways, 2, tmp_path) == ["StateError: disk full"] * 2
+
+
+def fails_in_two_ways(worker: Worker, folder: Path) -> str:
+    def work() -> None:
+        raise [StateError("disk full"), DivergedError("not finite")][worker.rank]
+
+    try:
+        worker.together(work)
+    except ElasticError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+# --- models of others, states of others ------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):  # type: ignore[misc]
+    """A model whose output is its embedding, under another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.output = nn.Embedding(16, 4), nn.Linear(4, 16, bias=False)
+        self.output.weight = self.embedding.weight
+
+    def loss(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        logits = self.output(self.embedding(tokens_BT[:, :-1]))
+        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens_BT[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_parameter_with_two_names_stays_one(device: str) -> None:
+    with torch.device(device):
+        model = Tied()
+    fitted = Fitted(model, Worker())
+    assert list(fitted.params) == ["embedding.weight"] and model.output.weight is model.embedding.weight
+    fitted.fill(lambda name: torch.ones(16, 4), {"embedding.weight": 0})
+    assert float(fitted.look("loss", torch.zeros(1, 3, dtype=torch.int64))) == pytest.approx(math.log(16))
+
+
+def test_a_parameter_with_two_names_cannot_be_sharded() -> None:
+    with pytest.raises(ConfigError, match="Tied has one parameter under two names"):
+        Fitted(Tied(), Worker(how=Worker().how.model_copy(update={"precision": "bf16"})))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"0", lambda data: b"x" + data[1:]])
+def test_a_state_of_another_model_changes_nothing(tmp_path: Path, damage: Any) -> None:
+    one, other = alone(tmp_path / "one"), alone(tmp_path / "other", seed=1)
+    before, files = one.state(), sorted((tmp_path / "one" / "files").iterdir())
+    with pytest.raises(MalformedError):
+        one.load(damage(Path(other.state().state_path).read_bytes()), RoundIndex(5))
+    assert one.state() == before and alone(tmp_path / "one").state() == before
+    assert sorted((tmp_path / "one" / "files").iterdir()) == files
+
+
+def test_whoever_is_told_of_a_step_hears_its_mean_loss_whatever_part_of_the_batch_it_has() -> None:
+    # given a worker with one of five sequences, so that its part of the mean weighs little
+    told: list[float] = []
+    model = nn.Linear(1, 1)
+    batch = torch.ones(1, 3, dtype=torch.int64)
+    batches = [pieces(batch, batch, 5, 4)]
+    # when
+    report = run_inner_steps(
+        lambda tokens: model.weight.sum() * 0 + 2.0, make_optimizer(model, shared().inner), batches,
+        learning_rates=lambda step: 0.0, clip_norm=1.0, stop=Stop(100.0),
+        on_step=lambda step, loss: bool(told.append(float(loss))),
+    )  # fmt: skip
+    # then
+    assert told == [2.0] and report.mean_loss == pytest.approx(2.0 * 4 / 5)
 
 
 # --- who has what ----------------------------------------------------------------------------------------------------
