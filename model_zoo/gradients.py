@@ -68,8 +68,9 @@ class _SwiGLU(Function):  # type: ignore[misc]
         (gate_up,) = ctx.saved_tensors
         slopes = torch.empty_like(gate_up)
         (gate, up), (to_gate, to_up) = gate_up.chunk(2, dim=-1), slopes.chunk(2, dim=-1)
-        torch.mul(F.silu(gate), slope, out=to_up)
-        torch.ops.aten.silu_backward(slope * up, gate, grad_input=to_gate)
+        torch.mul(slope, up, out=to_gate)
+        torch.ops.aten.silu_backward(to_gate, gate, grad_input=to_gate)
+        torch.ops.aten.silu(gate, out=to_up).mul_(slope)
         return slopes
 
 
@@ -94,19 +95,23 @@ class _Rotated(Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor | None, ...]:
         cos_T1E, sin_T1E = ctx.saved_tensors
-        back = (turn(query, cos_T1E, -sin_T1E), turn(key, cos_T1E, -sin_T1E), value)
-        return torch.cat(back, dim=2), None, None, None, None
+        slopes = value.new_empty(*value.shape[:2], query.shape[2] + key.shape[2] + value.shape[2], value.shape[3])
+        to_query, to_key, to_value = slopes.split((query.shape[2], key.shape[2], value.shape[2]), dim=2)
+        turn(query, cos_T1E, -sin_T1E, to_query)
+        turn(key, cos_T1E, -sin_T1E, to_key)
+        to_value.copy_(value)
+        return slopes, None, None, None, None
 
 
-def turn(x_BTGE: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
+def turn(x_BTGE: Tensor, cos_T1E: Tensor, sin_T1E: Tensor, out: Tensor | None = None) -> Tensor:
     """Coordinate i and i + E/2 turned together, in fp32. Source: RoFormer, arXiv 2104.09864."""
     first, second = x_BTGE.chunk(2, dim=-1)
-    turned = x_BTGE * cos_T1E
+    turned = torch.mul(x_BTGE, cos_T1E, out=out if x_BTGE.dtype == cos_T1E.dtype else None)
     to_first, to_second = turned.chunk(2, dim=-1)
     sin_first, sin_second = sin_T1E.chunk(2, dim=-1)
     to_first.addcmul_(second.to(turned.dtype), sin_first)
     to_second.addcmul_(first.to(turned.dtype), sin_second)
-    return turned.to(x_BTGE.dtype)
+    return turned.to(x_BTGE.dtype) if out is None else out.copy_(turned)
 
 
 def rms_norm(x: Tensor, scale_D: Tensor, epsilon: float) -> Tensor:
@@ -133,5 +138,6 @@ class _RMSNorm(Function):  # type: ignore[misc]
         scale = scale_D.float()
         along = (slope.float() * x).mul_(inverse).flatten(0, -2)  # each element's part of the scale's gradient
         pull = torch.mv(along, scale).view(inverse.shape).mul_(inverse.square()).div_(-x.shape[-1])
-        to_x = (slope * scale).mul_(inverse).addcmul_(x, pull)
-        return to_x.to(x.dtype), along.sum(0).to(scale_D.dtype), None
+        to_scale = along.sum(0).to(scale_D.dtype)
+        to_x = torch.mul(slope, scale, out=along.view(x.shape)).mul_(inverse).addcmul_(x, pull)
+        return to_x.to(x.dtype), to_scale, None

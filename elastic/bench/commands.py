@@ -42,13 +42,13 @@ def train(  # noqa: PLR0913 - options of a command
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile; on a GPU both if not given")
     ] = None,
     recompute: Annotated[bool, typer.Option("--recompute", help="keep no activations of a layer")] = False,
-    pairs: Annotated[int, typer.Option(min=0, help="of blocks of steps, A B B A; 0: 7, or 3 with --quick")] = 0,
-    steps: Annotated[int, typer.Option(min=0, help="of a block; 0: as many as take some 3 s; with --ray 30")] = 0,
+    pairs: Annotated[int, typer.Option(min=0, help="of blocks of steps, A B B A; 0: 15, or 5 with --quick")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="of a block; 0: as many as take a second; with --ray 30")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="threads; 0: one for each core, on a shared machine 1")] = 1,
     device: Annotated[Device, typer.Option(help="cuda: tokens, and what part of the GPU's peak that is")] = Device.CPU,
     alone: Annotated[bool, typer.Option("--alone", help="ours only, without `transformers`")] = False,
     ray: Annotated[bool, typer.Option("--ray", help="nano under Ray Train, beside a plain loop, instead")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="the smallest model, fewer pairs: a minute")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="the smallest model, fewer pairs: half a minute")] = False,
     json: Json = None,
 ) -> None:
     """Inner steps of our decoder beside those of `transformers`.
@@ -58,7 +58,7 @@ def train(  # noqa: PLR0913 - options of a command
     utilisation. --ray instead: nano trained by a peer's Ray Train worker, and by a plain loop.
     """
     can_be_written(json)
-    pairs = pairs or (3 if quick else 7)
+    pairs = pairs or (5 if quick else 15)
     if ray:
         with own_cluster() as folder:
             from elastic.bench.peer import measure_inner

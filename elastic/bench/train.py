@@ -25,8 +25,8 @@ from elastic.sections import PluginChoice
 
 Say = Callable[[str], None]
 
-BLOCK_SECONDS = 3.0
-"""That a block takes, about, if nobody says how many steps it has."""
+BLOCK_SECONDS = 1.0
+"""That a block takes, about, if nobody says how many steps it has: short, so that others on the machine slow both alike."""
 MOST_STEPS = 200
 SAME_LOSS = {"fp32": 1e-3, "bf16": 5e-2}
 """How far the first losses of two decoders with the same weights may be apart, in nats."""
@@ -59,7 +59,7 @@ class Setup:
     compiled: Sequence[bool] = (False,)
     recompute: bool = False
     threads: int = 1
-    pairs: int = 7
+    pairs: int = 15
     steps: int = 0
     """Of a block; 0: as many as take some seconds."""
     alone: bool = False
