@@ -14,6 +14,46 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+FEW = 16
+"""Rows of a product that MKL does as fast."""
+
+
+def linear(x: Tensor, weight_ND: Tensor) -> Tensor:
+    """x · weightᵀ, (…, D) → (…, N), with gradients."""
+    if not _by_onednn(x, weight_ND):
+        return F.linear(x, weight_ND)
+    found: Tensor = _Linear.apply(x, weight_ND)
+    return found
+
+
+class _Linear(Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_ND: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight_ND)
+        return product(x, weight_ND)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight_ND = ctx.saved_tensors
+        return product(slope, weight_ND.T), product(slope.flatten(0, -2).T, x.flatten(0, -2).T)
+
+
+def product(x: Tensor, weight_ND: Tensor) -> Tensor:
+    """x · weightᵀ without gradients; in fp32 on a CPU by oneDNN.
+
+    PyTorch leaves these to MKL, which on AMD's processors takes twice as long. The operator is the one to which
+    `torch.compile` brings linear layers.
+    """
+    if not _by_onednn(x, weight_ND):
+        return F.linear(x, weight_ND)
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_ND, None, "none", [], "")
+    return found
+
+
+def _by_onednn(x: Tensor, weight_ND: Tensor) -> bool:
+    plain = x.is_cpu and x.dtype == weight_ND.dtype == torch.float32 and x.numel() >= FEW * x.shape[-1]
+    return plain and not torch.compiler.is_compiling() and bool(torch.backends.mkldnn.is_available())
+
 
 def cross_entropy(hidden_PD: Tensor, head_VD: Tensor, targets_P: Tensor, at_once: int) -> Tensor:
     """Sum of the cross-entropies of softmax(hidden · headᵀ), in nats, fp32.
@@ -32,13 +72,16 @@ class _CrossEntropy(Function):  # type: ignore[misc]
         for begin in range(0, len(targets_P), at_once):
             part = slice(begin, begin + at_once)
             hidden_pD, target_p1 = hidden_PD[part], targets_P[part, None]
-            logs_pV = F.log_softmax(hidden_pD @ head_VD.T, dim=-1, dtype=torch.float32)
+            logs_pV = F.log_softmax(product(hidden_pD, head_VD), dim=-1, dtype=torch.float32)
             total -= logs_pV.gather(1, target_p1).sum()
             if slopes is not None:
                 slope_pV = logs_pV.exp_().scatter_add_(1, target_p1, logs_pV.new_full(target_p1.shape, -1.0))
                 slope_pV = slope_pV.to(hidden_pD.dtype)
-                torch.mm(slope_pV, head_VD, out=slopes[0][part])
-                slopes[1].addmm_(slope_pV.T, hidden_pD)
+                slopes[0][part] = product(slope_pV, head_VD.T)
+                if slope_pV.is_cpu:
+                    slopes[1].add_(product(slope_pV.T, hidden_pD.T))
+                else:  # without room for another matrix as large as the head
+                    slopes[1].addmm_(slope_pV.T, hidden_pD)
         ctx.slopes = slopes
         return total
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from model_zoo.generation import BlockCache, Cache, stream
-from model_zoo.gradients import cross_entropy, rms_norm, rotated, swiglu
+from model_zoo.gradients import cross_entropy, linear, rms_norm, rotated, swiglu
 from model_zoo.shapes import Shape, shape_of
 
 LOGITS_AT_ONCE = 2**25
@@ -199,7 +199,7 @@ class Llama(nn.Module):  # type: ignore[misc]
         return rms_norm(x_BTD, self.norm, self.shape.norm_epsilon)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self._head())
+        return linear(hidden, self._head())
 
     def _head(self) -> Tensor:
         return self.embedding if self.head is None else self.head
@@ -226,7 +226,7 @@ class Block(nn.Module):  # type: ignore[misc]
 
     def _attention(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: BlockCache | None) -> Tensor:
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
-        qkv_BTGE = F.linear(x_BTD, self.qkv).unflatten(-1, (heads + 2 * kv_heads, self.shape.head_dim))
+        qkv_BTGE = linear(x_BTD, self.qkv).unflatten(-1, (heads + 2 * kv_heads, self.shape.head_dim))
         query_BHTE, key_BKTE, value_BKTE = (
             each.transpose(1, 2) for each in rotated(qkv_BTGE, rotation, heads, kv_heads)
         )
@@ -239,10 +239,10 @@ class Block(nn.Module):  # type: ignore[misc]
             is_causal=x_BTD.shape[1] > 1,  # a single token sees all there is
             enable_gqa=heads != kv_heads,
         )
-        return F.linear(mixed_BHTE.transpose(1, 2).flatten(2), self.out)
+        return linear(mixed_BHTE.transpose(1, 2).flatten(2), self.out)
 
     def _feed_forward(self, x_BTD: Tensor) -> Tensor:
-        return F.linear(swiglu(F.linear(x_BTD, self.gate_up)), self.down)
+        return linear(swiglu(linear(x_BTD, self.gate_up)), self.down)
 
 
 @lru_cache(maxsize=8)

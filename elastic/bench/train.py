@@ -26,7 +26,7 @@ from elastic.sections import PluginChoice
 Say = Callable[[str], None]
 
 BLOCK_SECONDS = 1.0
-"""That a block takes, about, if nobody says how many steps it has: short, so that others on the machine slow both alike."""
+"""That a block takes, about, if nobody says: short, so that whoever else is on the machine slows both alike."""
 MOST_STEPS = 200
 SAME_LOSS = {"fp32": 1e-3, "bf16": 5e-2}
 """How far the first losses of two decoders with the same weights may be apart, in nats."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_zoo.gradients import cross_entropy, rms_norm, rotated, swiglu
+from model_zoo.gradients import cross_entropy, linear, rms_norm, rotated, swiglu
 from model_zoo.llama import rope_tables
 
 Formula = Callable[..., tuple[Tensor, ...] | Tensor]
@@ -26,6 +26,12 @@ def alike(ours: Formula, formula: Formula, *inputs: Tensor, close: float = 1e-5)
         for a, b in zip(mine, others, strict=True):
             assert a.dtype == b.dtype
             torch.testing.assert_close(a, b, atol=close, rtol=close)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-1)])
+@pytest.mark.parametrize("rows", [(2, 30), (1, 1), (40,)])
+def test_a_product(rows: tuple[int, ...], dtype: torch.dtype, close: float) -> None:
+    alike(linear, F.linear, drawn(*rows, 16, dtype=dtype), drawn(24, 16, seed=1, dtype=dtype), close=close)
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
