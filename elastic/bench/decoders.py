@@ -10,7 +10,7 @@ import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -247,4 +247,5 @@ def _serve(pipe: Connection, who: str, work: Work) -> None:
             return
         except Exception as error:  # noqa: BLE001 - it is raised again by who asked
             answer = f"{type(error).__name__}: {str(error).strip()[:1000]}"
-        pipe.send(answer)
+        with suppress(OSError):  # nobody asks any more
+            pipe.send(answer)
