@@ -62,6 +62,10 @@ WRITE_FOLDER = "model_zoo.hugging_face:write_folder"
 """A model as a folder that Hugging Face `transformers` opens, and"""
 OPEN_FOLDER = "model_zoo.hugging_face:open_folder"
 """such a folder as a model."""
+HUGGING_FACE_CONFIG = "model_zoo.hugging_face:config_json"
+"""(shape, dtype) → settings of a `LlamaConfig` there, and"""
+HUGGING_FACE_ROWS = "model_zoo.hugging_face:rows_of"
+"""shape → parameter here → names and shapes of those there whose rows it is."""
 
 EXTRAS = {
     "torch": "train",

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model_zoo.generation import BlockCache, Cache, stream
+from model_zoo.gradients import cross_entropy, linear, rms_norm, rotated, swiglu
 from model_zoo.shapes import Shape, shape_of
 
 LOGITS_AT_ONCE = 2**25
@@ -112,14 +112,8 @@ class Llama(nn.Module):  # type: ignore[misc]
         """
         hidden_PD = self._hidden(tokens_BT1[:, :-1]).flatten(0, 1)
         targets_P = tokens_BT1[:, 1:].flatten()
-        piece = max(1, LOGITS_AT_ONCE // self.shape.vocab_size)
-        if len(targets_P) <= piece:
-            return self._cross_entropy(hidden_PD, targets_P) / len(targets_P)
-        sums = [
-            checkpoint(self._cross_entropy, hidden_pD, targets_p, use_reentrant=False)
-            for hidden_pD, targets_p in zip(hidden_PD.split(piece), targets_P.split(piece), strict=True)
-        ]
-        return torch.stack(sums).sum() / len(targets_P)
+        at_once = max(1, LOGITS_AT_ONCE // self.shape.vocab_size)
+        return cross_entropy(hidden_PD, self._head(), targets_P, at_once) / len(targets_P)
 
     def generate(
         self,
@@ -205,10 +199,10 @@ class Llama(nn.Module):  # type: ignore[misc]
         return rms_norm(x_BTD, self.norm, self.shape.norm_epsilon)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.embedding if self.head is None else self.head)
+        return linear(hidden, self._head())
 
-    def _cross_entropy(self, hidden_PD: Tensor, targets_P: Tensor) -> Tensor:
-        return F.cross_entropy(self._logits(hidden_PD).float(), targets_P, reduction="sum")
+    def _head(self) -> Tensor:
+        return self.embedding if self.head is None else self.head
 
 
 class Block(nn.Module):  # type: ignore[misc]
@@ -232,28 +226,23 @@ class Block(nn.Module):  # type: ignore[misc]
 
     def _attention(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: BlockCache | None) -> Tensor:
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
-        qkv_BTGE = F.linear(x_BTD, self.qkv).unflatten(-1, (heads + 2 * kv_heads, self.shape.head_dim))
-        rotated_BGTE = rotate(qkv_BTGE[:, :, : heads + kv_heads], *rotation).transpose(1, 2)
-        key_BKTE, value_BKTE = rotated_BGTE[:, heads:], qkv_BTGE[:, :, heads + kv_heads :].transpose(1, 2)
+        qkv_BTGE = linear(x_BTD, self.qkv).unflatten(-1, (heads + 2 * kv_heads, self.shape.head_dim))
+        query_BHTE, key_BKTE, value_BKTE = (
+            each.transpose(1, 2) for each in rotated(qkv_BTGE, rotation, heads, kv_heads)
+        )
         if cache is not None:
             key_BKTE, value_BKTE = cache.extended(key_BKTE, value_BKTE)
         mixed_BHTE = F.scaled_dot_product_attention(
-            rotated_BGTE[:, :heads],
+            query_BHTE,
             key_BKTE,
             value_BKTE,
             is_causal=x_BTD.shape[1] > 1,  # a single token sees all there is
             enable_gqa=heads != kv_heads,
         )
-        return F.linear(mixed_BHTE.transpose(1, 2).flatten(2), self.out)
+        return linear(mixed_BHTE.transpose(1, 2).flatten(2), self.out)
 
     def _feed_forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = F.linear(x_BTD, self.gate_up).chunk(2, dim=-1)
-        return F.linear(F.silu(gate_BTF) * up_BTF, self.down)
-
-
-def rms_norm(x: Tensor, scale_D: Tensor, epsilon: float) -> Tensor:
-    """x / sqrt(mean(x²) + ε) · scale over the last dimension. Source: arXiv 1910.07467."""
-    return F.rms_norm(x, scale_D.shape, scale_D, epsilon)
+        return linear(swiglu(linear(x_BTD, self.gate_up)), self.down)
 
 
 @lru_cache(maxsize=8)
@@ -267,12 +256,6 @@ def rope_tables(length: int, head_dim: int, theta: float, device: Any) -> tuple[
         angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
         cos, sin = angles.cos(), angles.sin()
         return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
-
-
-def rotate(x_BTGE: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
-    """Rotary position embedding; coordinate i pairs with i + E/2. Source: RoFormer, arXiv 2104.09864."""
-    first, second = x_BTGE.chunk(2, dim=-1)
-    return (x_BTGE * cos_T1E + torch.cat((second, first), dim=-1) * sin_T1E).to(x_BTGE.dtype)
 
 
 def fill_uniform(param: Tensor, std: float, generator: torch.Generator) -> None:

@@ -2,50 +2,86 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import orjson
 import typer
 
+from elastic.bench.options import (
+    Device,
+    Json,
+    Precision,
+    Threads,
+    can_be_written,
+    count,
+    folder_for,
+    names,
+    own_cluster,
+    say,
+    write,
+)
 from elastic.errors import ConfigError
 
 bench = typer.Typer(help="Measure on this machine what the README and the docs state.", rich_markup_mode=None)
-say = typer.echo
 
-Json = Annotated[Path | None, typer.Option("--json", help="write all figures here")]
 PICTURES = (".svg", ".png", ".pdf")
 MAX_DAEMONS = 64
 
 
-class Device(StrEnum):
-    """Where the reducer is measured."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-Threads = Annotated[int, typer.Option(min=0, help="threads; 0: as many as torch takes by itself")]
-
-
-@bench.command("inner")
-def inner(
-    steps: Annotated[int, typer.Option(min=1, help="inner steps per block")] = 30,
-    pairs: Annotated[int, typer.Option(min=1, help="alternating pairs of blocks")] = 7,
+@bench.command("train")
+def train(  # noqa: PLR0913 - options of a command
+    preset: Annotated[
+        list[str] | None, typer.Option(help="of the model, may be given more than once; the usual ones if not given")
+    ] = None,
+    layers: Annotated[int, typer.Option(min=0, help="instead of the preset's; 0: its own")] = 0,
+    batch: Annotated[int, typer.Option(min=0, help="sequences of a step; 0: as many as the preset usually gets")] = 0,
+    sequence: Annotated[int, typer.Option(min=0, help="tokens of a sequence; 0: as many as it usually gets")] = 0,
+    precision: Annotated[Precision | None, typer.Option(help="fp32, or bf16, as is usual on a GPU")] = None,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile; on a GPU both if not given")
+    ] = None,
+    recompute: Annotated[bool, typer.Option("--recompute", help="keep no activations of a layer")] = False,
+    pairs: Annotated[int, typer.Option(min=0, help="of blocks of steps, A B B A; 0: 15, or 5 with --quick")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="of a block; 0: as many as take a second; with --ray 30")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="threads; 0: one for each core, on a shared machine 1")] = 1,
+    device: Annotated[Device, typer.Option(help="cuda: tokens, and what part of the GPU's peak that is")] = Device.CPU,
+    alone: Annotated[bool, typer.Option("--alone", help="ours only, without `transformers`")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="nano under Ray Train, beside a plain loop, instead")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="the smallest model, fewer pairs: half a minute")] = False,
+    json: Json = None,
 ) -> None:
-    """Inner steps under Ray Train, beside a plain loop.
+    """Inner steps of our decoder beside those of `transformers`.
 
-    The same model, batches and run, in alternating blocks.
+    The same shape, first weights, tokens, clipping and AdamW, each in a process of its own, in alternating blocks. On a
+    CPU nano, micro and two layers of 150m; on a GPU 150m and 1b in bf16, compiled and not, and the model FLOPs
+    utilisation. --ray instead: nano trained by a peer's Ray Train worker, and by a plain loop.
     """
-    with _own_cluster() as folder:
-        from elastic.bench.peer import measure_inner
+    can_be_written(json)
+    pairs = pairs or (5 if quick else 15)
+    if ray:
+        with own_cluster() as folder:
+            from elastic.bench.peer import measure_inner
 
-        result = measure_inner(folder, steps, pairs, say)
-    say(f"median: peer {result['peer']:,.0f} tokens/s, plain loop {result['plain']:,.0f}, ratio {result['ratio']:.3f}")
+            result = measure_inner(folder, steps or 30, pairs, say)
+        say(f"median: peer {result['peer']:,.0f} tokens/s, plain {result['plain']:,.0f}, ratio {result['ratio']:.3f}")
+        write(json, result)
+        return
+    device.require()
+    from elastic.bench.train import Setup, chosen, measure, require_the_other, table
+
+    if not alone:
+        require_the_other()
+    on_gpu = device is Device.CUDA
+    cases = chosen(preset or (), {"layers": layers, "batch": batch, "sequence": sequence}, device.value, quick)
+    choices = (compiled,) if compiled is not None else (False, True) if on_gpu else (False,)
+    exact = precision or (Precision.BF16 if on_gpu else Precision.FP32)
+    setup = Setup(
+        cases, device.value, exact.value, choices, recompute, threads or os.cpu_count() or 1, pairs, steps, alone
+    )
+    rows = measure(setup, say)
+    say(table(rows))
+    write(json, rows)
 
 
 @bench.command("join")
@@ -53,7 +89,7 @@ def join(
     peers: Annotated[int, typer.Option(min=1, max=8, help="peers that train already")] = 3,
 ) -> None:
     """Time from `elastic join` to the first counted work."""
-    with _own_cluster() as folder:
+    with own_cluster() as folder:
         from elastic.bench.peer import measure_join
 
         seconds = measure_join(folder, peers, say)
@@ -108,19 +144,18 @@ def reducer(  # noqa: PLR0913 - options of a command
     The other side is in the style of the published code. Senders work on Student-t values, on values whose tiles differ
     in size by orders of magnitude ("uneven"), and on bf16. "decode" is what happens as a payload arrives.
     """
-    counts = [*(peers or []), *map(_count, context.args)] or [8, 16]
-    _can_be_written(json)
+    counts = [*(peers or []), *map(count, context.args)] or [8, 16]
+    can_be_written(json)
+    device.require()
     import torch
 
-    if device is Device.CUDA and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no GPU here")
     from elastic.bench.reducer import Setup, measure, table
 
     if threads:
         torch.set_num_threads(threads)
     result = measure(Setup(params, counts, passes, device=device.value), say)
     say(table(result))
-    _write(json, result)
+    write(json, result)
 
 
 @bench.command("data")
@@ -161,8 +196,8 @@ def convergence(
 
     The whole table takes over an hour on two cores. With --json finished rows are kept, and not made again.
     """
-    _can_be_written(json)
-    _can_be_written(picture)
+    can_be_written(json)
+    can_be_written(picture)
     if picture is not None and picture.suffix not in PICTURES:
         raise ConfigError(f"--plot {picture}: expected a name that ends in {', '.join(PICTURES)}")
     import torch
@@ -203,10 +238,10 @@ def exchange(
     As a swarm, and everyone from its origin alone. Real p2pd daemons on loopback, in one process; every uplink is
     limited so that this machine can carry all of them.
     """
-    counts = [*(peers or []), *map(_count, context.args)] or [8, 16]
+    counts = [*(peers or []), *map(count, context.args)] or [8, 16]
     if max(counts) > MAX_DAEMONS:
         raise ConfigError(f"--peers {max(counts)}: at most {MAX_DAEMONS}, each is a process of some 70 MB")
-    _can_be_written(json)
+    can_be_written(json)
     from elastic.bench.exchange import measure, table
 
     expected = sum(counts) * megabytes * 8 / upload_mbps
@@ -214,7 +249,7 @@ def exchange(
     with tempfile.TemporaryDirectory(prefix="elastic-bench-") as folder:
         rows = measure(Path(folder), counts, megabytes, upload_mbps, say)
     say(table(rows))
-    _write(json, rows)
+    write(json, rows)
 
 
 @bench.command("churn")
@@ -242,7 +277,7 @@ def churn(
     """
     from elastic.bench.churn.wan import LinkSpeed, obstacle
 
-    _can_be_written(json)
+    can_be_written(json)
     problem = obstacle()
     if problem is not None:
         say(f"skipped: {problem}")
@@ -254,9 +289,9 @@ def churn(
     scale = QUICK if quick else Scale()
     if part:
         scale = replace(scale, parts=tuple(map(Part, part)))
-    with _folder(folder) as place:
+    with folder_for(folder) as place:
         tables = measure(place, scale, LinkSpeed(), seed, say)
-    _write(json, tables)
+    write(json, tables)
     raise SystemExit(1 if any(row["minority_rounds"] for row in tables.get(Part.SPLITS, ())) else 0)
 
 
@@ -288,7 +323,7 @@ def trace(
     """
     from elastic.bench.churn.wan import LinkSpeed, obstacle
 
-    _can_be_written(json)
+    can_be_written(json)
     problem = obstacle()
     if problem is not None:
         say(f"skipped: {problem}")
@@ -297,12 +332,12 @@ def trace(
 
     number = stragglers or (14 if quick else 200)
     compared = pairs if pairs is not None else (10 if quick else 30)
-    with _folder(folder) as place:
+    with folder_for(folder) as place:
         result = measure(place, number, LinkSpeed(), seed, say)
-        _write(json, result)
+        write(json, result)
         if compared and len(result["trials"]) == number:
             result["cost"] = measure_cost(place / "cost", compared, LinkSpeed(), seed, say)
-            _write(json, result)
+            write(json, result)
     raise SystemExit(0 if result["shown"] else 1)
 
 
@@ -329,65 +364,14 @@ def attack(  # noqa: PLR0913 - options of a command
     against. "honest": honest ones in their place, so what chance alone makes of the loss. Ctrl-C ends it with the table
     so far.
     """
-    _can_be_written(json)
+    can_be_written(json)
     from elastic.bench.attack.suite import cells, chosen, defended, run
     from elastic.bench.attack.swarm import Setting
     from elastic.bench.attack.table import slashes, table
 
-    wanted, against = chosen(_names(kinds), quick), defended(_names(defences))
+    wanted, against = chosen(names(kinds), quick), defended(names(defences))
     setting = Setting(peers, bad, rounds or (16 if quick else 24))
     last = first_seed + (seeds or (1 if quick else 3))
     outcomes = run(cells(wanted, against, setting, range(first_seed, last)), processes, json, say)
     say(table(outcomes))
     say(slashes(outcomes))
-
-
-def _names(listed: str) -> list[str]:
-    return [each.strip() for each in listed.split(",") if each.strip()]
-
-
-def _count(argument: str) -> int:
-    if not argument.isdecimal() or not 1 <= int(argument) <= 1024:
-        raise ConfigError(f"--peers {argument}: expected numbers from 1 to 1024, as in --peers 8 16 70")
-    return int(argument)
-
-
-def _can_be_written(path: Path | None) -> None:
-    """Better to find out now than when everything is measured."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"{path}: there is no folder {folder}")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise ConfigError(f"{path}: cannot be written")
-
-
-def _write(path: Path | None, result: Any) -> None:
-    if path is not None:
-        path.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
-        say(f"wrote {path}")
-
-
-@contextmanager
-def _folder(wanted: Path | None) -> Iterator[Path]:
-    """A new folder: that one, which stays, or a temporary one."""
-    if wanted is None:
-        with tempfile.TemporaryDirectory(prefix="elastic-bench-") as name:
-            yield Path(name)
-        return
-    try:
-        wanted.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"--dir {wanted}: {error.strerror}; name a folder that is not there yet") from error
-    yield wanted.resolve()
-
-
-@contextmanager
-def _own_cluster() -> Iterator[Path]:
-    """A folder and the environment for a Ray cluster of our own; Ray must not be imported before."""
-    from elastic.actors.environment import own_cluster
-
-    with tempfile.TemporaryDirectory(prefix="elastic-bench-") as name:
-        own_cluster(Path(name))
-        yield Path(name)

@@ -71,12 +71,15 @@ def _paired(config: RunConfig, pairs: int, say: Say) -> dict[str, float]:
     ratios, ours, theirs = [], [], []
     for number in range(1, pairs + 2):
         plan = _plan(config, number)
-        tokens, seconds = ray.get(host.inner_steps.remote(plan))
-        reference_tokens, reference_seconds = plain(plan)
+        both = [lambda plan: ray.get(host.inner_steps.remote(plan)), plain]
+        rates = {}
+        for who in both[:: -1 if number % 2 else 1]:
+            tokens, seconds = who(plan)
+            rates[who] = tokens / seconds
         if number == 1:
             continue  # the first pair warms up both
-        ours.append(tokens / seconds)
-        theirs.append(reference_tokens / reference_seconds)
+        ours.append(rates[both[0]])
+        theirs.append(rates[plain])
         ratios.append(ours[-1] / theirs[-1])
         say(f"pair {number - 1:2d}: peer {ours[-1]:8,.0f} tokens/s, plain loop {theirs[-1]:8,.0f}, {ratios[-1]:.3f}")
     ray.get(host.close.remote())

@@ -49,6 +49,26 @@ GPUS: dict[str, Gpu] = {
     "cpu": Gpu(96 * GIGA, 4 * GIGA, 10 * GIGA, 10 * GIGA, 0.03),
 }
 
+CALLED = {
+    "NVIDIA GeForce RTX 3090": "RTX3090",
+    "NVIDIA GeForce RTX 4090": "RTX4090",
+    "NVIDIA L40S": "L40S",
+    "NVIDIA A100-SXM4-40GB": "A100-40",
+    "NVIDIA A100-PCIE-40GB": "A100-40",
+    "NVIDIA A100-SXM4-80GB": "A100",
+    "NVIDIA A100 80GB PCIe": "A100",
+    "NVIDIA H100 80GB HBM3": "H100",
+    "NVIDIA H200": "H200",
+    "NVIDIA B200": "B200",
+    "AMD Instinct MI300X": "MI300X",
+}
+"""What drivers call them. H100 and H200 as PCIe cards, and parts of a GPU (MIG), have other names and less FLOPs."""
+
+
+def kind_of(device: str) -> str | None:
+    """Which of `GPUS` a device is, as its driver calls it; None: none that is known."""
+    return CALLED.get(device)
+
 
 def gpu_named(name: str) -> Gpu:
     """The GPU of that name.

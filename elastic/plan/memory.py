@@ -101,20 +101,18 @@ def gpu_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
 def activation_bytes(sizes: Sizes, computed: int) -> float:
     """What a block keeps of a token for its backward pass; `computed` bytes a number.
 
-    The two norms keep their input and the normed numbers in fp32: 2 · 2 D. The rest in the type of the products: two
-    scaled outputs, 2 D; query, key and value as they are, and the first two rotated, 2 D + 3 K E; attention's result,
-    D; gate and up, SiLU of the gate, and the product, 4 F. Attention keeps no T × T matrix (FlashAttention, arXiv
-    2205.14135). This is what autograd holds on a CPU, to 1 % (a test counts); fused norms and `torch.compile` keep
-    less.
+    The two norms keep their input, 2 D; the products their own, which are the two scaled outputs, 2 D, attention's
+    result, D, and the product of SiLU and up, F. Query, key and value, rotated, D + 2 K E; gate and up, 2 F. Attention
+    keeps no T × T matrix (FlashAttention, arXiv 2205.14135). This is what autograd holds on a CPU, to 1 % (a test
+    counts); `torch.compile` keeps less.
     """
-    norms = 4 * 4 * sizes.dim
-    return norms + computed * (5 * sizes.dim + 3 * sizes.kv_heads * sizes.head_dim + 4 * sizes.ffn_dim)
+    return float(computed * (6 * sizes.dim + 2 * sizes.kv_heads * sizes.head_dim + 3 * sizes.ffn_dim))
 
 
 def _logits(sizes: Sizes, tokens: int, computed: int) -> Item:
-    """Logits, their fp32 copy, its log-softmax, and the gradients of the first two."""
+    """Logits, and their log-softmax in fp32, which becomes their gradient."""
     elements = min(tokens * sizes.vocab_size, LOGITS_AT_ONCE)
-    each = 16 if computed == 2 else 12
+    each = 4 + computed
     whole = tokens * sizes.vocab_size <= LOGITS_AT_ONCE
     return Item("logits", float(elements * each), f"{each} bytes each, {'all' if whole else 'in pieces of 2²⁵'}")
 

@@ -55,7 +55,10 @@ WALLED_IN = {
     "safetensors": ("model_zoo/hugging_face.py",),
     "lm_eval": ("elastic/evals/harness.py",),
     "datasets": ("elastic/evals/harness.py",),
-    "transformers": ("elastic/models/card.py",),  # in the text of a model card
+    "transformers": (
+        "elastic/models/card.py",  # in the text of a model card
+        "elastic/bench/decoders.py",
+    ),
 }
 """Library → the only sources that import it, by how their paths begin."""
 PUBLIC: set[str] = set()

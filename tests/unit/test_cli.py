@@ -71,6 +71,10 @@ def test_help_lists_every_command_in_one_whole_sentence(elastic: Run) -> None:
         (("convergence", "--plot", "x.xyz"), "expected a name that ends in .svg, .png, .pdf"),
         (("convergence", "--json", "nowhere/x.json"), "there is no folder"),
         (("exchange", "--peers", "8", "100"), "at most 64"),
+        (("train", "--device", "cuda"), "torch sees no GPU here"),
+        (("train", "--preset", "nan", "--alone"), 'did you mean "nano"'),
+        (("train", "--preset", "nano", "--sequence", "4096", "--alone"), "nano takes 512 tokens"),
+        (("train", "--precision", "fp8"), "'fp8' is not one of"),
     ],
 )
 def test_a_benchmark_says_what_is_wrong_before_it_measures(
