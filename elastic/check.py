@@ -49,10 +49,10 @@ def check_values(config: RunConfig) -> None:
     if local.network.hole_punching and not local.network.relays:
         raise ConfigError("local.network.hole_punching needs local.network.relays: two peers meet there first")
     _check_host(local.network.host)
-    if shared.inner.batch_size % local.ray.workers:
+    if shared.inner.batch_size < local.ray.workers:
         raise ConfigError(
-            f"shared.inner.batch_size = {shared.inner.batch_size} cannot be divided among local.ray.workers = "
-            f"{local.ray.workers}; choose {_divisors(shared.inner.batch_size)} workers"
+            f"local.ray.workers = {local.ray.workers}, but there are only shared.inner.batch_size = "
+            f"{shared.inner.batch_size} sequences in a batch for them to share; choose fewer workers"
         )
     if shared.round.min_peers > shared.round.max_peers:
         raise ConfigError(
@@ -291,9 +291,3 @@ def _check_model(config: RunConfig, sizes: Any) -> None:
             f"shared.inner.sequence_length = {inner.sequence_length} is more than the model takes ({longest}); "
             "lower it, or raise max_sequence_length in [shared.model]"
         )
-
-
-def _divisors(number: int) -> str:
-    """The largest few divisors, for a sentence: "1, 2, 4 or 8"."""
-    found = [str(each) for each in range(1, min(number, 64) + 1) if number % each == 0][:8]
-    return " or ".join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else found[0]

@@ -26,6 +26,8 @@ A peer's misbehaviour is a Verdict and an unlucky round is a Skip; neither is an
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -107,6 +109,23 @@ class BugError(ElasticError):
 
 class DivergedError(ElasticError):
     """Inner steps ended in NaN or infinity; the anchor and the residual are as before."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """A GPU's, which has a class of its own, or the host's, which torch tells by its text; without importing torch."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(text in str(error) for text in ("can't allocate memory", "unable to mmap"))
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """While this lasts, too little memory is a ConfigError that ends with the advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(f"this machine has too little memory for it: {advice}") from error
 
 
 def state_error(path: Path, error: OSError) -> StateError:

@@ -54,6 +54,8 @@ class Peer:
     chain: Chain
     state: TrainerState
     """What the trainer holds; renewed after every outer step."""
+    watching: bool = False
+    """It neither contributes nor decides, whatever it did in an earlier life."""
     on_phase: Callable[[str], None] = lambda phase: None
     on_evidence: Callable[[RoundEvidence], None] = lambda evidence: None
     on_anchor: Callable[[TrainerState], None] = lambda state: None
@@ -104,9 +106,19 @@ class Peer:
         return inner.steps * inner.batch_size * inner.sequence_length
 
     def plan(self, head: Manifest) -> RoundPlan:
-        """The round after `head`, for us."""
+        """The round after `head`, for us.
+
+        Raises:
+            ConfigError: we watch, and the run has agreed on us as a validator.
+        """
         validators = self.agreement.terms(RoundIndex(head.round + 1)).validators
-        return plan_round(self.shared, head, self.state.anchor, self.id, validators)
+        if self.watching and self.id in validators:
+            raise ConfigError(
+                "local.evaluator: an evaluator decides nothing, and the run has agreed on this machine's key as that "
+                "of a validator: give the evaluator a state_dir of its own"
+            )
+        plan = plan_round(self.shared, head, self.state.anchor, self.id, validators)
+        return plan.model_copy(update={"slot": None}) if self.watching else plan
 
     def decides(self, round_: RoundIndex) -> bool:
         """Whether we are a validator of that round."""

@@ -73,6 +73,7 @@ EXTRAS = {
     "safetensors": "train",
     "numpy": "train",
     "ray": "ray",
+    "psutil": "ray",
     "hivemind": "hivemind",
     "msgpack": "hivemind",
     "obstore": "bucket",

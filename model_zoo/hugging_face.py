@@ -70,8 +70,14 @@ class Opened:
     """Tokens with which a text ends."""
 
 
-def write_folder(
-    model: Llama, out: Path, tokenizer: str, card: str, dtype: str = "float32", shard_bytes: int = SHARD_BYTES
+def write_folder(  # noqa: PLR0913 - what a folder holds
+    model: Llama,
+    out: Path,
+    tokenizer: str,
+    card: str,
+    dtype: str = "float32",
+    ends: frozenset[int] = frozenset(),
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a model down; `out` is there in full afterwards, or as it was before.
 
@@ -81,6 +87,7 @@ def write_folder(
         tokenizer: its definition, as tokenizers' `to_json` gives it.
         card: Markdown.
         dtype: of the parameters, "float32" (every bit is kept) or "bfloat16" (half the bytes).
+        ends: tokens with which a text ends.
         shard_bytes: more parameters than that go into several files.
 
     Raises:
@@ -95,7 +102,7 @@ def write_folder(
         needed = model.shape.num_params() * DTYPES[dtype].itemsize + len(tokenizer.encode()) + SPARE_BYTES
         if (free := shutil.disk_usage(folder).free) < needed:
             raise FolderError(f"{out}: takes {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on that disk")
-        _write_json(folder / CONFIG, config_json(model.shape, dtype))
+        _write_json(folder / CONFIG, config_json(model.shape, dtype, ends))
         _write_weights(folder, model, DTYPES[dtype], shard_bytes)
         _write_json(folder / TOKENIZER_CONFIG, tokenizer_config(model.shape))
         (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
@@ -124,7 +131,13 @@ def open_folder(folder: Path) -> Opened:
         )
     with torch.device("meta"):
         model = Llama(config)
-    model.load_state_dict(_read_weights(folder, config.shape), assign=True)
+    try:
+        params = _read_weights(folder, config.shape)
+    except (MemoryError, RuntimeError) as error:  # torch and safetensors have no narrower one
+        size = config.shape.num_params() * torch.float32.itemsize
+        why = (str(error).splitlines() or ["too little memory"])[0][:200]
+        raise FolderError(f"{folder}: its parameters, {size / 1e9:,.1f} GB in fp32, cannot be read: {why}") from error
+    model.load_state_dict(params, assign=True)
     return Opened(model, tokenizer, ends)
 
 
@@ -154,8 +167,9 @@ def rows_of(shape: Shape) -> dict[str, list[Rows]]:
     return found
 
 
-def config_json(shape: Shape, dtype: str) -> dict[str, Any]:
-    """What `LlamaConfig` says of this shape."""
+def config_json(shape: Shape, dtype: str, ends: frozenset[int] = frozenset()) -> dict[str, Any]:
+    """What `LlamaConfig` says of this shape, and of the tokens with which a text ends."""
+    end = sorted(ends) if len(ends) > 1 else next(iter(ends), None)
     return {
         "architectures": ["LlamaForCausalLM"],
         **FIXED,
@@ -165,7 +179,7 @@ def config_json(shape: Shape, dtype: str) -> dict[str, Any]:
         "head_dim": shape.head_dim,
         "rope_theta": shape.rope_theta,  # before transformers 5
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
-        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+        "bos_token_id": None, "eos_token_id": end, "pad_token_id": None,
         "dtype": dtype,
     }  # fmt: skip
 

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,12 +88,10 @@ class BPETokenizer:
         """
         from tokenizers import Tokenizer as Engine
 
-        try:
+        with _refusing("not a tokenizer definition"):
             self._engine: Any = Engine.from_str(definition)
             self._engine.no_truncation()
             self._engine.no_padding()
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"not a tokenizer definition: {error}") from error
 
     @classmethod
     def train(cls, text: str, vocab_size: int, special: tuple[str, ...] = ()) -> "BPETokenizer":
@@ -131,10 +131,8 @@ class BPETokenizer:
         Raises:
             ValueError: others' definition has no token for something in it.
         """
-        try:
+        with _refusing("the tokenizer cannot say this text"):
             encodings = self._engine.encode_batch(_pieces(text), add_special_tokens=False)
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"the tokenizer cannot say this text: {error}") from error
         return np.concatenate(
             [np.asarray(encoding.ids, np.uint32) for encoding in encodings] or [np.empty(0, np.uint32)]
         )
@@ -151,10 +149,8 @@ class BPETokenizer:
         Raises:
             ValueError: see `encode`.
         """
-        try:
+        with _refusing("the tokenizer cannot say this text"):
             found = self._engine.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"the tokenizer cannot say this text: {error}") from error
         return [encoding.ids for encoding in found]
 
     def token_of(self, text: str) -> int | None:
@@ -163,9 +159,14 @@ class BPETokenizer:
         return found
 
     def decode(self, tokens: npt.ArrayLike) -> str:
-        """Text of the tokens."""
+        """Text of the tokens.
+
+        Raises:
+            ValueError: others' definition has no text for them.
+        """
         ids = np.asarray(tokens, dtype=np.int64).ravel().tolist()
-        return str(self._engine.decode(ids, skip_special_tokens=False))
+        with _refusing("the tokenizer has no text for these tokens"):
+            return str(self._engine.decode(ids, skip_special_tokens=False))
 
     def to_json(self) -> str:
         """The whole definition: vocabulary and merges, in their order."""
@@ -212,6 +213,17 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Whatever the library raises becomes a ValueError: a panic of its Rust code is no `Exception`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _pieces(text: str) -> list[str]:

@@ -40,6 +40,7 @@ def assemble(
         reducer=build("reducer", shared.reducer), like=layout(config), exchange=exchange,
         agreement=Quorum(identity, charter, shared.run, exchange, WallClock(), memory),
         incentive=build("incentive", shared.incentive), chain=chain, state=state, on_phase=on_phase,
+        watching=local.evaluator.wanted,
     )  # fmt: skip
 
 

@@ -35,11 +35,11 @@ sha256 = "{sha256}"  # (yours) of the text
 tokenizer = "bytes"                 # or "bpe" with vocab_size, also in [shared.model]
 
 [shared.inner]                      # on each peer's own tokens
-optimizer = "adamw"                 # or "muon" for the matrices of the layers
 steps = 30                          # inner steps per round (H)
 batch_size = 8                      # sequences per step
 sequence_length = 128
 learning_rate = 3e-3
+# optimizer = "adamw"               # or "muon" for the matrices of the layers
 
 [shared.reducer]
 name = "sparseloco"                 # or "average": dense all-reduce, for swarms that trust each other

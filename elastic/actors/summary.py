@@ -1,6 +1,9 @@
 """The end of a quickstart: what was learnt, whether all peers hold the same model, what it cost, what to try next."""
 
+import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,6 +82,8 @@ def show(result: "Result", settings: "Settings", console: Console, say: Say) -> 
     peer = result.folder / "peer-1"
     say(f"checkpoint {_newest(peer / 'state', 'anchor-*')}")
     say(f"logs       {peer / 'peer.log'}   traces {peer / 'traces.jsonl'} (Jaeger UI: Upload)")
+    if shutil.which("elastic") is None:  # as after `make quickstart`
+        say(f"first      . {Path(sys.prefix) / 'bin' / 'activate'}")
     say("next       elastic status " + str(result.folder))
     say(f"           elastic trace slow {result.folder}    # who made each round slow, and with what")
     say(f"           elastic report {result.folder}    # loss, who was late, verdicts, scores, as one HTML file")

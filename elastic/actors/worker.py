@@ -19,7 +19,7 @@ from elastic.actors.assembly import session_parts
 from elastic.actors.job import Job
 from elastic.actors.logs import log_to_file, trace_to
 from elastic.actors.mailbox import Command, Reply
-from elastic.errors import ConfigError, ElasticError, StateError, TrainerFailedError
+from elastic.errors import ConfigError, ElasticError, StateError, TrainerFailedError, is_out_of_memory
 from elastic.state.claim import claim
 from elastic.train.gpu import gpu_memory
 from elastic.train.session import Session
@@ -165,20 +165,15 @@ def _is_a_lost_partner(error: Exception, world_size: int) -> bool:
     """With several workers, one that dies makes the others' collectives fail with RuntimeErrors: Ray Train must restart
     the group, so this worker has to fail too, and say nothing that would end the peer.
     """
-    ours = isinstance(error, NotImplementedError) or _is_out_of_memory(error)
+    ours = isinstance(error, NotImplementedError) or is_out_of_memory(error)
     return world_size > 1 and isinstance(error, RuntimeError) and not ours
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """A GPU's, which has a class of its own, or the host's, which torch tells by its text."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _as_ours(what: str, error: Exception) -> ElasticError:
     """One line for the user; a bug leaves its traceback in the log."""
     if isinstance(error, ElasticError):
         return error
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return TrainerFailedError(f"{what}: {OUT_OF_MEMORY}")
     logger.error("%s failed: %s", what, traceback.format_exc())
     first = str(error).strip().splitlines()[:1] or [""]

@@ -18,6 +18,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
+os.environ.setdefault("DISABLE_MULTIPROC", "1")  # or standard errors would fork this process once a core
 
 import datasets
 import numpy as np
@@ -29,7 +30,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows
 
-from elastic.errors import ConfigError
+from elastic.errors import ConfigError, ElasticError, is_out_of_memory
 from elastic.evals.likelihood import Asked, OnProgress, log_likelihoods
 from elastic.evals.subject import Subject
 from elastic.evals.tasks import BITS, FACTS, SHIPPED, pieces, questions
@@ -51,7 +52,10 @@ class Model(TemplateLM):  # type: ignore[misc]
     def __init__(self, subject: Subject, batch: int, on_progress: OnProgress) -> None:
         super().__init__()
         self._subject, self._batch, self._on_progress = subject, batch, on_progress
-        self._first = self.tok_encode(FIRST)[-1]
+        first = self.tok_encode(FIRST)
+        if not first:
+            raise ConfigError("the tokenizer has no token for a line break, after which texts are read")
+        self._first = first[-1]
 
     @property
     def eot_token_id(self) -> int:
@@ -152,7 +156,8 @@ def measure(
         on_progress: is told how many requests of one kind are done.
 
     Raises:
-        ConfigError: no such task, or one whose data is not on this machine.
+        ConfigError: no such task, one whose data is not on this machine, or one that fails.
+        MemoryError, RuntimeError: there is too little; see `errors.is_out_of_memory`.
     """
     with _quietly():
         loaded: dict[str, Any] = {}
@@ -166,15 +171,17 @@ def measure(
             found = evaluate(
                 Model(subject, batch, on_progress), {"tasks": loaded}, limit=limit, bootstrap_iters=BOOTSTRAPS
             )
-        except ValueError as error:
-            raise ConfigError(f"{', '.join(tasks)}: {error}") from error
+        except Exception as error:  # whatever the libraries raise, or a task of the user's
+            if isinstance(error, ElasticError) or is_out_of_memory(error):
+                raise
+            raise ConfigError(f"{', '.join(tasks)}: {_first_line(error)}") from error
     return [each for name in loaded for each in _found(name, found)]
 
 
 def _shipped(name: str, subject: Subject) -> dict[str, ConfigurableTask]:
     config = {
         BITS: {
-            "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+            "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "text",
             "metric_list": [{"metric": "bits_per_byte"}],
         },
         FACTS: {
@@ -206,9 +213,12 @@ def _standard(name: str) -> dict[str, Any]:
     try:
         tasks: dict[str, Any] = manager.load([name])["tasks"]
     except Exception as error:  # whatever the libraries below raise
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ConfigError(f"task {name}: its data is not at hand on this machine: {why}") from error
+        raise ConfigError(f"task {name}: its data is not at hand on this machine: {_first_line(error)}") from error
     return tasks
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _found(name: str, found: Any) -> list[Measured]:

@@ -46,9 +46,12 @@ def held_out_text(rows: Iterable[npt.NDArray[np.int64]], tokenizer: Any, ends: f
         ends: tokens that end a document, which are no text.
 
     Raises:
-        ConfigError: there is nothing in it.
+        ConfigError: there is nothing in it, or the tokenizer has no text for it.
     """
-    texts = (tokenizer.decode(row[~np.isin(row, list(ends))]) for row in rows)
+    try:
+        texts = [tokenizer.decode(row[~np.isin(row, list(ends))]) for row in rows]
+    except ValueError as error:
+        raise ConfigError(f"the held-out text: {error}") from error
     return _not_empty("\n".join(text.strip("\N{REPLACEMENT CHARACTER}") for text in texts))
 
 

@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
-from elastic.errors import ConfigError
+from elastic.errors import ConfigError, enough_memory
 from elastic.evals.tasks import SHIPPED
 
 say = typer.echo
+
+IN_MEMORY = "a model is read as fp32 on the CPU, 4 bytes a parameter"
 
 RunFile = Annotated[
     Path | None, typer.Option("--run-file", help="the run file, for a peer's state directory without one")
@@ -58,15 +60,16 @@ def generate(  # noqa: PLR0913 - options of a command
     from elastic.models.opened import open_model
     from elastic.models.speak import harmless, speak
 
-    opened = open_model(where, run_file, round_)
-    pieces = speak(opened, prompt, tokens, temperature, seed)
-    first = next(pieces, "")  # what is wrong with the prompt is said before anything is shown
-    try:
-        for piece in chain((harmless(prompt), first), pieces, ("\n",)):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    except BrokenPipeError:  # as `head` leaves
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with enough_memory(IN_MEMORY):
+        opened = open_model(where, run_file, round_)
+        pieces = speak(opened, prompt, tokens, temperature, seed)
+        first = next(pieces, "")  # what is wrong with the prompt is said before anything is shown
+        try:
+            for piece in chain((harmless(prompt), first), pieces, ("\n",)):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        except BrokenPipeError:  # as `head` leaves
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def export(
@@ -83,7 +86,8 @@ def export(
     """
     from elastic.models.export import export as write
 
-    held = write(where, out, round_, precision.value, run_file)
+    with enough_memory(IN_MEMORY):
+        held = write(where, out, round_, precision.value, run_file)
     say(f"wrote {out}: run {held.config.shared.run}, before round {held.round}, anchor {held.digest}")
     say(f'next: elastic generate {out} "Once upon a time"')
 
@@ -126,7 +130,7 @@ def evaluate(  # noqa: PLR0913 - one argument per flag
         raise ConfigError(f"--tasks: expected names with commas between, as in --tasks {','.join(SHIPPED)}")
     if json is not None and not json.parent.is_dir():
         raise ConfigError(f"--json {json}: there is no folder {json.parent}")
-    with progress(sys.stderr) as on_progress:
+    with enough_memory(f"{IN_MEMORY}; a smaller --batch or --context takes less"), progress(sys.stderr) as on_progress:
         origin, results = measure(checkpoint, run_file, names, Effort(limit, batch, context), on_progress)
     say(f"model  {origin}")
     say(table(results))

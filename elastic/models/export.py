@@ -19,10 +19,10 @@ def export(where: Path, out: Path, round_: int | None, dtype: str, run_file: Pat
     """
     configs = peers_of(where, run_file)
     held = newest(configs, where) if round_ is None else of_round(configs, round_)
-    model, tokenizer = held.model(), load_corpus(held.config).tokenizer
+    model, corpus = held.model(), load_corpus(held.config)
     text = card(held, configs, sum(param.numel() for param in model.parameters()))
     try:
-        load(WRITE_FOLDER)(model, out, tokenizer.to_json(), text, dtype)
+        load(WRITE_FOLDER)(model, out, corpus.tokenizer.to_json(), text, dtype, corpus.ends)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:

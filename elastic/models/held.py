@@ -22,6 +22,8 @@ META = f"{STATE_FOLDER}/state.json"
 """In a peer's state directory: what its trainer holds."""
 ANCHOR_NAME = re.compile(r"anchor-(\d{8})-[0-9a-f]{12}\.bin")
 """As `elastic.reports.file_name` makes it, in `state/files` of a peer's state directory."""
+PEER_ABOVE = 2
+"""Of the folders above such a file, the number of that peer's."""
 TRIES = 5
 """A peer that trains on replaces its files; then the newer ones are read."""
 
@@ -80,9 +82,10 @@ def kept(where: Path, run_file: Path | None) -> Held | None:
         StateError: it cannot be read, is damaged, or is of another model than the run file's.
     """
     named = ANCHOR_NAME.fullmatch(where.name)
-    if named is None or not where.is_file():
+    folders = where.resolve().parents
+    if named is None or not where.is_file() or len(folders) < PEER_ABOVE + 1:
         return None
-    peer = where.resolve().parents[2]
+    peer = folders[PEER_ABOVE]
     config, *_ = peers_of(peer, run_file)
     try:
         return read_anchor(config, RoundIndex(int(named[1])), None, where)

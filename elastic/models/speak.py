@@ -23,7 +23,7 @@ def speak(opened: Opened, prompt: str, num_tokens: int, temperature: float, seed
     """Pieces of text that continue the prompt, as they come; the same ones for the same seed.
 
     Raises:
-        ConfigError: the prompt is empty, or the tokenizer cannot say it.
+        ConfigError: the prompt is empty, or the tokenizer cannot say it, or what the model answers.
     """
     import numpy as np
     import torch
@@ -36,7 +36,10 @@ def speak(opened: Opened, prompt: str, num_tokens: int, temperature: float, seed
         raise ConfigError("the prompt is empty: a model continues a text, if it is only a space")
     generator = torch.Generator().manual_seed(seed)
     drawn = _drawn(opened.model, torch.from_numpy(prompt_T)[None], num_tokens, temperature, generator)
-    yield from shown(opened.tokenizer, prompt_T.tolist(), _until(drawn, opened.ends))
+    try:
+        yield from shown(opened.tokenizer, prompt_T.tolist(), _until(drawn, opened.ends))
+    except ValueError as error:
+        raise ConfigError(f"what the model says: {error}") from error
 
 
 def shown(tokenizer: Any, before: Sequence[int], tokens: Iterable[int]) -> Iterator[str]:

@@ -50,6 +50,8 @@ def plan(  # noqa: PLR0913 - options of a command
     counts = [*(peers or []), *map(_count, context.args)]
     changes = {"gpu": gpu, "gpus": gpus, "up_mbps": up, "down_mbps": down}
     case = _what_if(Case.of(load_config(run_file)), {key: value for key, value in changes.items() if value is not None})
+    if churn and not counts:
+        raise ConfigError("--churn is for simulated swarms: say how many peers, as in --peers 10 100 1000")
     plain = plain or not sys.stdout.isatty()
     columns = shutil.get_terminal_size((WIDE, 0)).columns
     if counts:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from elastic.config import RunConfig
-from elastic.config_local import RayConfig, TrainConfig
+from elastic.config_local import CheckpointsConfig, RayConfig, TrainConfig
 from elastic.errors import ConfigError
 from elastic.explain import explain
 from elastic.plan.gpus import Gpu, gpu_named
@@ -87,6 +87,8 @@ class Plan(Section):
     puts its own where others read it."""
     train: TrainConfig = TrainConfig()
     """How they compute the inner steps; left out: as [local.train] of this file says."""
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    """Which anchors stay on their disks; left out: as [local.checkpoints] of this file says."""
     overlap: bool = False
     """The next round's inner steps begin while a round's payloads travel. NOT BUILT YET: to see what it would give."""
     talk_seconds: Annotated[float, Field(ge=0, le=3600)] = 4.2
@@ -114,6 +116,7 @@ def described(config: RunConfig) -> Plan:
     if "topology" not in tree and config.local.exchange.name == "bucket":
         tree["topology"] = "bucket"
     tree.setdefault("train", config.local.train.model_dump())
+    tree.setdefault("checkpoints", config.local.checkpoints.model_dump())
     try:
         return Plan.model_validate(tree)
     except ValidationError as error:

@@ -63,7 +63,10 @@ class Case:
     def load(self) -> Load:
         """What every peer works with."""
         inner, nesterov = self.shared.inner, bool(self.shared.outer.nesterov)
-        return Load(self.sizes, inner.sequence_length, inner.batch_size, self.payload, self.makers, nesterov)
+        return Load(
+            self.sizes, inner.sequence_length, inner.batch_size, self.payload, self.makers, nesterov,
+            muon=inner.optimizer == "muon", rounds=self.shared.rounds,
+        )  # fmt: skip
 
     @property
     def step_tokens(self) -> int:
@@ -236,5 +239,5 @@ def _share(case: Case, group: PeerGroup, whole: float, limit: float) -> Share:
     step = whole / wanted
     steps = wanted if whole <= limit else min(wanted, max(1, int(limit / step) + 1))
     inner = Phase("inner steps", steps * step, f"{steps} steps, {group.used:.0%} of {group.gpus} × {group.gpu}")
-    rooms = (gpu_room(load, case.plan, group), host_room(load, case.plan, group), disk_room(load, group))
+    rooms = (gpu_room(load, case.plan, group), host_room(load, case.plan, group), disk_room(load, case.plan, group))
     return Share(group, rooms, whole, steps * step, steps, (inner, *before(load, case.plan, group)))

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from elastic.config_local import CheckpointsConfig
 from elastic.plan.describe import PeerGroup, Plan
 from elastic.plan.shape import Sizes, block_params
 
@@ -57,6 +56,8 @@ class Load:
     payloads: float
     """That a round brings, its own among them."""
     nesterov: bool
+    muon: bool
+    rounds: int
 
 
 def gpu_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
@@ -74,7 +75,7 @@ def gpu_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
     items = [
         Item("parameters", 4 * params / shards, "fp32, 4 P/S"),
         Item("gradients", 4 * params / shards, "fp32, 4 P/S"),
-        Item("AdamW", 8 * params / shards, "two means, 8 P/S"),
+        *_moments(load, params, shards),
     ]
     if shards > 1:
         outside = params - sizes.layers * block_params(sizes)
@@ -96,6 +97,17 @@ def gpu_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
     lost = FRAGMENTS * sum(item.size_bytes for item in items)
     items.append(Item("fragments", lost, f"{FRAGMENTS:.0%}, assumed"))
     return Room("GPU", tuple(items), group.device.memory_bytes)
+
+
+def _moments(load: Load, params: float, shards: int) -> list[Item]:
+    """Of the optimizer; see `elastic.train.inner.make_optimizer`."""
+    if not load.muon:
+        return [Item("AdamW", 8 * params / shards, "two means, 8 P/S")]
+    matrices = load.sizes.layers * (block_params(load.sizes) - 2 * load.sizes.dim)
+    return [
+        Item("Muon", 4 * matrices / shards, "a mean, of the layers' matrices"),
+        Item("AdamW", 8 * (params - matrices) / shards, "two means, of the rest"),
+    ]
 
 
 def activation_bytes(sizes: Sizes, computed: int) -> float:
@@ -141,13 +153,17 @@ def host_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
     return Room("memory", tuple(items), group.memory_gb * 1e9)
 
 
-def disk_room(load: Load, group: PeerGroup) -> Room:
-    """The state directory, while an anchor is written, with `local.checkpoints` as it is by itself."""
-    params = float(load.sizes.num_params())
-    state, kept = 4 * params * (2 if load.nesterov else 1), CheckpointsConfig().keep_last
-    items = (
-        Item("anchors", (kept + 1) * state, f"keep_last = {kept}, and the next one being written"),
+def disk_room(load: Load, plan: Plan, group: PeerGroup) -> Room:
+    """The state directory at the end of the run, while an anchor is written."""
+    params, kept = float(load.sizes.num_params()), plan.checkpoints
+    state = 4 * params * (2 if load.nesterov else 1)
+    items = [
+        Item("anchors", (kept.keep_last + 1) * state, f"keep_last = {kept.keep_last}, and the next one being written"),
         Item("residuals", 12 * params, "fp32: two that commits name, and the next one being written"),
         Item("payloads", load.payloads * load.payload_bytes, "of one round; more are kept as there is room"),
-    )
-    return Room("disk", items, group.disk_gb * 1e9)
+    ]
+    if kept.keep_every and (for_good := load.rounds // kept.keep_every):
+        items.append(
+            Item("anchors for good", for_good * state, f"keep_every = {kept.keep_every}, when the run is over")
+        )
+    return Room("disk", tuple(items), group.disk_gb * 1e9)

@@ -104,5 +104,5 @@ def candidates(cards: Sequence[PeerCard], plan: RoundPlan, shared_digest: str, a
         if card.stage is PeerStage.READY and card.shared == shared_digest and card.round >= plan.round
     }
     late = set(plan.roster) - arrived if arrived else set()
-    leaving = {card.peer for card in cards if card.stage is PeerStage.LEAVING}
-    return sorted(((ready | arrived) - late) - leaving)
+    unwilling = {card.peer for card in cards if card.stage in (PeerStage.LEAVING, PeerStage.WATCHING)}
+    return sorted(((ready | arrived) - late) - unwilling)

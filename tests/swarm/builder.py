@@ -252,7 +252,7 @@ class Node:
             reducer=build("reducer", shared.reducer), like=session.like, exchange=exchange, agreement=agreement,
             incentive=build("incentive", shared.incentive), chain=chain, state=await trainer.state(),
             on_phase=lambda phase: self.reach(f"{phase} {self._round}"),
-            draw_seed=partial(random.Random(self.name).getrandbits, 64),
+            draw_seed=partial(random.Random(self.name).getrandbits, 64), watching=self.watching,
         )  # fmt: skip
         peer.ordered = self._order
         self.on_start(peer)

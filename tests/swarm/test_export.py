@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from test_average import AVERAGE
 from test_replay import recorded
 
 from elastic.actors.anchors import subject_of
+from elastic.actors.job import load_corpus
 from elastic.cli import main
 from elastic.messages import Evidence, Manifest, PeerId, RejectReason, RoundIndex, Verdict
+from elastic.models import export
 from elastic.models.held import kept, newest, peers_of
 from elastic.reports import EVIDENCE_FILE, STATUS_FILE, PeerStatus, RoundEvidence
 from elastic.state.chain import CHAIN_FILE, manifests_in
@@ -83,6 +86,22 @@ async def test_what_is_exported_is_the_anchor_to_the_last_bit(
     assert blob_digest(encode_state(held.tensors)) == anchor
     for name, param in model.named_parameters():
         assert torch.equal(param, held.tensors[name])
+
+
+async def test_an_exported_model_knows_with_which_token_the_runs_documents_end(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elastic: Elastic
+) -> None:
+    monkeypatch.setattr(export, "load_corpus", lambda config: replace(load_corpus(config), ends=frozenset([3])))
+
+    elastic("export", run[0], tmp_path / "out")
+
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 3
+
+
+def test_an_anchor_file_that_lies_near_the_root_is_no_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    for path in ("/anchor-00000001-0123456789ab.bin", "/tmp/anchor-00000001-0123456789ab.bin"):
+        assert kept(Path(path), None) is None
 
 
 async def test_transformers_continues_a_text_as_the_run_does(run: Run, tmp_path: Path, elastic: Elastic) -> None:

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from builder import Swarm
 
 from elastic.contracts import TrainerState
-from elastic.messages import Digest, PeerStage, RoundIndex, Seconds
+from elastic.errors import ConfigError
+from elastic.messages import Amendment, Digest, PeerStage, RoundIndex, Seconds
 from elastic.wire.tree import blob_digest
 
 
@@ -86,3 +88,39 @@ async def test_it_says_what_it_is_and_serves_what_it_holds(tmp_path: Path) -> No
         data = await swarm["bob"].peer.exchange.fetch(held.anchor, held.size_bytes, [swarm["eve"].id])
         assert blob_digest(data) == held.anchor
         await swarm.finish()
+
+
+async def test_a_contributor_that_comes_back_to_watch_contributes_no_more(tmp_path: Path) -> None:
+    # given one that trains, is expected in the round under way, and dies
+    async with Swarm(tmp_path, "ann", "bob", "eve", rounds=7) as swarm:
+        swarm.start()
+        await swarm.rounds_done(2)
+        await swarm["eve"].stop()
+        trained = max(round_ for round_, _ in swarm["eve"].offered)
+        # when it comes back as an evaluator
+        swarm["eve"].watching = True
+        swarm["eve"].start()
+        reasons = await swarm.finish()
+        # then it makes nothing more, though the roster still named it, and stays on no roster
+        assert set(reasons.values()) == {"the run is complete after 7 rounds"}
+        assert max(round_ for round_, _ in swarm["eve"].offered) == trained
+        chain = swarm.check_chain("ann")
+        assert swarm["eve"].id in chain[trained - 1].roster
+        assert all(swarm["eve"].id not in manifest.roster for manifest in chain if manifest.round > trained)
+        assert len(swarm.anchors()) == 1
+
+
+async def test_one_that_the_run_has_agreed_on_as_a_validator_leaves_and_says_why(tmp_path: Path) -> None:
+    # given a contributor that became a validator
+    async with Swarm(tmp_path, "ann", "bob", "eve", rounds=20) as swarm:
+        both = tuple(sorted([swarm["ann"].id, swarm["eve"].id]))
+        swarm["ann"].ordered = Amendment(validators=both, incentive=None)
+        swarm.start()
+        await swarm.until(lambda: bool(swarm["eve"].peer and swarm["eve"].peer.agreement.amendments()))
+        await swarm["eve"].stop()
+        # when it comes back as an evaluator
+        swarm["eve"].watching = True
+        swarm["eve"].start()
+        # then it casts no vote
+        with pytest.raises(ConfigError, match="an evaluator decides nothing, and the run has agreed on"):
+            await swarm.finish("eve")

@@ -172,7 +172,7 @@ def test_init_again_keeps_the_key_and_so_the_validator(elastic: Run, tmp_path: P
         ('preset = "nano"', 'preset = "nanno"', 'model llama: no preset is called "nanno"; did you mean "nano"?'),
         ('name = "sparseloco"', 'name = "sparseloko"', 'did you mean "sparseloco"?'),
         ("# k = 64", "k = 100_000 #", "reducer sparseloco: k: "),
-        ("workers = 1", "workers = 3", "cannot be divided among local.ray.workers = 3; choose 1, 2, 4 or 8 workers"),
+        ("workers = 1", "workers = 9", "there are only shared.inner.batch_size = 8 sequences in a batch"),
         ("bootstrap = []", 'bootstrap = ["10.0.0.1:4001"]', "is not an address; expected /ip4/"),
         ("sequence_length = 128", "sequence_length = 1024", "is more than the model takes (512)"),
         (

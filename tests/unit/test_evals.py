@@ -26,7 +26,7 @@ from elastic.models.evaluate import table
 from elastic.reports import Measured
 from model_zoo.hugging_face import write_folder
 from model_zoo.llama import Llama
-from model_zoo.tokenizer import ByteTokenizer
+from model_zoo.tokenizer import BPETokenizer, ByteTokenizer
 from tests.unit.conftest import Run
 from tests.unit.folder_cases import BPE, tiny
 
@@ -114,6 +114,14 @@ def test_held_out_text_is_the_end_that_nobody_trains_on() -> None:
         held_out(BYTES.encode("a" * 50 + " " * 50), 0.1)
 
 
+def test_held_out_tokens_that_a_strangers_tokenizer_cannot_say_are_one_line() -> None:
+    decoder = {"type": "Strip", "content": "h", "start": 100, "stop": 100}
+    hostile = BPETokenizer(json.dumps({**json.loads(BYTES.to_json()), "decoder": decoder}))
+
+    with pytest.raises(ConfigError, match="the held-out text: the tokenizer has no text"):
+        held_out_text([np.array([104])], hostile, frozenset())
+
+
 # --- through lm-eval ------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +195,54 @@ def test_a_model_that_knows_the_answers_is_right() -> None:
     (found,) = measured(Subject(Knows(), BYTES, frozenset(), 128, "x"), FACTS)
 
     assert found.value == 1.0
+
+
+@pytest.mark.parametrize("text", ["[1, 2, 3]", "['a', 'b']", "[]", "[__import__('os')]"])
+def test_a_text_that_looks_like_python_is_text(text: str) -> None:
+    about = subject(text=text)
+
+    (found,) = measured(about, BITS)
+
+    assert found.value == pytest.approx(bits_by_hand(about), rel=1e-5)
+
+
+def test_a_tokenizer_without_a_line_break_is_one_line() -> None:
+    nothing = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+    nothing["single"] = [{"SpecialToken": {"id": "q", "type_id": 0}}]
+    definition = json.dumps({**json.loads(BYTES.to_json()), "post_processor": nothing})
+
+    with pytest.raises(ConfigError, match="no token for a line break"):
+        measured(subject(tokenizer=BPETokenizer(definition)), BITS)
+
+
+@pytest.mark.parametrize("error", [KeyError("q"), TypeError("?\nat"), ZeroDivisionError()])
+def test_a_task_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    about = subject()
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(about.model, "forward", fails)
+    with pytest.raises(ConfigError) as told:
+        measured(about, FACTS, limit=1)
+    assert str(told.value).startswith("facts: ") and "\n" not in str(told.value)
+
+
+def test_standard_errors_fork_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval draws them in as many processes as there are cores, each a copy of this one with its threads."""
+    pytest.importorskip("lm_eval")
+    import multiprocessing
+
+    from lm_eval.api.metrics import bootstrap_stderr, mean
+
+    import elastic.evals.harness  # noqa: F401
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("it forks")
+
+    monkeypatch.setattr(multiprocessing, "Pool", refused)
+    monkeypatch.setattr(multiprocessing, "get_context", refused)
+    assert bootstrap_stderr(mean, [0.0, 1.0, 1.0], 10) > 0
 
 
 def test_limit_takes_the_first_examples() -> None:
@@ -330,6 +386,23 @@ def test_without_lm_eval_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
 
     assert code == 1
     assert re.match(r"error: (lm_eval|datasets) is not installed: pip install 'elastic\[eval\]'", err)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")])
+def test_too_little_memory_names_what_takes_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elastic: Run, error: Exception
+) -> None:
+    pytest.importorskip("lm_eval")
+    write_folder(tiny(), tmp_path / "model", BPE.to_json(), "card")
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Llama, "forward", fails)
+    code, _, err = elastic("eval", "model", "--limit", 1)
+
+    assert code == 1 and err.count("\n") == 1
+    assert "too little memory" in err and "--batch or --context" in err
 
 
 def test_the_table_shows_what_has_no_error_too() -> None:

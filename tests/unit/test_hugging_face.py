@@ -19,6 +19,7 @@ from model_zoo.tokenizer import BPETokenizer, ByteTokenizer
 from tests.unit.folder_cases import BPE, BYTES, TEXT, tiny
 
 transformers = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 KINDS: list[dict[str, Any]] = [
@@ -300,6 +301,29 @@ def test_an_index_names_files_of_its_folder(folder: Path, files: Any) -> None:
 
     with pytest.raises(FolderError, match="does not list files of this folder"):
         open_folder(folder)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("unable to mmap 6446665888 bytes: Cannot allocate")])
+def test_parameters_for_which_there_is_no_memory_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(safetensors, "safe_open", fails)
+
+    with pytest.raises(FolderError, match=r"its parameters, 0\.0 GB in fp32, cannot be read"):
+        open_folder(folder)
+
+
+@pytest.mark.parametrize("ends", [frozenset[int](), frozenset([7]), frozenset([3, 299])], ids=str)
+def test_the_tokens_with_which_a_text_ends_come_back(tmp_path: Path, ends: frozenset[int]) -> None:
+    write_folder(tiny(), tmp_path / "out", BPE.to_json(), "# card", ends=ends)
+
+    said = transformers.AutoConfig.from_pretrained(tmp_path / "out").eos_token_id
+
+    assert open_folder(tmp_path / "out").ends == ends
+    assert said == (sorted(ends) if len(ends) > 1 else next(iter(ends), None))
 
 
 def test_one_name_in_two_files_is_refused(folder: Path) -> None:

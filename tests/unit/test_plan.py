@@ -1,26 +1,29 @@
 """`elastic plan`, its parts: parameters, payloads, memory, lines, rounds, the simulator; by hand or by reference."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elastic.config import parse_config
 from elastic.errors import ConfigError
 from elastic.plan import memory, view
 from elastic.plan.advice import changes, line_needed, obstacles, path
 from elastic.plan.checked import COVENANT, SPARSELOCO_8B, arithmetic, measured
 from elastic.plan.describe import PeerGroup
-from elastic.plan.estimate import estimate
+from elastic.plan.estimate import Case, estimate
 from elastic.plan.gpus import GPUS
 from elastic.plan.link import DUPLICATES, ORIGIN_COPIES, Exchange, Line, fetch_seconds
-from elastic.plan.memory import activation_bytes, gpu_room, host_room
+from elastic.plan.memory import activation_bytes, disk_room, gpu_room, host_room
 from elastic.plan.payload import payload_bytes, tensor_bytes
 from elastic.plan.shape import Tensors, block_params, flops_per_token, sizes_of, tensors_of
 from elastic.plan.simulate import Life, grow, play
 from elastic.plan.work import ADD, ADD_PAYLOAD, DECODE, DECODE_PAYLOAD
 from elastic.sections import PluginChoice
-from tests.unit.plan_cases import case, covenant
+from tests.unit.plan_cases import PEER, case, covenant
 
 SPARSE = PluginChoice(name="sparseloco")
 PRESETS = ["nano", "micro", "150m", "1b", "8b", "72b"]
@@ -167,6 +170,44 @@ def test_what_lies_on_a_gpu_of_covenants_by_hand() -> None:
     assert items["logits"] == 6 * 2**25
     assert room.used == sum(items.values())
     assert room.fits
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_moments_are_those_that_the_optimizer_keeps(optimizer: str, tied: bool) -> None:
+    import torch
+
+    from elastic.train.inner import make_optimizer
+    from model_zoo.llama import Llama
+
+    # given
+    found = case(model={"name": "llama", "preset": "nano", "tied": tied}, inner={"optimizer": optimizer})
+    model = Llama(Llama.Config(preset="nano", tied=tied))
+    made: Any = make_optimizer(model, found.shared.inner)
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    # when
+    made.step()
+    # then
+    states = [made.state, *([made._adamw.state] if optimizer == "muon" else [])]
+    kept = sum(each.nbytes for state in states for held in state.values() for each in held.values() if each.ndim)
+    room = gpu_room(found.load, found.plan, PeerGroup(gpus=1))
+    assert sum(item.size_bytes for item in room.items if item.name in ("AdamW", "Muon")) == kept
+
+
+def test_the_disk_holds_the_anchors_that_the_run_file_keeps() -> None:
+    # given a run of 100 rounds
+    tree: dict[str, Any] = {"run": "demo", "agreement": {"validators": [PEER]}, "rounds": 100}
+    local = {"checkpoints": {"keep_last": 50, "keep_every": 10}}
+    params = Case.of(parse_config({"shared": tree}, base=Path("/base"))).sizes.num_params()
+
+    def used(**tables: Any) -> float:
+        found = Case.of(parse_config({"shared": tree, **tables}, base=Path("/base")))
+        return disk_room(found.load, found.plan, found.plan.peers[0]).used
+
+    # then
+    assert used(local=local) - used() == 4 * params * ((50 - 4) + 10)
+    assert used(local=local, plan={"checkpoints": {"keep_last": 4}}) == used()
 
 
 @pytest.mark.parametrize(("preset", "type_"), [("nano", "float32"), ("nano", "bfloat16"), ("micro", "float32")])

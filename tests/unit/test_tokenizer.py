@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -112,3 +113,35 @@ def test_impossible_tokenizers_are_refused(kind: str, vocab_size: int, message: 
 def test_a_definition_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="not a tokenizer"):
         BPETokenizer("{}")
+
+
+def hostile(**parts: object) -> str:
+    """A stranger's definition, on which the library's Rust code panics: no `Exception`."""
+    return json.dumps({**json.loads(ByteTokenizer().to_json()), **parts})
+
+
+def test_a_definition_that_makes_the_library_panic_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a tokenizer definition"):
+        BPETokenizer(hostile(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}))
+
+
+def test_text_and_tokens_on_which_the_library_panics_are_refused() -> None:
+    endless = {"type": "Replace", "pattern": {"String": ""}, "content": "x"}
+    with pytest.raises(ValueError, match="cannot say this text"):
+        BPETokenizer(hostile(normalizer=endless)).encode("hello wörld")
+    with pytest.raises(ValueError, match="cannot say this text"):
+        BPETokenizer(hostile(normalizer=endless)).encode_pieces(["hello wörld"])
+    with pytest.raises(ValueError, match="no text for these tokens"):
+        BPETokenizer(hostile(decoder={"type": "Strip", "content": "h", "start": 100, "stop": 100})).decode([104])
+
+
+@pytest.mark.parametrize("asked", [KeyboardInterrupt, SystemExit])
+def test_whoever_ends_the_process_is_heard(asked: type[BaseException]) -> None:
+    class Engine:
+        def decode(self, *_: object, **__: object) -> str:
+            raise asked
+
+    tokenizer = BPETokenizer(ByteTokenizer().to_json())
+    tokenizer._engine = Engine()
+    with pytest.raises(asked):
+        tokenizer.decode([1])
