@@ -223,16 +223,27 @@ def test_check_finds_places_that_are_none(tmp_path: Path, place: str, message: s
 
 
 def test_check_finds_a_phase_with_too_little(tmp_path: Path) -> None:
-    # given a phase with a source alone that has 27 blocks of 10 sequences, for 30 peers
+    # given a phase with a source alone that has 27 blocks of 10 sequences, for 27 peers at most
     config, *_ = two(tmp_path, phases=[{"from_round": 7, "weights": {"code": 1.0}}], block=10)
-    assert check_corpus(config)
-    crowded = config.shared.model_copy(update={"round": config.shared.round.model_copy(update={"min_peers": 30})})
-    # when / then
-    with pytest.raises(ConfigError, match=r"source code: \d+ sequences, in blocks of 10, are too few for 30"):
-        check_corpus(config.model_copy(update={"shared": crowded}))
-    busy = config.shared.model_copy(update={"inner": config.shared.inner.model_copy(update={"steps": 80})})
+    small = config.shared.model_copy(update={"round": config.shared.round.model_copy(update={"max_peers": 27})})
+    assert "note" not in check_corpus(config.model_copy(update={"shared": small}))
+    # when / then a run that may have more is refused before they come
+    with pytest.raises(ConfigError, match=r"source code: \d+ sequences, in blocks of 10, are too few for 48"):
+        check_corpus(config)
+    busy = small.model_copy(update={"inner": small.inner.model_copy(update={"steps": 80})})
     with pytest.raises(ConfigError, match=r"of round 7, .* without giving one twice and a round takes 320"):
         check_corpus(config.model_copy(update={"shared": busy}))
+
+
+def test_check_notes_that_a_full_roster_makes_rounds_shorter(tmp_path: Path) -> None:
+    # given sources for one peer's 40 steps, of which 48 have 22 sequences each
+    config, *_ = two(tmp_path)
+    long = config.shared.model_copy(update={"inner": config.shared.inner.model_copy(update={"steps": 40})})
+    # when
+    *_, note = check_corpus(config.model_copy(update={"shared": long})).splitlines()
+    # then
+    assert note.startswith("note     from round 1 on, 48 peers (max_peers) have ")
+    assert "not 160: so many make fewer inner steps" in note
 
 
 def test_a_note_tells_of_sequences_that_are_fetched_one_by_one(tmp_path: Path) -> None:
