@@ -19,7 +19,7 @@ from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import IO, Any
 
-from elastic.data.places import Place
+from elastic.data.places import MIN_BYTES_PER_SECOND, START_SECONDS, Place
 from elastic.errors import ElasticError, FetchError, StateError
 
 logger = logging.getLogger(__name__)
@@ -28,9 +28,6 @@ TRIES = 4
 """After which a shard is given up for now."""
 PAUSE_SECONDS = 1.0
 """Before the second try; twice as much before each further one."""
-START_SECONDS = 30.0
-MIN_BYTES_PER_SECOND = 50_000.0
-"""A download that is slower is begun anew, where it was."""
 SUFFIX = ".tokens"
 
 
@@ -40,7 +37,7 @@ class Cache:
     Threads fetch what `want` names, in that order, and then the rest for as long as there is room.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (where from, where to, how much, and the two times)
         self,
         index: Any,
         place: Place,
@@ -48,6 +45,7 @@ class Cache:
         room: int,
         fetchers: int,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is fetched yet.
 
@@ -58,9 +56,10 @@ class Cache:
             room: bytes that all shards in the folder may have.
             fetchers: threads.
             sleep: waits some seconds.
+            clock: gives seconds.
         """
         self._index, self._place, self._folder, self._room = index, place, folder, room
-        self._fetchers, self._sleep = fetchers, sleep
+        self._fetchers, self._sleep, self._clock = fetchers, sleep, clock
         self._more = threading.Condition()
         self._wanted: deque[Any] = deque()
         self._rest: deque[Any] = deque(index.shards)
@@ -158,11 +157,11 @@ class Cache:
             part.truncate(0)
             here = 0
         if here < size:
-            until = time.monotonic() + START_SECONDS + (size - here) / MIN_BYTES_PER_SECOND
+            until = self._clock() + START_SECONDS + (size - here) / MIN_BYTES_PER_SECOND
             try:
                 for data in self._place.chunks(shard.name, here, size):
                     part.write(data)
-                    if time.monotonic() > until:
+                    if self._clock() > until:
                         raise FetchError(f"{shard.name} comes too slowly")
             finally:
                 part.flush()

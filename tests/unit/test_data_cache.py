@@ -1,7 +1,9 @@
+import itertools
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,30 @@ def test_a_body_that_ends_early_or_goes_on_for_ever_is_bounded(tmp_path: Path) -
         list(Http(url).chunks(index.shards[0].name, 0, size))
     with serving(tmp_path, long) as (url, _):
         assert len(b"".join(Http(url).chunks(index.shards[0].name, 0, size))) == size
+
+
+def test_a_server_that_sends_single_bytes_does_not_hold_a_download(tmp_path: Path) -> None:
+    # given one that sends a byte and then waits, and a clock of whole minutes
+    index = made(tmp_path / "web")
+    shard, go_on = index.shards[0], threading.Event()
+    size = index.size_of(shard)
+
+    def drip(request: BaseHTTPRequestHandler) -> bool:
+        answers(206 if "Range" in request.headers else 200, {"Content-Range": f"bytes 0-{size - 1}/{size}"})(request)
+        request.wfile.write(b"x")
+        return go_on.wait(60)
+
+    clock = itertools.count(0.0, 60.0).__next__
+    with serving(tmp_path, drip) as (url, _):
+        try:
+            # when / then
+            assert next(Http(url).chunks(shard.name, 0, size)) == b"x"
+            with pytest.raises(FetchError, match="comes too slowly"):
+                cache(index, Http(url), tmp_path / "cache", clock=clock)._download(shard, BytesIO())
+            with pytest.raises(FetchError, match="comes too slowly"):
+                Http(url, clock).read(INDEX, 100)
+        finally:
+            go_on.set()
 
 
 def test_a_server_without_ranges_will_do(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def plan(config: RunConfig, round_: int, slot: int, peers: int = 3) -> RoundPlan
     return RoundPlan(
         run=config.shared.run, round=RoundIndex(round_), previous="0" * 64, anchor="0" * 64, peer=roster[slot],
         roster=roster, slot=slot, inner_steps=config.shared.inner.steps, seed=config.shared.seed,
-        train_seconds=1.0, gather_seconds=1.0,
+        train_seconds=60.0, gather_seconds=1.0,
     )  # fmt: skip
 
 
