@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from data_cases import made, serving, tokens_of
 
-from elastic.data.cache import TRIES, Cache
+from elastic.data.cache import TRIES, Cache, _locked
 from elastic.data.places import Http, Place
 from elastic.errors import ConfigError, FetchError, StateError
 from model_zoo.prepared import INDEX, Index, Row
@@ -25,13 +25,6 @@ def cache(index: Index, place: Place, folder: Path, room: int = ROOM, **more: An
 
 def row(index: Index, cache: Cache) -> Row:
     return Row(index, cache.open, cache.want)
-
-
-def finish(cache: Cache) -> None:
-    """Let its threads come to their end."""
-    cache.close()
-    for thread in cache._threads:
-        thread.join()
 
 
 class Scripted:
@@ -81,7 +74,6 @@ def test_what_a_round_needs_comes_first_and_then_the_rest(tmp_path: Path) -> Non
         row(index, fetched).expect(np.array([3500, 1200]), 10)
         while len(list((tmp_path / "cache").glob("*.tokens"))) < len(index.shards):
             fetched._threads[0].join(0.01)
-        finish(fetched)
     # then
     shards = [request.split()[0] for request in asked]
     assert shards[:2] == [index.shards[3].name, index.shards[1].name]
@@ -264,6 +256,58 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert len(index.shards) > 3
     assert sorted(held) == sorted(shard.sha256 for shard in index.shards[-len(held) :]) and 1 <= len(held) <= 2
     assert tokens.tolist() == tokens_of(tmp_path / "web", index).tolist()
+
+
+def test_what_a_round_needs_comes_once_even_if_there_is_no_room_for_all_of_it(tmp_path: Path) -> None:
+    # given a round of eight shards, room for three, and a fetcher that has come as far as it can
+    index = made(tmp_path / "web", shard_tokens=500)
+    needed = list(index.shards[:8])
+    place, folder = Scripted(tmp_path / "web"), tmp_path / "cache"
+    room = sum(index.size_of(shard) for shard in needed[:3])
+    fetched = Cache(index, place, folder, room, fetchers=1)
+    fetched.want(needed)
+    while len(list(folder.glob("*.tokens"))) < 3:
+        fetched._threads[0].join(0.01)
+    # when
+    for shard in needed:
+        fetched.open(shard)
+    # then
+    assert len(needed) == 8 and len(place.starts) == 8
+
+
+def test_what_another_began_anew_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a file under way that becomes whole while we wait, and then makes room and is begun anew while we look at it
+    part, final = tmp_path / "x.part", tmp_path / "x.tokens"
+    plain = Path.exists
+
+    def exists(path: Path) -> bool:
+        there = plain(path)
+        if path == final and there:
+            final.unlink()
+            part.write_bytes(b"another's")
+        return there
+
+    monkeypatch.setattr(Path, "exists", exists)
+    monkeypatch.setattr("elastic.data.cache.fcntl.flock", lambda file, how: part.replace(final))
+    # when
+    with _locked(part, final) as file:
+        # then
+        assert file is None and part.read_bytes() == b"another's"
+
+
+def test_what_is_removed_under_way_is_fetched_again(tmp_path: Path) -> None:
+    # given somebody who removes what is under way
+    index = made(tmp_path / "web")
+
+    def removed(data: bytes, start: int) -> Iterator[bytes]:
+        yield data[start:]
+        next((tmp_path / "cache").glob("*.part")).unlink()
+
+    place = Scripted(tmp_path / "web", removed)
+    # when
+    found = cache(index, place, tmp_path / "cache").open(index.shards[0])
+    # then
+    assert len(found) == index.shards[0].tokens and place.starts == [0, 0]
 
 
 def test_two_that_want_one_shard_fetch_it_once(tmp_path: Path) -> None:
