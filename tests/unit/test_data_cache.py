@@ -258,16 +258,19 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert tokens.tolist() == tokens_of(tmp_path / "web", index).tolist()
 
 
-def test_what_a_round_needs_comes_once_even_if_there_is_no_room_for_all_of_it(tmp_path: Path) -> None:
+def test_what_a_round_needs_comes_once_even_if_there_is_no_room_for_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # given a round of eight shards, room for three, and a fetcher that has come as far as it can
     index = made(tmp_path / "web", shard_tokens=500)
     needed = list(index.shards[:8])
     place, folder = Scripted(tmp_path / "web"), tmp_path / "cache"
     room = sum(index.size_of(shard) for shard in needed[:3])
     fetched = Cache(index, place, folder, room, fetchers=1)
+    idle, wait = threading.Event(), fetched._more.wait
+    monkeypatch.setattr(fetched._more, "wait", lambda: idle.set() or wait())
     fetched.want(needed)
-    while len(list(folder.glob("*.tokens"))) < 3:
-        fetched._threads[0].join(0.01)
+    assert idle.wait(60)
     # when
     for shard in needed:
         fetched.open(shard)

@@ -143,7 +143,9 @@ def test_sources_of_one_size_are_shuffled_each_in_its_own_way() -> None:
 
 def test_a_phase_has_its_weights_until_the_next() -> None:
     # given
-    sources = tuple(SourceConfig(name=name, index="0" * 64, weight=weight) for name, weight in (("a", 3.0), ("b", 0.0)))
+    sources = tuple(
+        SourceConfig(name=name, index=name * 64, weight=weight) for name, weight in (("a", 3.0), ("b", 0.0))
+    )
     phases = (PhaseConfig(from_round=5, weights={"b": 1.0}), PhaseConfig(from_round=7, weights={"a": 1.0, "b": 1.0}))
     data = DataConfig(sources=sources, phases=phases)
     # when / then

@@ -289,6 +289,8 @@ def test_mistakes_in_a_mixture_are_said_in_one_line(tmp_path: Path, data: dict[s
     [
         ([("web", "0" * 64, 0.0)], "at least one needs a weight above 0"),
         ([("web", "0" * 64, 1.0)] * 2, "two of them have one name"),
+        ([("web", "0" * 64, 1.0), ("net", "0" * 64, 1.0)], "two of them have one `index`"),
+        ([("web", "0" * 64, 5e-324)], "a weight is 0, or at least 1e-06"),
         ([("web", "0", 1.0)], "shared.data.sources, entry 1.index"),
         ([("a/b", "0" * 64, 1.0)], "shared.data.sources, entry 1.name"),
         ([("web", "0" * 64, -1.0)], "shared.data.sources, entry 1.weight"),
