@@ -104,6 +104,47 @@ def test_a_source_behind_http_gives_the_same_tokens_as_one_that_lies_here(tmp_pa
     assert found.tolist() == here.tolist()
 
 
+@pytest.mark.parametrize("damage", [bytes(3), bytes(2**16)])
+def test_a_kept_index_that_was_damaged_is_fetched_again_at_once(
+    tmp_path: Path, damage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given
+    index = made(tmp_path / "web")
+    monkeypatch.setattr("elastic.data.opening.MAX_BYTES", 2**15)
+    kept = tmp_path / "state" / "data" / f"{index.sha256}.json"
+    with serving(tmp_path) as (url, _):
+        config = parse_config(tree(("web", index.sha256, 1.0), places={"web": f"{url}/web"}), base=tmp_path)
+        load_corpus(config)
+        kept.write_bytes(damage)
+        # when
+        load_corpus(config)
+    # then it is whole again, and whom the umask lets may read it
+    assert kept.read_bytes() == index.canonical()
+    assert kept.stat().st_mode == (tmp_path / "web.jsonl").stat().st_mode
+    assert not list(kept.parent.glob("*.tmp"))
+
+
+def test_a_full_disk_leaves_nothing_of_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    index = made(tmp_path / "web")
+    monkeypatch.setattr("elastic.data.opening.os.fsync", full)
+    with serving(tmp_path) as (url, _):
+        config = parse_config(tree(("web", index.sha256, 1.0), places={"web": f"{url}/web"}), base=tmp_path)
+        with pytest.raises(MissingCorpusError, match="No space left"):
+            load_corpus(config)
+    assert not list((tmp_path / "state" / "data").iterdir())
+
+
+def test_an_index_here_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, *_ = two(tmp_path)
+    monkeypatch.setattr("elastic.data.opening.MAX_BYTES", 100)
+
+    with pytest.raises(MissingCorpusError, match="more than 100 bytes"):
+        load_corpus(config)
+
+
 def test_a_source_of_another_index_is_refused(tmp_path: Path) -> None:
     # given
     index = made(tmp_path / "web")
