@@ -12,7 +12,7 @@ from http.client import HTTPException, HTTPResponse
 from typing import Protocol
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 from elastic.errors import ConfigError, FetchError
 
@@ -22,6 +22,8 @@ TIMEOUT_SECONDS = 30.0
 START_SECONDS = 30.0
 MIN_BYTES_PER_SECOND = 50_000.0
 """What is slower, after these seconds, is given up, too."""
+_OPENER = build_opener(ProxyHandler({}))
+"""Without the proxies that the environment names: the run file says where tokens lie."""
 
 
 class Place(Protocol):
@@ -54,6 +56,8 @@ class Http:
             ConfigError: it is none.
         """
         parts = urlsplit(url)
+        if "@" in parts.netloc:  # it would be in messages and logs
+            raise ConfigError('local.data.sources: "https://…" has no "@" in it: no user and no password go there')
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ConfigError(f'"{url:.200}" is not "https://host/folder", without "?" and "#"')
         self._url, self._clock = url.rstrip("/"), clock
@@ -92,7 +96,7 @@ class Http:
     def _get(self, name: str, headers: dict[str, str]) -> Iterator[HTTPResponse]:
         where = f"{self._url}/{name}"
         try:
-            with urlopen(Request(where, headers=headers), timeout=TIMEOUT_SECONDS) as response:
+            with _OPENER.open(Request(where, headers=headers), timeout=TIMEOUT_SECONDS) as response:
                 yield response
         except HTTPError as error:
             raise FetchError(f"{where}: {error.code} {error.reason}") from error

@@ -237,6 +237,20 @@ def test_what_is_no_folder_behind_http_is_refused(url: str) -> None:
         Http(url)
 
 
+def test_a_password_is_refused_and_is_in_no_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Http("https://ann:hidden@host/x")
+    assert "no password" in str(caught.value) and "hidden" not in str(caught.value)
+
+
+def test_the_environment_does_not_say_where_tokens_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / INDEX).write_bytes(b"index")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    with serving(tmp_path) as (url, _):
+        assert Http(url).read(INDEX, 100) == b"index"
+
+
 def test_nobody_there_is_a_fetch_error() -> None:
     with serving(Path()) as (url, _):
         pass

@@ -296,6 +296,14 @@ def test_a_note_tells_of_sequences_that_are_fetched_one_by_one(tmp_path: Path) -
     assert not noted("https://host/web", block=8) and not noted("web")
 
 
+@pytest.mark.parametrize(("from_round", "noted"), [(1000, 0), (1001, 1)])
+def test_a_note_tells_of_a_phase_after_the_last_round(tmp_path: Path, from_round: int, noted: int) -> None:
+    phases = [{"from_round": from_round, "weights": {"web": 1.0}}]
+    config = parse_config(tree(("web", "0" * 64, 1.0), places={"web": "web"}, phases=phases), base=tmp_path)
+
+    assert sum("is after the last of shared.rounds = 1000" in note for note in notes(config)) == noted
+
+
 def test_a_model_card_names_the_sources(tmp_path: Path) -> None:
     config, web, code = two(tmp_path, phases=[{"from_round": 5, "weights": {"code": 1.0}}])
 
