@@ -237,12 +237,6 @@ def test_what_is_no_folder_behind_http_is_refused(url: str) -> None:
         Http(url)
 
 
-def test_a_password_is_refused_and_is_in_no_message() -> None:
-    with pytest.raises(ConfigError) as caught:
-        Http("https://ann:hidden@host/x")
-    assert "no password" in str(caught.value) and "hidden" not in str(caught.value)
-
-
 def test_the_environment_does_not_say_where_tokens_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / INDEX).write_bytes(b"index")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")

@@ -263,6 +263,17 @@ def test_check_finds_places_that_are_none(tmp_path: Path, place: str, message: s
         check_corpus(config)
 
 
+@pytest.mark.parametrize("scheme", ["https", "s3"])
+def test_check_refuses_a_password_and_does_not_repeat_it(tmp_path: Path, scheme: str) -> None:
+    pytest.importorskip("obstore")
+    place = f"{scheme}://ann:hidden@host/web"
+    config = parse_config(tree(("web", "0" * 64, 1.0), places={"web": place}), base=tmp_path)
+
+    with pytest.raises(ConfigError, match="@") as caught:
+        check_corpus(config)
+    assert "hidden" not in str(caught.value)
+
+
 def test_check_finds_a_phase_with_too_little(tmp_path: Path) -> None:
     # given a phase with a source alone that has 27 blocks of 10 sequences, for 27 peers at most
     config, *_ = two(tmp_path, phases=[{"from_round": 7, "weights": {"code": 1.0}}], block=10)
