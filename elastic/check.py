@@ -160,12 +160,7 @@ def notes(config: RunConfig) -> list[str]:
     if config.local.evaluator.wanted:
         found.append("local.evaluator: this peer watches and measures; it contributes nothing and decides nothing")
     found += _notes_on_entry(shared)
-    away = [name for name, where in config.local.data.sources.items() if "://" in where]
-    if away and shared.data.sources and shared.data.block == 1:
-        found.append(
-            f"shared.data.block is 1 and the source {away[0]} lies elsewhere: each sequence may need its own shard, "
-            f"{shared.inner.steps * shared.inner.batch_size:,} in a round; see docs/data.md"
-        )
+    found += _notes_on_data(config)
     host = config.local.metrics.prometheus.rpartition(":")[0].strip("[]")
     if host and host not in LOOPBACK:
         found.append(
@@ -182,6 +177,19 @@ def notes(config: RunConfig) -> list[str]:
             "local.network.bootstrap is empty: right for the run's first peer (a validator); every other peer needs "
             "an address that `elastic bootstrap` printed"
         )
+    return found
+
+
+def _notes_on_data(config: RunConfig) -> list[str]:
+    found, shared = [], config.shared
+    away = [name for name, where in config.local.data.sources.items() if "://" in where]
+    if away and shared.data.sources and shared.data.block == 1:
+        found.append(
+            f"shared.data.block is 1 and the source {away[0]} lies elsewhere: each sequence may need its own shard, "
+            f"{shared.inner.steps * shared.inner.batch_size:,} in a round; see docs/data.md"
+        )
+    if shared.data.phases and (late := shared.data.phases[-1].from_round) > shared.rounds:
+        found.append(f"shared.data.phases: from_round = {late} is after the last of shared.rounds = {shared.rounds}")
     return found
 
 

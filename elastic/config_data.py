@@ -3,13 +3,23 @@
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from elastic.messages import HexDigest
 from elastic.sections import Positive, Section
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Weight = Annotated[float, Field(ge=0, le=1e6)]
+LEAST_WEIGHT = 1e-6
+
+
+def _no_trace(weight: float) -> float:
+    """Less of one would never have its turn, or turns that cannot be counted."""
+    if 0 < weight < LEAST_WEIGHT:
+        raise ValueError(f"a weight is 0, or at least {LEAST_WEIGHT:g}")
+    return weight
+
+
+Weight = Annotated[float, Field(ge=0, le=1e6), AfterValidator(_no_trace)]
 
 
 def _unset(value: Any) -> bool:
@@ -77,6 +87,8 @@ lies elsewhere."""
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError("sources: two of them have one name")
+        if len({source.index for source in self.sources}) < len(names):
+            raise ValueError("sources: two of them have one `index`: name these tokens once, with their whole weight")
         if names and self.sha256 is not None:
             raise ValueError("sha256 is of a text; with sources the digest of each is its `index`: remove it")
         if not any(source.weight for source in self.sources) and names:

@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -66,7 +67,7 @@ def pieces(path: Path, reading: Reading) -> Iterator[Piece]:
         documents = ([text] for text in _parquet(path, reading))
         yield from _cut_all(documents)
         return
-    opened: Callable[[], Any] = partial(gzip.open, path) if path.suffix == ".gz" else partial(path.open, "rb")
+    opened: Callable[[], Any] = partial(gzip.open, path) if path.suffix.lower() == ".gz" else partial(path.open, "rb")
     try:
         with opened() as file:
             if kind == "text":
@@ -85,7 +86,7 @@ def kind_of(path: Path, kind: str) -> str:
     """
     if kind != "auto":
         return kind
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
     try:
         return _FORMATS[suffix.lower()]
     except KeyError as error:
@@ -145,6 +146,8 @@ def _json_lines(file: IO[bytes], path: Path, reading: Reading) -> Iterator[str]:
     place, number = 0, 0
     while line := file.readline(MAX_LINE + 1):
         number += 1
+        if number == 1 and line.startswith(BOM_UTF8):
+            line, place = line.removeprefix(BOM_UTF8), len(BOM_UTF8)
         if len(line) > MAX_LINE:
             raise DataError(f"{path} line {number}: longer than {MAX_LINE} bytes; cut the document, or take plain text")
         if line.strip():

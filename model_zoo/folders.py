@@ -30,10 +30,7 @@ def appearing(out: Path) -> Iterator[Path]:
     part.mkdir(exist_ok=True)
     lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FolderError(f"{out}: another process is writing it") from error
+        _lock(lock, out)
         try:
             _empty(part)
             yield part
@@ -47,6 +44,29 @@ def appearing(out: Path) -> Iterator[Path]:
         _sync(out.parent)
     finally:
         os.close(lock)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A folder into which no other process that asks writes meanwhile.
+
+    Raises:
+        FolderError: another one does.
+        OSError: it is not there.
+    """
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(lock, folder)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FolderError(f"{folder}: another process is writing it") from error
 
 
 def _check_free(out: Path) -> None:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from model_zoo.documents import DataError, Piece, Reading, pieces
 from model_zoo.encoding import Batch, Count, Encoded, Settings, encoders
+from model_zoo.folders import FolderError, locked
 from model_zoo.prepared import INDEX, TOKENIZER, Index, Shard, open_folder
 from model_zoo.shards import ShardWriter
 from model_zoo.tokenizer import BPETokenizer, ByteTokenizer, write_whole
@@ -86,6 +87,16 @@ def prepare(
         OSError: no space, or no permission.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder):
+            return _prepared(paths, folder, settings, workers, on_batch)
+    except FolderError as error:
+        raise DataError(str(error)) from error
+
+
+def _prepared(
+    paths: Sequence[Path], folder: Path, settings: Settings, workers: int, on_batch: Callable[[int, int, bool], None]
+) -> Index:
     finished = open_folder(folder) if (folder / INDEX).exists() else None
     done = list(_same(folder, finished, settings).shards) if finished else _begin(folder, settings)
     count = Count()
@@ -146,19 +157,15 @@ def _all_pieces(paths: Iterable[Path], reading: Reading) -> Iterator[Piece]:
 
 
 def _sample(paths: Sequence[Path], reading: Reading) -> str:
-    """The beginning of each file."""
-    each, found = max(BATCH_CHARS // 16, SAMPLE_CHARS // max(1, len(paths))), []
-    total = 0
+    """The beginning of each file, equally much of all."""
+    each, found = max(1, SAMPLE_CHARS // max(1, len(paths))), []
     for path in paths:
-        taken = 0
+        left = each
         for piece in pieces(path, reading):
-            found.append(piece.text)
-            taken += len(piece.text)
-            if taken >= each:
+            found.append(piece.text[:left])
+            left -= len(found[-1])
+            if not left:
                 break
-        total += taken
-        if total >= SAMPLE_CHARS:
-            break
     return "".join(found)
 
 

@@ -22,7 +22,6 @@ from model_zoo.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
 
 INDEX, TOKENIZER = "index.json", "tokenizer.json"
 MAX_INDEX_BYTES = 2**27
-MAX_TOKENIZER_BYTES = 2**28
 OPEN_SHARDS = 256
 """Shards that stay mapped; the system allows a process some ten thousand."""
 
@@ -223,7 +222,7 @@ class Row:
     def expect(self, starts: npt.NDArray[np.int64], width: int) -> None:
         """Say which places will be asked for soon: from each of `starts` so many, in that order."""
         shards = self.shards_of(np.stack([starts, starts + width - 1], axis=-1)).ravel()
-        self._want([self.index.shards[number] for number in dict.fromkeys(shards.tolist())])
+        self._want([self.index.shards[number] for number in dict.fromkeys(shards.tolist()) if number not in self._open])
 
     def spans(self, start: int, width: int) -> Iterator[tuple[str, int, int]]:
         """(shard, first token in it, one behind the last) of so many tokens from `start` on."""

@@ -168,13 +168,14 @@ def check_corpus(config: RunConfig) -> str:
                          for each in config.shared.data.sources)  # fmt: skip
     corpus = load_corpus(config)
     try:
-        check_enough(config, corpus)
+        note = check_enough(config, corpus)
     except ConfigError:
         raise
     except ValueError as error:
         raise MissingCorpusError(f"{error}: take a longer text, or lower shared.inner.sequence_length") from error
     if config.shared.data.sources:
-        return "\n".join(checked_source(config, each) for each in config.shared.data.sources)
+        found = [checked_source(config, each) for each in config.shared.data.sources]
+        return "\n".join([*found, f"note     {note}"] if note else found)
     text = corpus.sources[0]
     return f"text     {config.shared.data.corpus}, {len(text.tokens):,} tokens, sha256 {text.sha256[:12]}…"
 

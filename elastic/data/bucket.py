@@ -63,7 +63,8 @@ def open_s3(url: str, local: LocalData) -> Bucket:
     """
     where = urlsplit(url)
     if not where.netloc or "@" in where.netloc or where.query or where.fragment:
-        raise ConfigError(f'local.data.sources: "{url:.200}" is not "s3://bucket/folder"')
+        shown = f'"{url:.200}"' if "@" not in url else 'what has a "@" in it'  # perhaps a password
+        raise ConfigError(f'local.data.sources: {shown} is not "s3://bucket/folder"')
     options: dict[str, Any] = {"skip_signature": True}
     if local.access_key_file and local.secret_key_file:
         keys = {

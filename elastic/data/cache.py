@@ -19,7 +19,7 @@ from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import IO, Any
 
-from elastic.data.places import Place
+from elastic.data.places import MIN_BYTES_PER_SECOND, START_SECONDS, Place
 from elastic.errors import ElasticError, FetchError, StateError
 
 logger = logging.getLogger(__name__)
@@ -28,9 +28,6 @@ TRIES = 4
 """After which a shard is given up for now."""
 PAUSE_SECONDS = 1.0
 """Before the second try; twice as much before each further one."""
-START_SECONDS = 30.0
-MIN_BYTES_PER_SECOND = 50_000.0
-"""A download that is slower is begun anew, where it was."""
 SUFFIX = ".tokens"
 
 
@@ -40,7 +37,7 @@ class Cache:
     Threads fetch what `want` names, in that order, and then the rest for as long as there is room.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (where from, where to, how much, and the two times)
         self,
         index: Any,
         place: Place,
@@ -48,6 +45,7 @@ class Cache:
         room: int,
         fetchers: int,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is fetched yet.
 
@@ -58,20 +56,22 @@ class Cache:
             room: bytes that all shards in the folder may have.
             fetchers: threads.
             sleep: waits some seconds.
+            clock: gives seconds.
         """
         self._index, self._place, self._folder, self._room = index, place, folder, room
-        self._fetchers, self._sleep = fetchers, sleep
+        self._fetchers, self._sleep, self._clock = fetchers, sleep, clock
         self._more = threading.Condition()
         self._wanted: deque[Any] = deque()
+        self._unused: dict[str, Any] = {}
+        """Of what is wanted, what was not opened yet: it is not to make room for anything."""
         self._rest: deque[Any] = deque(index.shards)
         self._threads: list[threading.Thread] = []
-        self._closed = False
         folder.mkdir(parents=True, exist_ok=True)
 
     def want(self, shards: list[Any]) -> None:
         """These will be needed, in this order; what was wanted before is not any longer."""
         with self._more:
-            self._wanted = deque(shards)
+            self._wanted, self._unused = deque(shards), {shard.sha256: shard for shard in shards}
             if not self._threads:
                 self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._fetchers)]
                 for thread in self._threads:
@@ -89,7 +89,11 @@ class Cache:
             path = self.bring(shard)
             with suppress(FileNotFoundError):  # another process made room
                 try:
-                    return self._index.open(path, shard)
+                    tokens = self._index.open(path, shard)
+                    with self._more:
+                        self._unused.pop(shard.sha256, None)
+                        self._more.notify_all()
+                    return tokens
                 except ValueError as error:
                     logger.warning("%s; it was whole before, and is fetched again", error)
                     path.unlink(missing_ok=True)
@@ -98,47 +102,52 @@ class Cache:
     def bring(self, shard: Any) -> Path:
         """Its file, which is here when this returns; see `open`."""
         final = self._folder / f"{shard.sha256}{SUFFIX}"
-        try:
-            with _locked(final.with_suffix(".part"), final) as part:
-                if part is not None:
-                    self._fetch(shard, part, final)
-            with suppress(FileNotFoundError):
-                os.utime(final)
-        except OSError as error:
-            space = error.errno in (ENOSPC, EDQUOT)
-            hint = "; make room there, or set local.data.cache to another disk" if space else ""
-            raise StateError(f"{self._folder}: {error.strerror}{hint}") from error
+        for tries_left in reversed(range(TRIES)):
+            try:
+                with _locked(final.with_suffix(".part"), final) as part:
+                    if part is not None:
+                        self._fetch(shard, part, final)
+                with suppress(FileNotFoundError):
+                    os.utime(final)
+                break
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and tries_left:
+                    continue  # somebody removed what was under way
+                space = error.errno in (ENOSPC, EDQUOT)
+                hint = "; make room there, or set local.data.cache to another disk" if space else ""
+                raise StateError(f"{self._folder}: {error.strerror}{hint}") from error
         self._make_room(final.name)
         return final
 
-    def close(self) -> None:
-        """Fetch nothing any longer; what is under way ends by itself."""
-        with self._more:
-            self._closed = True
-            self._more.notify_all()
-
     def _work(self) -> None:
-        while (shard := self._next()) is not None:
+        while True:
             try:
-                self.bring(shard)
+                self.bring(self._next())
             except ElasticError as error:  # who needs the shard tries again, and hears of it
                 logger.warning("fetching ahead: %s", error)
 
     def _next(self) -> Any:
-        """What is to be fetched; None: nothing ever again."""
+        """What is to be fetched, as soon as there is something for which there is room."""
         with self._more:
-            while not self._closed:
+            while True:
                 queue = self._wanted or self._rest
+                while queue and (self._folder / f"{queue[0].sha256}{SUFFIX}").exists():
+                    queue.popleft()
                 if queue:
-                    shard = queue.popleft()
-                    if (self._folder / f"{shard.sha256}{SUFFIX}").exists():
+                    taken = self._ahead() if queue is self._wanted else self._held()
+                    if not taken or taken + self._index.size_of(queue[0]) <= self._room:
+                        return queue.popleft()
+                    if queue is self._rest:
+                        queue.clear()
                         continue
-                    if queue is self._wanted or self._held() + self._index.size_of(shard) <= self._room:
-                        return shard
-                    self._rest.clear()
-                else:
-                    self._more.wait()
-        return None
+                elif queue is self._wanted and self._rest:
+                    continue
+                self._more.wait()
+
+    def _ahead(self) -> int:
+        """Bytes of what was fetched ahead, or is under way, and was not opened yet."""
+        waiting = {shard.sha256 for shard in self._wanted}
+        return sum(self._index.size_of(shard) for name, shard in self._unused.items() if name not in waiting)
 
     def _fetch(self, shard: Any, part: IO[bytes], final: Path) -> None:
         for again in range(TRIES):
@@ -146,7 +155,7 @@ class Cache:
                 self._download(shard, part)
                 break
             except FetchError as error:
-                if again + 1 == TRIES or self._closed:
+                if again + 1 == TRIES:
                     raise
                 logger.warning("%s; trying again", error)
                 self._sleep(PAUSE_SECONDS * 2**again)
@@ -158,11 +167,11 @@ class Cache:
             part.truncate(0)
             here = 0
         if here < size:
-            until = time.monotonic() + START_SECONDS + (size - here) / MIN_BYTES_PER_SECOND
+            until = self._clock() + START_SECONDS + (size - here) / MIN_BYTES_PER_SECOND
             try:
                 for data in self._place.chunks(shard.name, here, size):
                     part.write(data)
-                    if time.monotonic() > until:
+                    if self._clock() > until:
                         raise FetchError(f"{shard.name} comes too slowly")
             finally:
                 part.flush()
@@ -190,7 +199,7 @@ class Cache:
     def _make_room(self, keep: str) -> None:
         """Remove what was not used for longest. Who has a file mapped keeps it until then."""
         with self._more:
-            needed = {keep, *(f"{shard.sha256}{SUFFIX}" for shard in self._wanted)}
+            needed = {keep, *(f"{name}{SUFFIX}" for name in self._unused)}
         files = sorted(self._files())
         over = sum(size for _, size, _ in files) - self._room
         for _, size, path in files:
@@ -205,10 +214,20 @@ def _locked(part: Path, final: Path) -> Iterator[IO[bytes] | None]:
     while not final.exists():
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            ours = _is(file, part)
             if final.exists():
-                part.unlink(missing_ok=True)
+                if ours:  # or else somebody began anew, because the final one had to make room meanwhile
+                    part.unlink(missing_ok=True)
                 break
-            if part.exists() and os.fstat(file.fileno()).st_ino == part.stat().st_ino:
+            if ours:
                 yield file
                 return
     yield None
+
+
+def _is(file: IO[bytes], path: Path) -> bool:
+    """Whether that is the name of this open file."""
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elastic.config import RunConfig
 from elastic.data.corpus import Corpus, Numbers
 from elastic.errors import ConfigError
-from elastic.schedule.mixture import Deal, Part, assigned_mixture
+from elastic.schedule.mixture import Deal, Part, assigned_mixture, in_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def dealt(config: RunConfig, corpus: Corpus, deal: Deal, slot: int, count: int) 
     """Numbers of the sequences of a slot, (≤ count,).
 
     Raises:
-        ValueError: no such slot, or a source has fewer sequences than there are slots.
+        ValueError: no such slot, or no source has a block of sequences for each.
     """
     return assigned_mixture(parts_of(config, corpus, deal.index), deal, slot, count)
 
@@ -69,29 +69,49 @@ def digest_of_deal(lines: list[str]) -> str:
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
-def check_enough(config: RunConfig, corpus: Corpus) -> None:
-    """Whether a round of `min_peers` has as much as it takes, in every phase.
+def check_enough(config: RunConfig, corpus: Corpus) -> str:
+    """Whether every phase has what a round of `min_peers` takes, and something for each of `max_peers`.
+
+    Returns:
+        What to know of a mixture whose rounds are shorter once `max_peers` share it; "": they are not.
 
     Raises:
         ConfigError: it has not.
         ValueError: a source has not one sequence.
     """
     shared = config.shared
-    wanted, slots = shared.inner.steps * shared.inner.batch_size, shared.round.min_peers
+    wanted, few, many = shared.inner.steps * shared.inner.batch_size, shared.round.min_peers, shared.round.max_peers
+    note = ""
     for round_ in (1, *(phase.from_round for phase in shared.data.phases)):
         parts = parts_of(config, corpus, round_)
-        deal = Deal(shared.seed, shared.run, round_, slots, shared.data.block)
-        try:
-            found = len(assigned_mixture(parts, deal, 0, wanted))
-        except ValueError as error:
-            raise ConfigError(f"{error}: take more, or lower shared.round.min_peers or shared.data.block") from error
+        crowded = Deal(shared.seed, shared.run, round_, many, shared.data.block)
+        for part in parts:
+            if part.weight and not in_all(part, crowded):
+                raise ConfigError(
+                    f"{f'source {part.name}' if part.name else 'the text'}: {part.num_sequences:,} sequences, in "
+                    f"blocks of {shared.data.block}, are too few for {many} contributors: take more, or lower "
+                    "shared.round.max_peers or shared.data.block"
+                )
+        found = len(assigned_mixture(parts, replace(crowded, roster_size=few), 0, wanted))
         if found < wanted:
-            named = [part for part in parts if part.name and part.weight]
-            what = f"of round {round_}, the sources together, have" if named else "the text has"
-            total = sum(part.num_sequences for part in parts)
-            short = f" {found:,} of them without giving one twice" if named else ""
-            raise ConfigError(
-                f"{what} {total:,} sequences of {shared.inner.sequence_length} tokens{short} and a round takes "
-                f"{wanted:,} for each peer, with min_peers = {slots}: lower shared.inner.steps, "
-                "shared.inner.batch_size or shared.round.min_peers"
+            raise ConfigError(_too_little(config, parts, round_, found))
+        left = len(assigned_mixture(parts, crowded, 0, wanted))
+        if left < wanted and shared.data.sources and not note:
+            note = (
+                f"from round {round_} on, {many} peers (max_peers) have {left:,} sequences each before a source is "
+                f"spent, not {wanted:,}: so many make fewer inner steps"
             )
+    return note
+
+
+def _too_little(config: RunConfig, parts: list[Part], round_: int, found: int) -> str:
+    shared = config.shared
+    named = [part for part in parts if part.name and part.weight]
+    what = f"of round {round_}, the sources together, have" if named else "the text has"
+    total = sum(part.num_sequences for part in parts)
+    short = f" {found:,} of them without giving one twice" if named else ""
+    return (
+        f"{what} {total:,} sequences of {shared.inner.sequence_length} tokens{short} and a round takes "
+        f"{shared.inner.steps * shared.inner.batch_size:,} for each peer, with min_peers = {shared.round.min_peers}: "
+        "lower shared.inner.steps, shared.inner.batch_size or shared.round.min_peers"
+    )

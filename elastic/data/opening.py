@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import os
+import secrets
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,19 +132,21 @@ class OpenedSource:
         if self._place is None:
             path = Path(self._where) / name
             try:
-                data = path.read_bytes()
+                data = _read(path)
             except OSError as error:
                 raise MissingCorpusError(
                     f"source {self.source.name}: {path}: {error.strerror}; `elastic data prepare` writes it"
                 ) from error
+            if len(data) > MAX_BYTES:
+                raise MissingCorpusError(f"source {self.source.name}: {path}: more than {MAX_BYTES} bytes")
             where = str(path)
         else:
             kept, where = cache_folder(self._config) / f"{sha256}.json", f"{self._where}/{name}"
-            data = kept.read_bytes() if kept.is_file() else self._place.read(name, MAX_BYTES)
+            if kept.is_file() and hashlib.sha256(data := _read(kept)).hexdigest() == sha256:
+                return data
+            data = self._place.read(name, MAX_BYTES)
             if hashlib.sha256(data).hexdigest() == sha256:
                 _keep(kept, data)
-            else:
-                kept.unlink(missing_ok=True)
         if (found := hashlib.sha256(data).hexdigest()) != sha256:
             raise MissingCorpusError(
                 f"source {self.source.name}: {where} has SHA-256 {found}, but this run trains on {sha256}"
@@ -165,10 +168,21 @@ def place_for(url: str, config: RunConfig) -> Place:
     return place_of(url)
 
 
+def _read(path: Path) -> bytes:
+    """A file, or the beginning of one that is too large."""
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
 def _keep(path: Path, data: bytes) -> None:
-    if path.exists():
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:  # peers may do so at once
-        file.write(data)
-    Path(file.name).replace(path)
+    beside = path.with_name(f"{path.name}{secrets.token_hex(4)}.tmp")  # peers may do so at once
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

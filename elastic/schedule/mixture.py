@@ -3,7 +3,8 @@
 Every source is shuffled and dealt by itself (`assignment`), so slots never meet in any of them. In which source the
 j-th sequence of a slot lies follows from the weights alone, the same for every slot: the k-th sequence of a source with
 weight w has its turn at (k + 1/2) / w. So every prefix has the weights, to rounding; it is Webster's way to share out
-seats. One source alone is dealt as a text is.
+seats. One source alone is dealt as a text is. A source that has not one block for every slot is left out of the round,
+for all of them, and the others take its turns.
 """
 
 from collections.abc import Sequence
@@ -53,17 +54,24 @@ def turns(weights: Sequence[float], count: int) -> tuple[npt.NDArray[np.int64], 
     return np.concatenate(sources)[order], np.concatenate(places)[order]
 
 
+def in_all(part: Part, deal: Deal) -> int:
+    """Sequences of a source that each slot can have in a round."""
+    return max_sequences_per_slot(part.num_sequences, deal.roster_size, deal.block)
+
+
 def assigned_mixture(parts: Sequence[Part], deal: Deal, slot: int, count: int) -> npt.NDArray[np.int64]:
     """The sequences of one slot in one round, (≤ count,); those of a source are numbered behind the sources before it.
 
     They end before the first source would have to give one twice.
 
     Raises:
-        ValueError: no such slot, or a source has fewer sequences than there are slots.
+        ValueError: no such slot, or no source has a block of sequences for each.
     """
-    sources, nth = turns([part.weight for part in parts], count)
+    weights = [part.weight for part in parts]
+    enough = [part.weight if in_all(part, deal) else 0.0 for part in parts]
+    sources, nth = turns(enough if any(enough) else weights, count)
     for source, part in enumerate(parts):
-        spent = (sources == source) & (nth >= max_sequences_per_slot(part.num_sequences, deal.roster_size, deal.block))
+        spent = (sources == source) & (nth >= in_all(part, deal))
         if spent.any():
             first = max(int(spent.argmax()), int((sources == source).argmax()) + 1)  # one at least, or it raises below
             sources, nth = sources[:first], nth[:first]

@@ -1,7 +1,9 @@
+import itertools
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from data_cases import made, serving, tokens_of
 
-from elastic.data.cache import TRIES, Cache
+from elastic.data.cache import TRIES, Cache, _locked
 from elastic.data.places import Http, Place
 from elastic.errors import ConfigError, FetchError, StateError
 from model_zoo.prepared import INDEX, Index, Row
@@ -23,13 +25,6 @@ def cache(index: Index, place: Place, folder: Path, room: int = ROOM, **more: An
 
 def row(index: Index, cache: Cache) -> Row:
     return Row(index, cache.open, cache.want)
-
-
-def finish(cache: Cache) -> None:
-    """Let its threads come to their end."""
-    cache.close()
-    for thread in cache._threads:
-        thread.join()
 
 
 class Scripted:
@@ -79,7 +74,6 @@ def test_what_a_round_needs_comes_first_and_then_the_rest(tmp_path: Path) -> Non
         row(index, fetched).expect(np.array([3500, 1200]), 10)
         while len(list((tmp_path / "cache").glob("*.tokens"))) < len(index.shards):
             fetched._threads[0].join(0.01)
-        finish(fetched)
     # then
     shards = [request.split()[0] for request in asked]
     assert shards[:2] == [index.shards[3].name, index.shards[1].name]
@@ -192,6 +186,30 @@ def test_a_body_that_ends_early_or_goes_on_for_ever_is_bounded(tmp_path: Path) -
         assert len(b"".join(Http(url).chunks(index.shards[0].name, 0, size))) == size
 
 
+def test_a_server_that_sends_single_bytes_does_not_hold_a_download(tmp_path: Path) -> None:
+    # given one that sends a byte and then waits, and a clock of whole minutes
+    index = made(tmp_path / "web")
+    shard, go_on = index.shards[0], threading.Event()
+    size = index.size_of(shard)
+
+    def drip(request: BaseHTTPRequestHandler) -> bool:
+        answers(206 if "Range" in request.headers else 200, {"Content-Range": f"bytes 0-{size - 1}/{size}"})(request)
+        request.wfile.write(b"x")
+        return go_on.wait(60)
+
+    clock = itertools.count(0.0, 60.0).__next__
+    with serving(tmp_path, drip) as (url, _):
+        try:
+            # when / then
+            assert next(Http(url).chunks(shard.name, 0, size)) == b"x"
+            with pytest.raises(FetchError, match="comes too slowly"):
+                cache(index, Http(url), tmp_path / "cache", clock=clock)._download(shard, BytesIO())
+            with pytest.raises(FetchError, match="comes too slowly"):
+                Http(url, clock).read(INDEX, 100)
+        finally:
+            go_on.set()
+
+
 def test_a_server_without_ranges_will_do(tmp_path: Path) -> None:
     # given
     index = made(tmp_path / "web")
@@ -219,6 +237,14 @@ def test_what_is_no_folder_behind_http_is_refused(url: str) -> None:
         Http(url)
 
 
+def test_the_environment_does_not_say_where_tokens_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / INDEX).write_bytes(b"index")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    with serving(tmp_path) as (url, _):
+        assert Http(url).read(INDEX, 100) == b"index"
+
+
 def test_nobody_there_is_a_fetch_error() -> None:
     with serving(Path()) as (url, _):
         pass
@@ -238,6 +264,61 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert len(index.shards) > 3
     assert sorted(held) == sorted(shard.sha256 for shard in index.shards[-len(held) :]) and 1 <= len(held) <= 2
     assert tokens.tolist() == tokens_of(tmp_path / "web", index).tolist()
+
+
+def test_what_a_round_needs_comes_once_even_if_there_is_no_room_for_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a round of eight shards, room for three, and a fetcher that has come as far as it can
+    index = made(tmp_path / "web", shard_tokens=500)
+    needed = list(index.shards[:8])
+    place, folder = Scripted(tmp_path / "web"), tmp_path / "cache"
+    room = sum(index.size_of(shard) for shard in needed[:3])
+    fetched = Cache(index, place, folder, room, fetchers=1)
+    idle, wait = threading.Event(), fetched._more.wait
+    monkeypatch.setattr(fetched._more, "wait", lambda: idle.set() or wait())
+    fetched.want(needed)
+    assert idle.wait(60)
+    # when
+    for shard in needed:
+        fetched.open(shard)
+    # then
+    assert len(needed) == 8 and len(place.starts) == 8
+
+
+def test_what_another_began_anew_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a file under way that becomes whole while we wait, and then makes room and is begun anew while we look at it
+    part, final = tmp_path / "x.part", tmp_path / "x.tokens"
+    plain = Path.exists
+
+    def exists(path: Path) -> bool:
+        there = plain(path)
+        if path == final and there:
+            final.unlink()
+            part.write_bytes(b"another's")
+        return there
+
+    monkeypatch.setattr(Path, "exists", exists)
+    monkeypatch.setattr("elastic.data.cache.fcntl.flock", lambda file, how: part.replace(final))
+    # when
+    with _locked(part, final) as file:
+        # then
+        assert file is None and part.read_bytes() == b"another's"
+
+
+def test_what_is_removed_under_way_is_fetched_again(tmp_path: Path) -> None:
+    # given somebody who removes what is under way
+    index = made(tmp_path / "web")
+
+    def removed(data: bytes, start: int) -> Iterator[bytes]:
+        yield data[start:]
+        next((tmp_path / "cache").glob("*.part")).unlink()
+
+    place = Scripted(tmp_path / "web", removed)
+    # when
+    found = cache(index, place, tmp_path / "cache").open(index.shards[0])
+    # then
+    assert len(found) == index.shards[0].tokens and place.starts == [0, 0]
 
 
 def test_two_that_want_one_shard_fetch_it_once(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def documents(path: Path, reading: Reading | None = None) -> list[str]:
 
 
 def written(path: Path, data: bytes) -> Path:
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data) if path.suffix.lower() == ".gz" else data)
     return path
 
 
@@ -56,7 +56,16 @@ def test_pieces_end_where_words_do(tmp_path: Path) -> None:
     assert all(piece.endswith(("some", "words")) for piece in found[:-1])
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".ndjson"])
+def test_json_lines_may_begin_with_a_mark_of_their_encoding(tmp_path: Path) -> None:
+    path = written(tmp_path / "A.JSONL", b"\xef\xbb\xbf" + lines({"text": "one"}, {"text": "two"}))
+
+    assert documents(path) == ["one", "two"]
+    written(path, b"\xef\xbb\xbf" + b'{"text": "\xff"}\n')
+    with pytest.raises(DataError, match="at byte 13;"):
+        documents(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".JSONL.GZ", ".ndjson"])
 def test_each_line_of_json_is_a_document(tmp_path: Path, suffix: str) -> None:
     # given an empty one, none at all, and one that is longer than a piece
     rows = [{"text": "one"}, {"text": ""}, {"text": None}, {"text": "x" * 50_000, "more": 1}]

@@ -113,9 +113,23 @@ def test_a_source_that_is_spent_ends_the_round() -> None:
     assert (found >= 1000).sum() == 2 and 8 <= len(found) < 12
 
 
-def test_a_source_with_nothing_for_a_slot_is_named() -> None:
-    with pytest.raises(ValueError, match="source s1: 2 sequences of text are too few for 3 contributors"):
-        assigned_mixture(mixture([1000, 2], [100.0, 1.0]), Deal(0, "run", 1, 3), slot=0, count=100)
+@pytest.mark.parametrize("roster", [12, 13, 48])
+def test_a_source_without_a_block_for_each_is_left_out_of_the_round(roster: int) -> None:
+    # given a source with 12 blocks, and a roster that may have more places
+    parts, deal = mixture([10_000, 125], [19.0, 1.0]), Deal(0, "run", 1, roster, block=10)
+    # when
+    dealt = np.concatenate([assigned_mixture(parts, deal, slot, 160) for slot in range(roster)])
+    # then there is a full round for each, of the others, as if it had no weight
+    assert len(np.unique(dealt)) == len(dealt) == roster * 160
+    assert (dealt >= 10_000).any() == (roster == 12)
+    if roster > 12:
+        without = assigned_mixture(mixture([10_000, 125], [19.0, 0.0]), deal, 0, 160)
+        assert dealt[:160].tolist() == without.tolist()
+
+
+def test_sources_that_all_have_nothing_for_a_slot_are_an_error_that_names_one() -> None:
+    with pytest.raises(ValueError, match="source s0: 2 sequences of text are too few for 3 contributors"):
+        assigned_mixture(mixture([2, 1], [100.0, 1.0]), Deal(0, "run", 1, 3), slot=0, count=100)
     with pytest.raises(ValueError, match="slot 3 is not in a roster of 3"):
         assigned_mixture(mixture([1000, 20], [1.0, 1.0]), Deal(0, "run", 1, 3), slot=3, count=10)
 
@@ -129,7 +143,9 @@ def test_sources_of_one_size_are_shuffled_each_in_its_own_way() -> None:
 
 def test_a_phase_has_its_weights_until_the_next() -> None:
     # given
-    sources = tuple(SourceConfig(name=name, index="0" * 64, weight=weight) for name, weight in (("a", 3.0), ("b", 0.0)))
+    sources = tuple(
+        SourceConfig(name=name, index=name * 64, weight=weight) for name, weight in (("a", 3.0), ("b", 0.0))
+    )
     phases = (PhaseConfig(from_round=5, weights={"b": 1.0}), PhaseConfig(from_round=7, weights={"a": 1.0, "b": 1.0}))
     data = DataConfig(sources=sources, phases=phases)
     # when / then

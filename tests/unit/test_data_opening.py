@@ -26,7 +26,7 @@ def plan(config: RunConfig, round_: int, slot: int, peers: int = 3) -> RoundPlan
     return RoundPlan(
         run=config.shared.run, round=RoundIndex(round_), previous="0" * 64, anchor="0" * 64, peer=roster[slot],
         roster=roster, slot=slot, inner_steps=config.shared.inner.steps, seed=config.shared.seed,
-        train_seconds=1.0, gather_seconds=1.0,
+        train_seconds=60.0, gather_seconds=1.0,
     )  # fmt: skip
 
 
@@ -102,6 +102,47 @@ def test_a_source_behind_http_gives_the_same_tokens_as_one_that_lies_here(tmp_pa
         # then the indexes and the tokenizer came once
         assert sum(request.endswith(".json") for request in asked) == small == 3
     assert found.tolist() == here.tolist()
+
+
+@pytest.mark.parametrize("damage", [bytes(3), bytes(2**16)])
+def test_a_kept_index_that_was_damaged_is_fetched_again_at_once(
+    tmp_path: Path, damage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given
+    index = made(tmp_path / "web")
+    monkeypatch.setattr("elastic.data.opening.MAX_BYTES", 2**15)
+    kept = tmp_path / "state" / "data" / f"{index.sha256}.json"
+    with serving(tmp_path) as (url, _):
+        config = parse_config(tree(("web", index.sha256, 1.0), places={"web": f"{url}/web"}), base=tmp_path)
+        load_corpus(config)
+        kept.write_bytes(damage)
+        # when
+        load_corpus(config)
+    # then it is whole again, and whom the umask lets may read it
+    assert kept.read_bytes() == index.canonical()
+    assert kept.stat().st_mode == (tmp_path / "web.jsonl").stat().st_mode
+    assert not list(kept.parent.glob("*.tmp"))
+
+
+def test_a_full_disk_leaves_nothing_of_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    index = made(tmp_path / "web")
+    monkeypatch.setattr("elastic.data.opening.os.fsync", full)
+    with serving(tmp_path) as (url, _):
+        config = parse_config(tree(("web", index.sha256, 1.0), places={"web": f"{url}/web"}), base=tmp_path)
+        with pytest.raises(MissingCorpusError, match="No space left"):
+            load_corpus(config)
+    assert not list((tmp_path / "state" / "data").iterdir())
+
+
+def test_an_index_here_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, *_ = two(tmp_path)
+    monkeypatch.setattr("elastic.data.opening.MAX_BYTES", 100)
+
+    with pytest.raises(MissingCorpusError, match="more than 100 bytes"):
+        load_corpus(config)
 
 
 def test_a_source_of_another_index_is_refused(tmp_path: Path) -> None:
@@ -222,17 +263,39 @@ def test_check_finds_places_that_are_none(tmp_path: Path, place: str, message: s
         check_corpus(config)
 
 
+@pytest.mark.parametrize("scheme", ["https", "s3"])
+def test_check_refuses_a_password_and_does_not_repeat_it(tmp_path: Path, scheme: str) -> None:
+    pytest.importorskip("obstore")
+    place = f"{scheme}://ann:hidden@host/web"
+    config = parse_config(tree(("web", "0" * 64, 1.0), places={"web": place}), base=tmp_path)
+
+    with pytest.raises(ConfigError, match="@") as caught:
+        check_corpus(config)
+    assert "hidden" not in str(caught.value)
+
+
 def test_check_finds_a_phase_with_too_little(tmp_path: Path) -> None:
-    # given a phase with a source alone that has 27 blocks of 10 sequences, for 30 peers
+    # given a phase with a source alone that has 27 blocks of 10 sequences, for 27 peers at most
     config, *_ = two(tmp_path, phases=[{"from_round": 7, "weights": {"code": 1.0}}], block=10)
-    assert check_corpus(config)
-    crowded = config.shared.model_copy(update={"round": config.shared.round.model_copy(update={"min_peers": 30})})
-    # when / then
-    with pytest.raises(ConfigError, match=r"source code: \d+ sequences, in blocks of 10, are too few for 30"):
-        check_corpus(config.model_copy(update={"shared": crowded}))
-    busy = config.shared.model_copy(update={"inner": config.shared.inner.model_copy(update={"steps": 80})})
+    small = config.shared.model_copy(update={"round": config.shared.round.model_copy(update={"max_peers": 27})})
+    assert "note" not in check_corpus(config.model_copy(update={"shared": small}))
+    # when / then a run that may have more is refused before they come
+    with pytest.raises(ConfigError, match=r"source code: \d+ sequences, in blocks of 10, are too few for 48"):
+        check_corpus(config)
+    busy = small.model_copy(update={"inner": small.inner.model_copy(update={"steps": 80})})
     with pytest.raises(ConfigError, match=r"of round 7, .* without giving one twice and a round takes 320"):
         check_corpus(config.model_copy(update={"shared": busy}))
+
+
+def test_check_notes_that_a_full_roster_makes_rounds_shorter(tmp_path: Path) -> None:
+    # given sources for one peer's 40 steps, of which 48 have 22 sequences each
+    config, *_ = two(tmp_path)
+    long = config.shared.model_copy(update={"inner": config.shared.inner.model_copy(update={"steps": 40})})
+    # when
+    *_, note = check_corpus(config.model_copy(update={"shared": long})).splitlines()
+    # then
+    assert note.startswith("note     from round 1 on, 48 peers (max_peers) have ")
+    assert "not 160: so many make fewer inner steps" in note
 
 
 def test_a_note_tells_of_sequences_that_are_fetched_one_by_one(tmp_path: Path) -> None:
@@ -242,6 +305,14 @@ def test_a_note_tells_of_sequences_that_are_fetched_one_by_one(tmp_path: Path) -
 
     assert noted("https://host/web")
     assert not noted("https://host/web", block=8) and not noted("web")
+
+
+@pytest.mark.parametrize(("from_round", "noted"), [(1000, 0), (1001, 1)])
+def test_a_note_tells_of_a_phase_after_the_last_round(tmp_path: Path, from_round: int, noted: int) -> None:
+    phases = [{"from_round": from_round, "weights": {"web": 1.0}}]
+    config = parse_config(tree(("web", "0" * 64, 1.0), places={"web": "web"}, phases=phases), base=tmp_path)
+
+    assert sum("is after the last of shared.rounds = 1000" in note for note in notes(config)) == noted
 
 
 def test_a_model_card_names_the_sources(tmp_path: Path) -> None:
@@ -278,6 +349,8 @@ def test_mistakes_in_a_mixture_are_said_in_one_line(tmp_path: Path, data: dict[s
     [
         ([("web", "0" * 64, 0.0)], "at least one needs a weight above 0"),
         ([("web", "0" * 64, 1.0)] * 2, "two of them have one name"),
+        ([("web", "0" * 64, 1.0), ("net", "0" * 64, 1.0)], "two of them have one `index`"),
+        ([("web", "0" * 64, 5e-324)], "a weight is 0, or at least 1e-06"),
         ([("web", "0", 1.0)], "shared.data.sources, entry 1.index"),
         ([("a/b", "0" * 64, 1.0)], "shared.data.sources, entry 1.name"),
         ([("web", "0" * 64, -1.0)], "shared.data.sources, entry 1.weight"),

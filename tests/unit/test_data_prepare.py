@@ -296,6 +296,37 @@ def test_what_is_no_tokenizer_is_refused(tokenizer: str, message: str) -> None:
         settings_for(tokenizer, None, [], Reading(), 1000, 0.05)
 
 
+def test_two_at_once_in_one_folder_are_refused(tmp_path: Path) -> None:
+    # given one that is under way
+    paths, out = text_in(tmp_path / "text"), tmp_path / "out"
+    refused: list[str] = []
+
+    def another(text_bytes: int, tokens: int, encoded: bool) -> None:
+        if not refused:
+            with pytest.raises(DataError) as caught:
+                prepare(paths, out, bpe(), workers=1)
+            refused.append(str(caught.value))
+
+    # when
+    index = prepare(paths, out, bpe(), workers=1, on_batch=another)
+    # then the other says so, and the result is whole
+    assert refused == [f"{out}: another process is writing it"]
+    assert {problem for _, problem in verify(out)} == {None} and open_folder(out) == index
+
+
+def test_a_tokenizer_is_learnt_equally_from_however_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given more files than the sample has thousands of characters, each of letters of its own
+    monkeypatch.setattr("model_zoo.prepare.SAMPLE_CHARS", 4000)
+    paths = [tmp_path / f"{letter}.txt" for letter in "abcdefghijklmnopqrst"]
+    for path in paths:
+        path.write_text(path.stem * 100_000)
+    # when
+    settings = settings_for("bpe", 400, paths, Reading(), 1000, 0.05)
+    # then each has its words in the vocabulary
+    learnt = BPETokenizer(settings.definition)
+    assert all(learnt.token_of(path.stem * 2) is not None for path in paths)
+
+
 def test_a_tokenizer_is_learnt_from_all_files_and_the_same_each_time(tmp_path: Path) -> None:
     # given
     paths = text_in(tmp_path / "text")
