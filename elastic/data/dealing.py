@@ -107,11 +107,12 @@ def check_enough(config: RunConfig, corpus: Corpus) -> str:
 def _too_little(config: RunConfig, parts: list[Part], round_: int, found: int) -> str:
     shared = config.shared
     named = [part for part in parts if part.name and part.weight]
-    what = f"of round {round_}, the sources together, have" if named else "the text has"
-    total = sum(part.num_sequences for part in parts)
-    short = f" {found:,} of them without giving one twice" if named else ""
+    wanted, total = shared.inner.steps * shared.inner.batch_size, sum(part.num_sequences for part in parts)
+    has = f"the text has {total:,}"
+    if named:
+        has = f"in round {round_} the sources give each of them {found:,} before one is spent, of {total:,} in all"
     return (
-        f"{what} {total:,} sequences of {shared.inner.sequence_length} tokens{short} and a round takes "
-        f"{shared.inner.steps * shared.inner.batch_size:,} for each peer, with min_peers = {shared.round.min_peers}: "
+        f"with min_peers = {shared.round.min_peers} a round takes {wanted:,} sequences of "
+        f"{shared.inner.sequence_length} tokens for each peer, and {has}: "
         "lower shared.inner.steps, shared.inner.batch_size or shared.round.min_peers"
     )

@@ -178,7 +178,7 @@ def test_init_again_keeps_the_key_and_so_the_validator(elastic: Run, tmp_path: P
         (
             "batch_size = 8",
             "batch_size = 1024",
-            "the text has 5,082 sequences of 128 tokens and a round takes 30,720 for each peer",
+            "a round takes 30,720 sequences of 128 tokens for each peer, and the text has 5,082: lower",
         ),
         ('sha256 = "2e44', 'sha256 = "0e44', 'corpus "pride_and_prejudice" has SHA-256 2e44'),
         ('corpus = "pride_and_prejudice"', 'corpus = "emma"', 'no text called "emma" ships with the project'),

@@ -283,7 +283,9 @@ def test_check_finds_a_phase_with_too_little(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"source code: \d+ sequences, in blocks of 10, are too few for 48"):
         check_corpus(config)
     busy = small.model_copy(update={"inner": small.inner.model_copy(update={"steps": 80})})
-    with pytest.raises(ConfigError, match=r"of round 7, .* without giving one twice and a round takes 320"):
+    with pytest.raises(
+        ConfigError, match=r"a round takes 320 .*in round 7 the sources give each of them .* before one is spent"
+    ):
         check_corpus(config.model_copy(update={"shared": busy}))
 
 
