@@ -19,7 +19,7 @@ from elastic.errors import ConfigError, MissingExtraError, SignatureInvalidError
 from elastic.explain import NO_PEER_ID
 from elastic.messages import PeerId
 from elastic.registry import load, local_settings, resolve, target_of
-from elastic.wire.signing import public_key_of
+from elastic.wire.signing import Identity, public_key_of
 
 ENTRY_PROTOCOLS = ("ip4", "dns4", "dns")
 """How an entry point may be named; libp2p's daemon listens on IPv4."""
@@ -27,6 +27,19 @@ ANNOUNCED_PROTOCOLS = (*ENTRY_PROTOCOLS, "ip6", "dns6")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ENTRY_FORM = "/ip4/203.0.113.5/tcp/4001/p2p/12D3Koo…"
 ANNOUNCED_FORM = "/dns4/peer.example.org/tcp/4001"
+
+
+def check_evaluator(config: RunConfig, peer: PeerId) -> None:
+    """Whether a peer of that id may be what the run file says.
+
+    Raises:
+        ConfigError: it decides the run, and shall be an evaluator.
+    """
+    if config.local.evaluator.wanted and peer in config.shared.agreement.validators:
+        raise ConfigError(
+            f"local.evaluator: an evaluator decides nothing, and this machine's key ({config.key_path}) is that of a "
+            "validator: give the evaluator a state_dir of its own"
+        )
 
 
 def check_values(config: RunConfig) -> None:
@@ -60,6 +73,8 @@ def check_values(config: RunConfig) -> None:
             "raise max_peers"
         )
     _check_paths(config)
+    if local.evaluator.wanted and config.key_path.is_file():
+        check_evaluator(config, Identity.load(config.key_path).peer)
 
 
 def check_plugins(config: RunConfig) -> None:

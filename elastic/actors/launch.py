@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from elastic.actors.handle import PeerHandle, lives_in
+from elastic.check import check_evaluator
 from elastic.config import RunConfig
 from elastic.config_local import RayConfig
 from elastic.errors import ConfigError, RayUnavailableError
@@ -45,7 +46,7 @@ def connect(config: RayConfig) -> None:
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RayUnavailableError(
-            f"the Ray cluster at {address} does not let us in: {error}".splitlines()[0]
+            f"the Ray cluster at {address} does not let us in: {error}".splitlines()[0] + _on_tokens()
         ) from error
 
 
@@ -97,11 +98,7 @@ def start_peer(config: RunConfig, *, stay: bool = False) -> PeerHandle:
         ConfigError: this peer already runs there, or is an evaluator with the key of a validator.
     """
     identity = Identity.load_or_create(config.key_path)
-    if config.local.evaluator.wanted and identity.peer in config.shared.agreement.validators:
-        raise ConfigError(
-            f"local.evaluator: an evaluator decides nothing, and this machine's key ({config.key_path}) is that of a "
-            "validator: give the evaluator a state_dir of its own"
-        )
+    check_evaluator(config, identity.peer)
     namespace = f"elastic-{config.shared.run}-{identity.peer[-12:]}"
     taken = ConfigError(
         f"peer {identity.peer[-6:]} of run {config.shared.run} already runs on this Ray cluster "
@@ -142,3 +139,10 @@ def quiet() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(null)
+
+
+def _on_tokens() -> str:
+    """A cluster that was started where this file lies asks for it, and a driver shows it only if it is told to."""
+    if not (Path.home() / ".ray" / "auth_token").is_file() or "RAY_AUTH_MODE" in os.environ:
+        return ""
+    return "; this machine has a token for Ray (~/.ray/auth_token): try again with RAY_AUTH_MODE=token"

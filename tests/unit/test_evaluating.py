@@ -12,7 +12,7 @@ from elastic.actors import evaluating as room
 from elastic.actors.evaluating import KEPT_FILE, Evaluating, EvaluatorActor, last_evaluated
 from elastic.actors.journal import Journal
 from elastic.actors.launch import start_peer
-from elastic.check import check_plugins, notes
+from elastic.check import check_plugins, check_values, notes
 from elastic.config import RunConfig, parse_config
 from elastic.contracts import TrainerState
 from elastic.errors import ConfigError, MissingExtraError, StateError
@@ -246,6 +246,9 @@ def test_a_validators_key_is_no_evaluators(tmp_path: Path, monkeypatch: pytest.M
     local = settings.local.model_copy(update={"key": tmp_path / "someone.key"})
     with pytest.raises(ConfigError, match="an evaluator decides nothing"):
         start_peer(settings.model_copy(update={"local": local}))
+    # and `elastic check` knows it, too
+    with pytest.raises(ConfigError, match="an evaluator decides nothing"):
+        check_values(settings.model_copy(update={"local": local}))
 
 
 def test_check_says_that_this_peer_takes_no_part(tmp_path: Path) -> None:
