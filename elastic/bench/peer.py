@@ -23,6 +23,7 @@ from elastic.actors.quickstart import EntryPoint, Settings, free, local_cluster,
 from elastic.config import RunConfig, parse_config
 from elastic.errors import ElasticError
 from elastic.messages import NO_DIGEST, PeerId, RoundIndex, RoundPlan
+from elastic.wire.signing import Identity
 
 NOBODY = PeerId("1" * 46)
 NAMESPACE = "elastic-bench"
@@ -39,10 +40,17 @@ class BenchHost(TrainerDesk):
 
         job = Job(actor, NAMESPACE, config)
         self._trainer = RayTrainer(self._mailbox, job, config.local.ray, config.local.state_dir / "ray")
-        self._trainer.start(on_restart=lambda because: None, on_end=lambda error: None)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._trainer.start(on_restart=lambda because: None, on_end=self._ended)
+
+    def _ended(self, error: ElasticError) -> None:
+        """The trainer gave up: whoever waits for it hears why. Called from the trainer's thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._mailbox.fail, error)
 
     async def inner_steps(self, plan: RoundPlan) -> tuple[int, float]:
         """(tokens, seconds), the whole way from here to the worker and back."""
+        self._loop = asyncio.get_running_loop()
         await self._mailbox.ready()
         start = time.perf_counter()
         report = await self._trainer.inner_steps(plan)
@@ -181,7 +189,9 @@ def _config(folder: Path, steps: int) -> RunConfig:
         "shared": {"run": "bench", "inner": {"steps": steps}, "agreement": {"validators": [NOBODY]}},
         "local": {"state_dir": "peer", "ray": {"threads": 1}},
     }
-    return parse_config(tree, base=folder)
+    config = parse_config(tree, base=folder)
+    Identity.load_or_create(config.key_path)  # a worker's spans say whose they are
+    return config
 
 
 def _plan(config: RunConfig, number: int) -> RoundPlan:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from elastic.bench import published
 from elastic.bench.convergence import Row, read_text, recipes, run, table
+from elastic.bench.peer import _config
 from elastic.bench.reducer import Setup, draw, llama_shapes, measure, num_params, quantiser_errors
 from elastic.bench.reducer import table as reducer_table
 from elastic.bench.sim import collect
@@ -227,3 +229,7 @@ def test_ctrl_c_ends_a_simulation_with_the_figures_so_far():
     # then
     assert (figures.schedules, len(figures.violations)) == (2, 1)
     assert said == ["seed 1: lost", "stopped: 8 of 10 schedules were not simulated"]
+
+
+def test_the_worker_that_is_measured_has_the_key_that_its_spans_are_signed_for(tmp_path: Path) -> None:
+    assert _config(tmp_path, 3).key_path.is_file()
