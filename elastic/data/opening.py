@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from elastic.data.corpus import Corpus, Source, of_text
 from elastic.data.places import Place, place_of
 from elastic.errors import MissingCorpusError
 from elastic.registry import CORPUS, READ_INDEX, ROW, load
+from elastic.state.files import write_durably
 
 INDEX, TOKENIZER = "index.json", "tokenizer.json"
 MAX_BYTES = 2**28
@@ -30,6 +29,7 @@ def open_corpus(config: RunConfig) -> Corpus:
         MissingCorpusError: something is not there, or is not what the run trains on.
         FetchError: it lies elsewhere, and did not come.
         ConfigError: a place in `local.data.sources` is none.
+        StateError: there is no space for what is kept of it.
     """
     try:
         return _mixture(config) if config.shared.data.sources else _text(config)
@@ -146,7 +146,8 @@ class OpenedSource:
                 return data
             data = self._place.read(name, MAX_BYTES)
             if hashlib.sha256(data).hexdigest() == sha256:
-                _keep(kept, data)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_durably(kept, data)
         if (found := hashlib.sha256(data).hexdigest()) != sha256:
             raise MissingCorpusError(
                 f"source {self.source.name}: {where} has SHA-256 {found}, but this run trains on {sha256}"
@@ -172,17 +173,3 @@ def _read(path: Path) -> bytes:
     """A file, or the beginning of one that is too large."""
     with path.open("rb") as file:
         return file.read(MAX_BYTES + 1)
-
-
-def _keep(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}{secrets.token_hex(4)}.tmp")  # peers may do so at once
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

@@ -22,7 +22,8 @@ TOPOLOGIES: tuple[Topology, ...] = ("origin", "swarm", "bucket")
 
 GPU_MFU, CPU_MFU = 0.4, 0.6
 """Part of the peak that goes into the model's own products, if nobody says: `elastic bench train` measures it. The
-second is the nano model on one thread of the README's machine: 11,000 tokens/s."""
+second is the nano model on one thread of the README's machine when the swarms that plans are held against were
+measured, 11,000 tokens/s; today's decoder does 16,900 (docs/models.md)."""
 
 
 class PeerGroup(Section):

@@ -11,7 +11,7 @@ from elastic.actors.offline import check_corpus
 from elastic.check import notes
 from elastic.config import RunConfig, parse_config
 from elastic.config_data import DataConfig
-from elastic.errors import ConfigError, FetchError, MissingCorpusError
+from elastic.errors import ConfigError, FetchError, MissingCorpusError, StateError
 from elastic.messages import PeerId, RoundIndex, RoundPlan
 from elastic.models.card import about_text
 from elastic.train.session import Session, Worker
@@ -129,10 +129,10 @@ def test_a_full_disk_leaves_nothing_of_an_index(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     index = made(tmp_path / "web")
-    monkeypatch.setattr("elastic.data.opening.os.fsync", full)
+    monkeypatch.setattr("elastic.state.files.os.fsync", full)
     with serving(tmp_path) as (url, _):
         config = parse_config(tree(("web", index.sha256, 1.0), places={"web": f"{url}/web"}), base=tmp_path)
-        with pytest.raises(MissingCorpusError, match="No space left"):
+        with pytest.raises(StateError, match=r"No space left.*free some space"):
             load_corpus(config)
     assert not list((tmp_path / "state" / "data").iterdir())
 
