@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -184,7 +185,11 @@ class Remote:
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(there, who, work), daemon=True)
-        self._process.start()
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for who asks, and ends the pipe
+        try:
+            self._process.start()
+        finally:
+            signal.signal(signal.SIGINT, heard)
         there.close()
 
     def train(self, steps: int) -> Block:
@@ -238,13 +243,11 @@ def _serve(pipe: Connection, who: str, work: Work) -> None:
     while True:
         try:
             verb, args = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, OSError):
             return
         try:
             trainee = trainee or Trainee(who, work)
             answer = getattr(trainee, verb)(*args)
-        except KeyboardInterrupt:
-            return
         except Exception as error:  # noqa: BLE001 - it is raised again by who asked
             answer = f"{type(error).__name__}: {str(error).strip()[:1000]}"
         with suppress(OSError):  # nobody asks any more

@@ -131,6 +131,8 @@ def measure(setup: Setup, say: Say, start: Start = in_processes) -> list[dict[st
                 rows.append({"what": label, "device": device, **_row(work, setup, sides, say)})
     except KeyboardInterrupt:
         say("stopped")
+        if not rows:
+            raise
     return rows
 
 

@@ -1,7 +1,7 @@
 """`elastic bench train`: its arithmetic, and a run of it with a tiny number of steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -101,14 +101,26 @@ def test_two_that_do_not_say_the_same_are_not_compared() -> None:
         measure(NANO, lambda line: None, sides)
 
 
-def test_ctrl_c_leaves_the_rows_that_are_done() -> None:
-    class Stopped(Timed):
-        def train(self, steps: int) -> Block:
-            raise KeyboardInterrupt
+class Stopped(Timed):
+    def train(self, steps: int) -> Block:
+        raise KeyboardInterrupt
 
+
+def test_ctrl_c_before_there_is_a_row_ends_it() -> None:
     said: list[str] = []
-    assert measure(NANO, said.append, sides_of(ours=Stopped([]), transformers=Timed([]))) == []
+    with pytest.raises(KeyboardInterrupt):
+        measure(NANO, said.append, sides_of(ours=Stopped([]), transformers=Timed([])))
     assert said[-1] == "stopped"
+
+
+def test_ctrl_c_leaves_the_rows_that_are_done() -> None:
+    # given a user who stops it in the second of two cases
+    sides = iter([{OURS: Timed([9, 0.25, 0.25])}, {OURS: Stopped([])}])
+    setup = Setup((Case("nano", 2, 16), Case("nano", 4, 16)), pairs=1, alone=True)
+    # when
+    rows = measure(setup, lambda line: None, lambda work, who: nullcontext(next(sides)))
+    # then
+    assert [row["what"] for row in rows] == [label for label, _ in setup.works()][:1]
 
 
 def test_cases_and_what_is_changed_in_them() -> None:
